@@ -1,0 +1,1 @@
+"""The boundary model: the only place that touches a device."""

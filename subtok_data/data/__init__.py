@@ -1,0 +1,1 @@
+"""Datasets, collation, worker pool and loader."""

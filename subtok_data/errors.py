@@ -1,0 +1,84 @@
+"""Exceptions of the library.
+
+Every exception takes one message, so that it survives pickling between processes and the re-raise of
+``torch.utils.data`` workers, which rebuild an exception from a single string.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ImageError",
+    "SampleError",
+    "SubtokError",
+    "WeightsError",
+    "WorkerCrashError",
+]
+
+
+class SubtokError(Exception):
+    """Base class of all errors that the library raises on purpose."""
+
+
+class ConfigError(SubtokError, ValueError):
+    """Options that cannot work, or cannot work together."""
+
+
+class ImageError(SubtokError, ValueError):
+    """A value that cannot become an RGB image: corrupt, empty, too large, of an unknown kind."""
+
+
+class WeightsError(SubtokError, OSError):
+    """Model weights that are missing, of another architecture, or in a format that is refused."""
+
+
+class WorkerCrashError(SubtokError, RuntimeError):
+    """Worker processes died, or did not answer in time, more often than allowed."""
+
+
+class SampleError(SubtokError, RuntimeError):
+    """One sample of a dataset could not be turned into tokens.
+
+    Parameters
+    ----------
+    message : str
+        What failed and why; the place is prepended to it.
+    index : int, optional
+        Index of the sample in its dataset.
+    path : str, optional
+        File of the image, where it is known.
+    stage : str, optional
+        ``"decode"``, ``"collate"``, ``"infer"``, ``"segment"`` or ``"finish"``.
+
+    Examples
+    --------
+    >>> error = SampleError("file ends early", index=7, path="cat.jpg", stage="decode")
+    >>> str(error)
+    "sample 7 ('cat.jpg') failed in decode: file ends early"
+    >>> import pickle
+    >>> pickle.loads(pickle.dumps(error)).index
+    7
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        index: int | None = None,
+        path: str | None = None,
+        stage: str = "",
+    ) -> None:
+        self.index = index
+        self.path = path
+        self.stage = stage
+        if index is None and path is None and not stage:
+            super().__init__(message)
+            return
+        where = "sample" if index is None else f"sample {index}"
+        if path is not None:
+            where += f" ({path!r})"
+        super().__init__(f"{where} failed{f' in {stage}' if stage else ''}: {message}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Rebuild from the finished message; the attributes travel as state.
+        return (type(self), (self.args[0],), self.__dict__)

@@ -1,0 +1,1 @@
+"""Partition of an image into tokens: numpy and numba only, no torch."""

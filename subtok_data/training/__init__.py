@@ -1,0 +1,1 @@
+"""Labels, datasets and training of boundary models."""
