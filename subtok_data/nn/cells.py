@@ -1,0 +1,301 @@
+"""Which part of each feature cell belongs to each token, and the mean that follows from it.
+
+A feature map is coarser (or finer) than the token map, so a token covers cells only in part. Along
+one axis the borders of map pixels and of cells cut the picture into short intervals, each inside
+one pixel and one cell. The product of the intervals of both axes are rectangles of one token and
+one cell; their areas, summed per (token, cell) pair, are the weights of an exact mean. The pairs
+are few (cells plus what lies on token borders), so nothing of size tokens x pixels is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from subtok_data.errors import ConfigError
+
+__all__ = ["TokenCells", "pool_tokens", "token_cells"]
+
+Sampling = Literal["area", "bilinear"]
+
+# Rectangles at most per step: bounds the working memory on large maps (8 bytes x 4 arrays each).
+_STEP = 1 << 22
+# Below this many (token, cell) slots per rectangle a histogram is cheaper than sorting the pairs.
+_SLOTS_PER_RECTANGLE = 8
+
+
+@dataclass(frozen=True)
+class TokenCells:
+    """Sparse matrix of the share that each feature cell has in each token.
+
+    Attributes
+    ----------
+    token : Tensor
+        (K,) int64; row of the token among all tokens of the batch, image after image.
+    cell : Tensor
+        (K,) int64; index of the cell in the flattened (I, h, w) feature map.
+    weight : Tensor
+        (K,) float32 in (0, 1]; the weights of a token sum to 1.
+    num_tokens : int
+        Tokens of the batch, T.
+    feature_shape : tuple of int
+        (I, h, w) of the feature map it was made for.
+    """
+
+    token: Tensor
+    cell: Tensor
+    weight: Tensor
+    num_tokens: int
+    feature_shape: tuple[int, int, int]
+
+
+def cell_size(pixels: int, cells: int, stride: int | None, axis: str) -> tuple[int, int]:
+    """Size of a feature cell along one axis, in pixels, as a fraction (numerator, denominator)."""
+    if stride is not None:
+        return stride, 1
+    if pixels % cells and cells % pixels:
+        raise ConfigError(
+            f"feature map has {cells} cells for {pixels} pixels along its {axis}: cells of "
+            f"{pixels / cells:.3f} pixels would stretch the features. Give stride= (pixels per "
+            f"cell, for example the patch size of the encoder)"
+        )
+    return pixels, cells
+
+
+def _area_intervals(
+    pixels: int, valid: int, cells: int, size: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Intervals of one axis inside one map pixel and one cell: (pixel, cell, length)."""
+    # Integer coordinates in which both kinds of borders are exact: no interval of rounding noise.
+    num, den = size
+    pixel_step, cell_step = valid * den, num * pixels
+    inner = np.arange(1, cells, dtype=np.int64) * cell_step
+    end = pixels * pixel_step
+    cuts = np.concatenate([np.arange(pixels + 1, dtype=np.int64) * pixel_step, inner[inner < end]])
+    cuts = np.unique(cuts)
+    start = cuts[:-1]
+    # What the features do not reach (the rest of a side that patches do not divide) is read from
+    # the last cell, so that no token there is without content.
+    cell = np.minimum(start // cell_step, cells - 1)
+    return start // pixel_step, cell, np.diff(cuts) / pixel_step
+
+
+def _bilinear_intervals(
+    pixels: int, valid: int, cells: int, size: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Two taps per map pixel of a linear interpolation between cell centres."""
+    num, den = size
+    pixel = np.arange(pixels, dtype=np.int64)
+    # Cells of nothing but canvas padding are never read: the last one of the picture repeats.
+    last = min(cells, -(-valid * den // num)) - 1
+    position = np.clip((pixel + 0.5) * valid * den / (pixels * num) - 0.5, 0, last)
+    low = np.floor(position).astype(np.int64)
+    high = np.minimum(low + 1, last)
+    fraction = position - low
+    return (
+        np.concatenate([pixel, pixel]),
+        np.concatenate([low, high]),
+        np.concatenate([1 - fraction, fraction]),
+    )
+
+
+def _pairs_of_image(
+    token_map: Tensor,
+    rows: tuple[Tensor, Tensor, Tensor],
+    columns: tuple[Tensor, Tensor, Tensor],
+    num_tokens: int,
+    cells: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (token, cell) of one image and their summed areas, float64."""
+    row_pixel, row_cell, row_length = rows
+    column_pixel, column_cell, column_length = columns
+    slots = num_tokens * cells[0] * cells[1]
+    dense = slots <= _SLOTS_PER_RECTANGLE * row_pixel.numel() * column_pixel.numel()
+    total = row_length.new_zeros(slots) if dense else None
+    keys: list[Tensor] = []
+    areas: list[Tensor] = []
+    step = max(1, _STEP // column_pixel.numel())
+    for first in range(0, row_pixel.numel(), step):
+        part = slice(first, first + step)
+        token = token_map[row_pixel[part]][:, column_pixel].long()
+        cell = row_cell[part, None] * cells[1] + column_cell
+        area = row_length[part, None] * column_length
+        inside = token >= 0
+        key = (token * (cells[0] * cells[1]) + cell)[inside]
+        if total is not None:
+            total += torch.bincount(key, weights=area[inside], minlength=slots)
+            continue
+        unique, place = key.unique(return_inverse=True)
+        keys.append(unique)
+        areas.append(torch.bincount(place, weights=area[inside], minlength=unique.numel()))
+    if total is not None:
+        key = total.nonzero().squeeze(1)
+        area = total[key]
+    else:
+        key, place = torch.cat(keys).unique(return_inverse=True)
+        area = torch.bincount(place, weights=torch.cat(areas), minlength=key.numel())
+        key, area = key[area > 0], area[area > 0]
+    per_token = cells[0] * cells[1]
+    return key // per_token, key % per_token, area
+
+
+@torch.no_grad()
+def token_cells(
+    visual_token_map: Tensor,
+    num_visual_tokens: Sequence[int],
+    feature_size: tuple[int, int],
+    *,
+    pixel_size: tuple[int, int],
+    map_sizes: Sequence[Sequence[int]] | None = None,
+    valid_sizes: Sequence[Sequence[int]] | None = None,
+    stride: int | None = None,
+    sampling: Sampling = "area",
+) -> TokenCells:
+    """Share of every feature cell in every token of a batch.
+
+    Parameters
+    ----------
+    visual_token_map : Tensor
+        (I, Hs, Ws) integer; token of each pixel, -1 outside the picture.
+    num_visual_tokens : sequence of int
+        (I,) tokens of each image, n >= 1.
+    feature_size : tuple of int
+        (h, w) cells of the feature map.
+    pixel_size : tuple of int
+        (H, W) pixels of the encoder input, padding included.
+    map_sizes, valid_sizes : sequence of (int, int), optional
+        Extent (h, w) of the picture inside the map and inside the encoder input; the whole of
+        them when absent.
+    stride : int, optional
+        Pixels per cell. By default the cells divide the encoder input evenly, which must then be
+        possible; an encoder that drops the last pixels (patches of 14 on 512) needs its patch size.
+    sampling : {"area", "bilinear"}
+        ``"area"``: cells are constant, tokens weigh them by covered area. ``"bilinear"``: the mean,
+        over the map's pixels, of features interpolated between cell centres.
+
+    Returns
+    -------
+    TokenCells
+        On the device of ``visual_token_map``.
+
+    Raises
+    ------
+    ConfigError
+        When the cells do not divide the encoder input and no ``stride`` is given.
+    ValueError
+        When a token has no pixel, or the map holds an index beyond ``num_visual_tokens``.
+
+    Examples
+    --------
+    >>> token_map = torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 1]]])
+    >>> cells = token_cells(token_map, [2], (1, 2), pixel_size=(2, 4))
+    >>> cells.token.tolist(), cells.cell.tolist()
+    ([0, 0, 1], [0, 1, 1])
+    >>> [round(w, 3) for w in cells.weight.tolist()]
+    [0.667, 0.333, 1.0]
+    """
+    device = visual_token_map.device
+    images = visual_token_map.shape[0]
+    whole_map = [tuple(visual_token_map.shape[1:])] * images
+    sizes = list(zip(map_sizes or whole_map, valid_sizes or [pixel_size] * images, strict=True))
+    unit = [
+        cell_size(pixel_size[axis], feature_size[axis], stride, name)
+        for axis, name in enumerate(("height", "width"))
+    ]
+    intervals = _area_intervals if sampling == "area" else _bilinear_intervals
+    known: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def axis_intervals(axis: int, pixels: int, valid: int) -> tuple[Tensor, Tensor, Tensor]:
+        place = (axis, pixels, valid)
+        if place not in known:
+            pixel, cell, length = intervals(pixels, valid, feature_size[axis], unit[axis])
+            known[place] = (
+                torch.from_numpy(pixel).to(device),
+                torch.from_numpy(cell).to(device),
+                torch.from_numpy(length).to(device),
+            )
+        return known[place]
+
+    tokens: list[Tensor] = []
+    cells: list[Tensor] = []
+    weights: list[Tensor] = []
+    offset = 0
+    for image, (map_size, valid_size) in enumerate(sizes):
+        count = int(num_visual_tokens[image])
+        picture = visual_token_map[image, : map_size[0], : map_size[1]]
+        highest = int(picture.max())
+        if highest >= count:
+            raise ValueError(
+                f"visual_token_map of image {image} holds token {highest}, but num_visual_tokens "
+                f"is {count}: indices must be in 0..{count - 1}"
+            )
+        token, cell, area = _pairs_of_image(
+            picture,
+            axis_intervals(0, int(map_size[0]), int(valid_size[0])),
+            axis_intervals(1, int(map_size[1]), int(valid_size[1])),
+            count,
+            feature_size,
+        )
+        total = torch.bincount(token, weights=area, minlength=count)
+        if not bool((total > 0).all()):
+            missing = int((total <= 0).nonzero()[0])
+            raise ValueError(
+                f"token {missing} of image {image} has no pixel in visual_token_map, which must "
+                f"hold every index in 0..{count - 1}"
+            )
+        tokens.append(token + offset)
+        cells.append(cell + image * feature_size[0] * feature_size[1])
+        weights.append((area / total[token]).float())
+        offset += count
+    return TokenCells(
+        torch.cat(tokens),
+        torch.cat(cells),
+        torch.cat(weights),
+        offset,
+        (images, feature_size[0], feature_size[1]),
+    )
+
+
+def pool_tokens(features: Tensor, cells: TokenCells) -> Tensor:
+    """Exact mean of features over every token; gradients reach the features.
+
+    Parameters
+    ----------
+    features : Tensor
+        (I, C, h, w), any float dtype; sums are float32.
+    cells : TokenCells
+        From :func:`token_cells` for a feature map of this size.
+
+    Returns
+    -------
+    Tensor
+        (T, C) float32, image after image.
+
+    Raises
+    ------
+    ValueError
+        When the features have another size than ``cells`` was made for.
+
+    Examples
+    --------
+    >>> token_map = torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 1]]])
+    >>> cells = token_cells(token_map, [2], (1, 2), pixel_size=(2, 4))
+    >>> [round(v, 3) for v in pool_tokens(torch.tensor([[[[3.0, 6.0]]]]), cells)[:, 0].tolist()]
+    [4.0, 6.0]
+    """
+    images, channels, height, width = features.shape
+    if (images, height, width) != cells.feature_shape:
+        raise ValueError(
+            f"features have (images, height, width) {(images, height, width)}, but the token cells "
+            f"were made for {cells.feature_shape}"
+        )
+    flat = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    rows = flat.index_select(0, cells.cell).float() * cells.weight[:, None]
+    out = rows.new_zeros(cells.num_tokens, channels)
+    return out.index_add(0, cells.token, rows)

@@ -1,0 +1,226 @@
+"""From features and token maps to one vector per token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from subtok_data.errors import ConfigError
+from subtok_data.nn.cells import cell_size, pool_tokens, token_cells
+from subtok_data.nn.roi import roi_pool_tokens
+from subtok_data.nn.shapes import shape_codes
+
+__all__ = ["TokenEmbedding"]
+
+Pooling = Literal["area", "bilinear", "roi"]
+_BOX = 4
+
+
+class TokenEmbedding(nn.Module):
+    """One vector per visual token: mean of features, box and shape, projected.
+
+    The content of a token is the exact mean of the features over its pixels, computed by scatter
+    from the token map. The position is the box (centre, width and height in [0, 1]) and the shape
+    in ``shape_size`` x ``shape_size`` bins. Content and position enter the first layer of a
+    perceptron; the position's part runs in float32 also under autocast or in a bf16 module, since
+    bf16 cannot tell apart places less than 1/256 of the image away from each other.
+
+    Parameters
+    ----------
+    feature_dim : int
+        Channels of the features, C.
+    hidden_size : int
+        Width of the language model, h.
+    pooling : {"area", "bilinear", "roi"}
+        ``"area"``: at the features' own resolution, cells weighted by the area that belongs to the
+        token. ``"bilinear"``: at the map's resolution, features interpolated between cell centres.
+        ``"roi"``: the paper's approximation, for comparison.
+    shape_size : int
+        Bins per side of the shape code, r; 0 for none.
+    stride : int, optional
+        Pixels per feature cell; needed when the cells do not divide the encoder input evenly
+        (``FeatureEncoder.stride``).
+    mlp_ratio : float
+        Width of the hidden layer over ``hidden_size``.
+
+    Examples
+    --------
+    >>> embedding = TokenEmbedding(8, 16, shape_size=4)
+    >>> batch = {
+    ...     "pixel_values": torch.zeros(1, 3, 32, 32),
+    ...     "visual_token_map": torch.arange(2).repeat_interleave(16)[None, None].expand(1, 32, 32),
+    ...     "num_visual_tokens": torch.tensor([2]),
+    ...     "visual_token_mask": torch.ones(1, 2, dtype=torch.bool),
+    ...     "visual_token_boxes": torch.tensor([[[0, 0, 0.5, 1], [0.5, 0, 1, 1]]]),
+    ... }
+    >>> tuple(embedding(torch.zeros(1, 8, 4, 4), batch).shape)
+    (2, 16)
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        hidden_size: int,
+        *,
+        pooling: Pooling = "area",
+        shape_size: int = 16,
+        stride: int | None = None,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("area", "bilinear", "roi"):
+            raise ConfigError(f"pooling is {pooling!r}; choose 'area', 'bilinear' or 'roi'")
+        if pooling == "roi" and shape_size < 1:
+            raise ConfigError("pooling='roi' needs shape_size >= 1: its bins are the RoIAlign grid")
+        self.feature_dim = feature_dim
+        self.hidden_size = hidden_size
+        self.pooling: Pooling = pooling
+        self.shape_size = shape_size
+        self.stride = stride
+        width = round(mlp_ratio * hidden_size)
+        self.position = nn.Linear(_BOX + shape_size**2, width)
+        self.content = nn.Linear(feature_dim, width, bias=False)
+        self.head: nn.Module = nn.Sequential(nn.GELU(), nn.Linear(width, hidden_size))
+
+    @classmethod
+    def paper(
+        cls, feature_dim: int, hidden_size: int, *, shape_size: int = 32, stride: int | None = None
+    ) -> TokenEmbedding:
+        """Build the variant of the paper's code, for comparison.
+
+        RoIAlign on 32 x 32 bins and three linear layers without bias, (4 + r² + C) -> h -> 4h -> h.
+
+        Examples
+        --------
+        >>> sum(p.numel() for p in TokenEmbedding.paper(384, 64).parameters())
+        123136
+        """
+        self = cls(
+            feature_dim,
+            hidden_size,
+            pooling="roi",
+            shape_size=shape_size,
+            stride=stride,
+            mlp_ratio=1.0,
+        )
+        self.position = nn.Linear(_BOX + shape_size**2, hidden_size, bias=False)
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Linear(hidden_size, 4 * hidden_size, bias=False),
+            nn.ReLU(),
+            nn.Linear(4 * hidden_size, hidden_size, bias=False),
+        )
+        return self
+
+    def forward(
+        self,
+        features: Tensor,
+        batch: Mapping[str, Tensor],
+        *,
+        layout: Literal["packed", "padded"] = "packed",
+    ) -> Tensor:
+        """Vectors of all tokens of a batch.
+
+        Parameters
+        ----------
+        features : Tensor
+            (I, C, h, w) of ``batch["pixel_values"]``, any float dtype.
+        batch : mapping
+            A finished batch, padded or packed. Read are ``pixel_values`` (its size only),
+            ``visual_token_map``, ``num_visual_tokens``, ``visual_token_boxes`` and, where present,
+            ``visual_token_mask``, ``visual_token_shapes``, ``map_sizes`` and ``valid_sizes``.
+        layout : {"packed", "padded"}
+            (T, h), image after image, which :func:`merge_visual_tokens` takes; or (I, N, h) with
+            zeros on padding.
+
+        Returns
+        -------
+        Tensor
+            float32, or the autocast dtype, or the module's own when it is not float32.
+        """
+        if features.shape[1] != self.feature_dim:
+            raise ConfigError(
+                f"features have {features.shape[1]} channels, feature_dim is {self.feature_dim}"
+            )
+        counts: list[int] = batch["num_visual_tokens"].tolist()
+        content, shapes = self._content_and_shapes(features, batch, counts)
+        boxes = self._flat(batch, "visual_token_boxes").float()
+        low, high = boxes[:, :2], boxes[:, 2:]
+        place = torch.cat([(low + high) / 2, high - low, shapes.flatten(1).float()], dim=1)
+        dtype = self.content.weight.dtype
+        with torch.autocast(features.device.type, enabled=False):
+            bias = cast(Tensor | None, self.position.bias)
+            position = F.linear(
+                place, self.position.weight.float(), None if bias is None else bias.float()
+            )
+        hidden = self.content(content.to(dtype)).float() + position
+        vectors: Tensor = self.head(hidden.to(dtype))
+        if layout == "packed":
+            return vectors
+        mask = batch["visual_token_mask"]
+        padded = vectors.new_zeros(*mask.shape, self.hidden_size)
+        return padded.masked_scatter(mask[..., None], vectors)
+
+    def _content_and_shapes(
+        self, features: Tensor, batch: Mapping[str, Tensor], counts: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        token_map = batch["visual_token_map"]
+        map_sizes = batch["map_sizes"].tolist() if "map_sizes" in batch else None
+        valid_sizes = batch["valid_sizes"].tolist() if "valid_sizes" in batch else None
+        pixels = (int(batch["pixel_values"].shape[-2]), int(batch["pixel_values"].shape[-1]))
+        size = (int(features.shape[-2]), int(features.shape[-1]))
+        if self.pooling == "roi":
+            sides = zip(pixels, size, ("height", "width"), strict=True)
+            cells = [cell_size(p, c, self.stride, name) for p, c, name in sides]
+            extent = [c * n / d / p for (n, d), c, p in zip(cells, size, pixels, strict=True)]
+            return roi_pool_tokens(
+                features,
+                token_map,
+                counts,
+                self.shape_size,
+                map_sizes=map_sizes,
+                extent=(extent[0], extent[1]),
+            )
+        cells = token_cells(
+            token_map,
+            counts,
+            size,
+            pixel_size=pixels,
+            map_sizes=map_sizes,
+            valid_sizes=valid_sizes,
+            stride=self.stride,
+            sampling=self.pooling,
+        )
+        with torch.autocast(features.device.type, enabled=False):
+            content = pool_tokens(features, cells)
+        return content, self._shapes(batch, counts, map_sizes)
+
+    def _shapes(
+        self, batch: Mapping[str, Tensor], counts: list[int], map_sizes: list[list[int]] | None
+    ) -> Tensor:
+        if self.shape_size == 0:
+            return batch["visual_token_map"].new_zeros(sum(counts), 0)
+        if "visual_token_shapes" not in batch:
+            token_map = batch["visual_token_map"]
+            return shape_codes(token_map, counts, self.shape_size, map_sizes=map_sizes)
+        shapes = self._flat(batch, "visual_token_shapes")
+        if shapes.shape[-1] != self.shape_size:
+            raise ConfigError(
+                f"visual_token_shapes have {shapes.shape[-1]} bins per side, shape_size is "
+                f"{self.shape_size}: make them equal, or leave the shapes out of the batch"
+            )
+        return shapes
+
+    @staticmethod
+    def _flat(batch: Mapping[str, Tensor], name: str) -> Tensor:
+        """Rows of all tokens (T, ...), from a padded or a packed batch."""
+        if name not in batch:
+            raise ConfigError(f"the batch has no {name!r}, which the token embedding reads")
+        # Packed batches hold flat rows already.
+        return (
+            batch[name] if "visual_cu_seqlens" in batch else batch[name][batch["visual_token_mask"]]
+        )
