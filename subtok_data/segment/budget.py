@@ -1,0 +1,143 @@
+"""How many tokens a picture may have, and how a partition is brought to that number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.geometry import measure
+from subtok_data.segment.hierarchy import MergeCost, check_merge, merge_hierarchy
+from subtok_data.segment.order import order_tokens
+from subtok_data.segment.partition import Partition
+
+__all__ = ["Budget", "Overflow", "apply_budget"]
+
+Overflow = Literal["merge", "drop"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the tokens of one picture.
+
+    Parameters
+    ----------
+    num_tokens : int, optional
+        Merge to exactly so many; a partition that is coarser already stays as it is.
+    max_tokens : int, optional
+        Merge to at most so many.
+    min_area : int
+        Merge tokens of fewer pixels into a neighbour.
+    merge : {"balanced", "boundary"}
+        Cost by which neighbours merge, see
+        :func:`~subtok_data.segment.hierarchy.merge_hierarchy`.
+    overflow : {"merge", "drop"}
+        What becomes of tokens beyond ``max_tokens``. ``"drop"`` is the procedure of the paper
+        (EPOC): the largest ``max_tokens`` stay, the pixels of the others belong to no token.
+
+    Raises
+    ------
+    ConfigError
+        A value out of range, or two that contradict each other.
+
+    Examples
+    --------
+    >>> Budget(max_tokens=256).limit
+    256
+    """
+
+    num_tokens: int | None = None
+    max_tokens: int | None = None
+    min_area: int = 0
+    merge: MergeCost = "balanced"
+    overflow: Overflow = "merge"
+
+    def __post_init__(self) -> None:
+        check_count("num_tokens", self.num_tokens)
+        check_count("max_tokens", self.max_tokens)
+        if isinstance(self.min_area, bool) or self.min_area < 0:
+            raise ConfigError(f"min_area={self.min_area!r}: expected a number of pixels, 0 or more")
+        check_merge(self.merge)
+        if self.overflow not in get_args(Overflow):
+            raise ConfigError(f"overflow={self.overflow!r}: expected one of {get_args(Overflow)}")
+        if self.overflow == "drop" and (self.max_tokens is None or self.num_tokens is not None):
+            raise ConfigError(
+                'overflow="drop" drops the tokens beyond max_tokens: give max_tokens, and leave '
+                "out num_tokens"
+            )
+        if self.num_tokens and self.max_tokens and self.num_tokens > self.max_tokens:
+            raise ConfigError(
+                f"num_tokens={self.num_tokens} is above max_tokens={self.max_tokens}: "
+                "leave out one of them"
+            )
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that may be left; None without a limit."""
+        return self.max_tokens if self.num_tokens is None else self.num_tokens
+
+
+def check_count(name: str, count: object) -> None:
+    """Raise ConfigError for a number of tokens that is not a whole number of at least 1."""
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ConfigError(f"{name}={count!r}: expected a whole number of at least 1, or None")
+
+
+def apply_budget(
+    partition: Partition, budget: Budget, image: NDArray[np.uint8] | None = None
+) -> Partition:
+    """Bring a partition within a budget.
+
+    Parameters
+    ----------
+    partition : Partition
+        Any; tokens merge by its cost map where it has one.
+    budget : Budget
+        The limits.
+    image : (H, W, 3) uint8, optional
+        Pixels of the picture, for partitions without a cost map: tokens merge by colour.
+
+    Returns
+    -------
+    Partition
+        Covers what ``partition`` covers, unless ``overflow="drop"``. It has fewer tokens than
+        ``num_tokens`` only if ``partition`` had, or ``min_area`` left fewer.
+
+    Examples
+    --------
+    >>> partition = Partition(np.array([[0, 1, 2]], np.int16), 3)
+    >>> apply_budget(partition, Budget(max_tokens=2)).num_tokens
+    2
+    """
+    limit = budget.limit
+    over = limit is not None and partition.num_tokens > limit
+    merging = over and budget.overflow == "merge"
+    if merging or budget.min_area > 1:
+        target = limit if merging and limit is not None else partition.num_tokens
+        hierarchy = merge_hierarchy(
+            partition, merge=budget.merge, min_area=budget.min_area, down_to=target, image=image
+        )
+        partition = hierarchy.cut(target)
+    if budget.overflow == "drop" and limit is not None and partition.num_tokens > limit:
+        return _drop(partition, limit)
+    return partition
+
+
+def _drop(partition: Partition, limit: int) -> Partition:
+    from subtok_data.segment.kernels.tokens import relabel
+
+    geometry = measure(partition.token_map, partition.num_tokens)
+    kept = np.sort(order_tokens(geometry, "area")[:limit])
+    labels = np.full(partition.num_tokens, -1, np.int64)
+    labels[kept] = np.arange(limit)
+    token_map = np.empty_like(partition.token_map)
+    relabel(np.require(partition.token_map, requirements=["C", "W"]), labels, token_map)
+    fields: dict[str, NDArray[Any]] = {
+        name: values[kept] for name, values in partition.token_fields.items()
+    }
+    return Partition(token_map, limit, partition.cost_map, fields, partition.field_rules)

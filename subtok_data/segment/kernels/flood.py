@@ -1,0 +1,171 @@
+"""The flood: a bucket queue of 256 levels, each first in, first out.
+
+All unlabelled pixels lie in one array, ``state``, that has a frame of one labelled pixel, so that
+neighbours need no bounds checks. A pixel that has its label holds it (>= 0); one that waits holds
+its level as ``-1 - level``. So one read tells whether a neighbour waits, and for which queue.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subtok_data.segment.kernels.compiled import kernel
+
+__all__ = ["flood"]
+
+Ints = NDArray[np.int32]
+State = NDArray[np.signedinteger]
+
+# The queues are chains of chunks of this many pixels, read one after the other: a chain of single
+# pixels would make every step wait for the last one. Emptied chunks are used again, which keeps the
+# memory in play small enough for the first caches.
+CHUNK = 64
+SHIFT = 6
+
+
+@kernel
+def next_chunk(links: Ints, spare: Ints, full: int) -> int:
+    """Append a chunk behind the chunk ``full``; returns its first slot."""
+    chunk = spare[0]
+    if chunk >= 0:
+        spare[0] = links[chunk]
+    else:
+        chunk = spare[1]
+        spare[1] += 1
+    links[full] = chunk
+    return chunk << SHIFT
+
+
+@kernel
+def queue_seeds(
+    state: State,
+    levels: NDArray[np.uint8],
+    imposed: bool,
+    slots: Ints,
+    links: Ints,
+    spare: Ints,
+    tails: Ints,
+) -> None:
+    """Queue the seed pixels that have a neighbour to flood, in raster order.
+
+    The others would find nothing to do when their turn comes, so leaving them out changes nothing.
+    """
+    height, width = levels.shape
+    # A byte per pixel, tested eight at a time: most pixels are not at the rim of a seed.
+    rim = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = rim.view(np.uint64)
+    for y in range(height):
+        above, here, below = state[y], state[y + 1], state[y + 2]
+        for x in range(width):
+            waits = (above[x + 1] < 0) | (here[x] < 0) | (here[x + 2] < 0) | (below[x + 1] < 0)
+            rim[x] = waits & (here[x + 1] >= 0)
+        for word in range(words.size):
+            if words[word] == 0:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                if rim[x]:
+                    level = 0 if imposed else np.int64(levels[y, x])
+                    slot = tails[level]
+                    slots[slot] = (y + 1) * (width + 2) + x + 1
+                    slot += 1
+                    if slot & (CHUNK - 1) == 0:
+                        slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
+                    tails[level] = slot
+
+
+@kernel
+def run_queues(
+    pixels: State, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
+) -> None:
+    """Empty the queues from the lowest level up, labelling and queueing what waits beside."""
+    # Lowest set bit of a set of neighbours -> step to that neighbour: up, left, right, down.
+    steps = np.empty(16, np.int64)
+    for some in range(16):
+        if some & 1:
+            steps[some] = -stride
+        elif some & 2:
+            steps[some] = -1
+        elif some & 4:
+            steps[some] = 1
+        else:
+            steps[some] = stride
+    for level in range(tails.size):
+        head = level << SHIFT
+        while head != tails[level]:
+            pixel = np.int64(slots[head])
+            head += 1
+            if head & (CHUNK - 1) == 0:
+                emptied = (head - 1) >> SHIFT
+                head = links[emptied] << SHIFT
+                links[emptied] = spare[0]
+                spare[0] = emptied
+            # One set, then only its members: four separate tests would be guessed wrong more often.
+            waiting = (
+                np.int64(pixels[pixel - stride] < 0)
+                | (np.int64(pixels[pixel - 1] < 0) << 1)
+                | (np.int64(pixels[pixel + 1] < 0) << 2)
+                | (np.int64(pixels[pixel + stride] < 0) << 3)
+            )
+            label = pixels[pixel]
+            while waiting:
+                neighbour = pixel + steps[waiting]
+                waiting &= waiting - 1
+                queue = max(-1 - np.int64(pixels[neighbour]), level)
+                pixels[neighbour] = label
+                slot = tails[queue]
+                slots[slot] = neighbour
+                slot += 1
+                if slot & (CHUNK - 1) == 0:
+                    slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
+                tails[queue] = slot
+
+
+@kernel
+def flood(
+    levels: NDArray[np.uint8],
+    runs: Ints,
+    first_run: Ints,
+    labels: Ints,
+    imposed: bool,
+    token_map: State,
+) -> None:
+    """Flood a map from seeds, in the order of the standard priority-queue watershed.
+
+    Pixels are taken by (level, time queued); each labels its waiting neighbours, in the order up,
+    left, right, down, and queues them at their own level or at its own where that is higher.
+
+    Parameters
+    ----------
+    levels : (H, W) uint8
+        The map.
+    runs, first_run, labels
+        Seeds as row runs (:func:`~subtok_data.segment.kernels.components.label_runs`); a run with
+        a negative label is no seed. At least one run is.
+    imposed : bool
+        False: seed pixels are queued at their own level, in raster order among equals; right when
+        all of them lie below all others. True: seeds are imposed as the minima, below all others.
+    token_map : (H, W) int16 or int32
+        Filled with the labels of the flood.
+    """
+    height, width = levels.shape
+    state = np.zeros((height + 2, width + 2), token_map.dtype)
+    base = 2 if imposed else 1
+    for y in range(height):
+        row = state[y + 1]
+        for x in range(width):
+            row[x + 1] = -base - np.int64(levels[y, x])
+        for i in range(first_run[y], first_run[y + 1]):
+            if labels[i] >= 0:
+                for x in range(runs[i, 0] + 1, runs[i, 1] + 1):
+                    row[x] = labels[i]
+    depth = 257 if imposed else 256
+    chunks = (height * width >> SHIFT) + 2 * depth + 1
+    slots = np.empty(chunks << SHIFT, np.int32)
+    links = np.empty(chunks, np.int32)
+    spare = np.array([-1, depth], np.int32)
+    tails = (np.arange(depth) << SHIFT).astype(np.int32)
+    queue_seeds(state, levels, imposed, slots, links, spare, tails)
+    run_queues(state.ravel(), width + 2, slots, links, spare, tails)
+    for y in range(height):
+        token_map[y] = state[y + 1, 1 : width + 1]
