@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import ClassVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,6 +57,7 @@ class WatershedPartitioner:
     threshold: float | None = None
     num_tokens: int | None = None
     backend: Backend = "numba"
+    has_cost_map: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -219,7 +220,7 @@ def watershed_tokens(
     levels = quantize(boundary_map)
     evidence = {"boundary_map": levels}
     size = (levels.shape[0], levels.shape[1])
-    if num_tokens is None or isinstance(num_tokens, (int, np.integer)):
+    if num_tokens is None or not isinstance(num_tokens, Sequence):
         budget = Budget(num_tokens, max_tokens, min_area, merge)
         partitioner = WatershedPartitioner(threshold, num_tokens, backend)
         partition = apply_budget(partitioner(evidence, size), budget)

@@ -1,0 +1,89 @@
+"""Boundary maps for the tests: drawn by hypothesis, random, and real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Levels = NDArray[np.uint8]
+
+
+def smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, int], scale: float, contrast: float = 1.0
+) -> Levels:
+    """Blurred noise, stretched to 0..255: hills and valleys of about ``scale`` pixels."""
+    field = ndimage.gaussian_filter(rng.random(shape), scale)
+    field = (field - field.min()) / max(np.ptp(field), 1e-9)
+    return np.rint(255 * np.clip(field * contrast, 0, 1)).astype(np.uint8)
+
+
+def ridge_basins(rng: np.random.Generator, shape: tuple[int, int]) -> Levels:
+    """Flat ground, thick ridges, and pits inside the ridges: the flood runs over, then down."""
+    y, x = np.indices(shape)
+    levels = np.zeros(shape, np.uint8)
+    for _ in range(int(rng.integers(1, 4))):
+        angle, offset = rng.random() * np.pi, rng.random() * max(shape)
+        distance = np.abs(x * np.cos(angle) + y * np.sin(angle) - offset)
+        levels = np.maximum(levels, np.where(distance < rng.integers(1, 6), 200, 0))
+    pits = rng.random(shape) < 0.1
+    return np.where(pits, rng.integers(0, 256, shape), levels).astype(np.uint8)
+
+
+def random_map(rng: np.random.Generator, side: int = 40) -> Levels:
+    """One of many kinds of map, of random size."""
+    shape = (int(rng.integers(1, side + 1)), int(rng.integers(1, side + 1)))
+    kind = int(rng.integers(7))
+    if kind == 0:
+        return rng.integers(0, 256, shape, np.uint8)
+    if kind == 1:  # few levels: plateaus everywhere
+        return rng.choice(rng.integers(0, 256, 3), shape).astype(np.uint8)
+    if kind == 2:
+        return smooth_noise(rng, shape, float(rng.uniform(0.5, 3)))
+    if kind == 3:
+        return ridge_basins(rng, shape)
+    if kind == 4:  # blocks
+        coarse = rng.integers(0, 256, (shape[0] // 4 + 1, shape[1] // 4 + 1))
+        return np.kron(coarse, np.ones((4, 4)))[: shape[0], : shape[1]].astype(np.uint8)
+    y, x = np.indices(shape)
+    if kind == 5:  # ramp
+        return ((3 * y + 5 * x) * int(rng.integers(1, 4)) % 256).astype(np.uint8)
+    return np.where((x + y) % 2, int(rng.integers(256)), int(rng.integers(256))).astype(np.uint8)
+
+
+@st.composite
+def drawn_maps(draw: Any, side: int = 12) -> Levels:
+    """Small maps of few or many levels, which shrink well."""
+    shape = (draw(st.integers(1, side)), draw(st.integers(1, side)))
+    levels = draw(st.sampled_from([[0, 255], [0, 25, 26, 200], list(range(0, 256, 16))]))
+    picks = draw(arrays(np.uint8, shape, elements=st.integers(0, len(levels) - 1)))
+    return np.asarray(levels, np.uint8)[picks]
+
+
+def real_maps(folder: Path, count: int, side: int) -> list[Levels]:
+    """Maps of the packaged boundary model on real photos, of ``side`` x ``side`` pixels."""
+    import torch
+    from PIL import Image
+    from transformers import SegformerForSemanticSegmentation
+
+    import subtok_data.boundary
+
+    weights = Path(subtok_data.boundary.__file__).parent / "weights" / "boundary_nano"
+    model = SegformerForSemanticSegmentation.from_pretrained(weights).float().eval()
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    files = sorted((folder / "photos" / "open").glob("*.jpg"))
+    maps: list[Levels] = []
+    for file in files[:: max(len(files) // count, 1)][:count]:
+        photo = np.asarray(Image.open(file).convert("RGB").resize((side, side)))
+        pixels = (torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
+        with torch.inference_mode():
+            logits = model(pixel_values=pixels).logits
+            logits = torch.nn.functional.interpolate(logits, size=(side, side), mode="bicubic")
+        maps.append((logits.sigmoid()[0, 0] * 255).round().to(torch.uint8).numpy())
+    return maps
