@@ -20,6 +20,7 @@ from subtok_data.nn import (
     shape_codes,
     token_cells,
 )
+from subtok_data.segment.geometry import measure, token_shapes
 
 
 def random_map(rng: np.random.Generator, height: int, width: int, count: int) -> torch.Tensor:
@@ -212,13 +213,19 @@ def test_shape_codes_are_exact_crops_where_bins_are_finer():
         assert torch.equal(codes[k], scaled.bool())
 
 
-def test_thin_lines_keep_a_shape():
-    token = torch.zeros(1, 200, 200, dtype=torch.int64)
-    diagonal = torch.arange(200)
-    token[0, diagonal, diagonal] = 1
-    codes = shape_codes(token, [2], 8)
-    assert codes[1].diagonal().all()
-    assert codes.flatten(1).any(1).all()
+@pytest.mark.parametrize("side", [1, 3, 8, 32])
+def test_shape_codes_equal_those_of_the_batch(side):
+    rng = np.random.default_rng(side)
+    token = block_map(rng, 150, 90, 25)
+    diagonal = torch.arange(90)
+    token[30 + diagonal, diagonal] = int(token.max()) + 1  # thinner than a bin
+    token[149, 5] = int(token.max()) + 1
+    count = int(token.max()) + 1
+    as_array = token.numpy().astype(np.int16)
+    expected = token_shapes(as_array, measure(as_array, count).boxes, side)
+    ours = shape_codes(token[None], [count], side)
+    assert torch.equal(ours, torch.from_numpy(expected))
+    assert ours.flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("pooling", ["area", "bilinear", "roi"])

@@ -46,14 +46,14 @@ def _codes_of_image(token_map: Tensor, num_tokens: int, size: int) -> Tensor:
     x = x0[:, None] + ((2 * bins + 1) * (x1 - x0)[:, None]) // (2 * size)
     token = torch.arange(num_tokens, device=boxes.device)[:, None, None]
     codes = token_map[y[:, :, None], x[:, None, :]] == token
-    # Every pixel also marks the bin it lies in, or a line thinner than a bin could vanish.
+    # All samples may miss a thin token: then the bin of its first pixel in the top row is set.
+    empty = ~codes.flatten(1).any(1)
     flat = token_map.reshape(-1).long()
     place = (flat >= 0).nonzero().squeeze(1)
-    owner = flat[place]
-    py, px = place // token_map.shape[1], place % token_map.shape[1]
-    row = (2 * (py - y0[owner]) + 1) * size // (2 * (y1 - y0)[owner])
-    column = (2 * (px - x0[owner]) + 1) * size // (2 * (x1 - x0)[owner])
-    codes[owner, row, column] = True
+    first = torch.full((num_tokens,), flat.numel(), device=flat.device)
+    first = first.scatter_reduce(0, flat[place], place, "amin")
+    column = (first % token_map.shape[1] - x0) * size // (x1 - x0)
+    codes[empty, 0, column[empty]] = True
     return codes
 
 
@@ -67,8 +67,8 @@ def shape_codes(
 ) -> Tensor:
     """Each token cropped to its box and scaled to ``size`` x ``size`` bins.
 
-    A bin is set when the token holds the pixel under the bin's centre, or when the centre of one of
-    its pixels lies in the bin. So no code is empty, and none is thinner than the token.
+    The same codes as ``visual_token_shapes``, for batches that do not carry them: the pixel under
+    each bin's centre, and where a thin token lies between all samples the bin of its first pixel.
 
     Parameters
     ----------
@@ -88,8 +88,7 @@ def shape_codes(
 
     Examples
     --------
-    >>> codes = shape_codes(torch.tensor([[[0, 1], [0, 0]]]), [2], 2)
-    >>> codes.int().tolist()
+    >>> shape_codes(torch.tensor([[[0, 1], [0, 0]]]), [2], 2).int().tolist()
     [[[1, 0], [1, 1]], [[1, 1], [1, 1]]]
     """
     sizes = map_sizes or [tuple(visual_token_map.shape[1:])] * visual_token_map.shape[0]

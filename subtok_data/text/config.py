@@ -1,0 +1,136 @@
+"""What the text of a sample is, and how it becomes a sequence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from subtok_data.errors import ConfigError
+
+__all__ = ["TextConfig"]
+
+_FILE = "text_config.json"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text options of a :class:`~subtok_data.SubobjectCollator`.
+
+    Exactly one form is chosen: ``caption``, ``prompt`` (with ``answer``), or ``messages``. Each
+    names a column of the dataset.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Any transformers tokenizer. Special tokens that it lacks are added to it once, when the
+        collator is made; the model needs ``resize_token_embeddings(len(tokenizer))`` afterwards.
+    caption : str, optional
+        Column with one text to learn: ``[bos] image caption [eos]``.
+    prompt, answer : str, optional
+        Columns of a question, not learned, and of the answer, learned: ``[bos] image prompt answer
+        [eos]``. White space between the two is taken as it stands in the columns.
+    messages : str, optional
+        Column with a chat, a list of ``{"role": ..., "content": ...}``, which goes through the
+        tokenizer's chat template. Content may be text or a list of text and image parts.
+    labels : {"assistant", "after_prompt"}
+        Chats: learn the assistant's turns only, or all that follows the first prompt.
+    max_length : int, optional
+        Limit of a row, visual tokens included. Text is cut at its end, visual tokens never are.
+    shrink_tokens : bool
+        Lower ``max_tokens`` of an image (neighbours are merged) so that text and visual tokens fit
+        in ``max_length``; text keeps at most half of it. Without it a sample whose visual tokens
+        do not fit is an error.
+    padding_side : {"right", "left"}
+        ``"left"`` for generation.
+    pad_to_multiple_of : int
+        Row lengths are rounded up to this, so that compiled models meet few lengths.
+    image_mark : str
+        Where an image stands in the text; images are put first when the text has no mark.
+    placeholder, start, end : str
+        Tokens of the sequence: ``placeholder`` once per visual token, between ``start`` and ``end``
+        (``None`` for neither).
+    generation : bool
+        Leave out what the model shall write (caption, answer, last assistant turn) and open its
+        turn. See :meth:`for_generation`.
+
+    Raises
+    ------
+    ConfigError
+        When not exactly one form is chosen, or a value is out of its range.
+
+    Examples
+    --------
+    >>> config = TextConfig(None, caption="text", max_length=64)
+    >>> config.for_generation().padding_side
+    'left'
+    >>> TextConfig(None)
+    Traceback (most recent call last):
+    ...
+    subtok_data.errors.ConfigError: choose one of caption=, prompt=, messages= (got 0): ...
+    """
+
+    tokenizer: Any
+    caption: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    messages: str | None = None
+    labels: Literal["assistant", "after_prompt"] = "assistant"
+    max_length: int | None = None
+    shrink_tokens: bool = False
+    padding_side: Literal["right", "left"] = "right"
+    pad_to_multiple_of: int = 1
+    image_mark: str = "<image>"
+    placeholder: str = "<|visual_token|>"
+    start: str | None = "<|visual_start|>"
+    end: str | None = "<|visual_end|>"
+    generation: bool = False
+
+    def __post_init__(self) -> None:
+        forms = [self.caption, self.prompt, self.messages]
+        chosen = sum(form is not None for form in forms)
+        if chosen != 1:
+            raise ConfigError(
+                f"choose one of caption=, prompt=, messages= (got {chosen}): each names the column "
+                f"of the dataset that holds the text"
+            )
+        if (self.answer is not None) and self.prompt is None:
+            raise ConfigError("answer= belongs to prompt=: name the column of the question")
+        if self.prompt is not None and self.answer is None and not self.generation:
+            raise ConfigError("prompt= needs answer=, the column to learn (or generation=True)")
+        if self.labels not in ("assistant", "after_prompt"):
+            raise ConfigError(f"labels is {self.labels!r}; choose 'assistant' or 'after_prompt'")
+        if self.padding_side not in ("right", "left"):
+            raise ConfigError(f"padding_side is {self.padding_side!r}; choose 'right' or 'left'")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"max_length is {self.max_length}; it must be at least 1")
+        if self.shrink_tokens and self.max_length is None:
+            raise ConfigError("shrink_tokens=True needs max_length=, the limit to shrink to")
+        if self.pad_to_multiple_of < 1:
+            raise ConfigError(f"pad_to_multiple_of is {self.pad_to_multiple_of}; it must be >= 1")
+        if not self.image_mark or not self.placeholder:
+            raise ConfigError("image_mark and placeholder must not be empty")
+
+    def for_generation(self) -> TextConfig:
+        """Return the same text without what the model shall write, padded on the left."""
+        return replace(self, generation=True, padding_side="left")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the options and the tokenizer, its added tokens included, to a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [field.name for field in fields(self) if field.name != "tokenizer"]
+        values = {name: getattr(self, name) for name in names}
+        (folder / _FILE).write_text(json.dumps(values, indent=2) + "\n")
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> TextConfig:
+        """Read what :meth:`save_pretrained` wrote."""
+        from transformers import AutoTokenizer
+
+        path = Path(folder) / _FILE
+        if not path.is_file():
+            raise ConfigError(f"{path} does not exist: give a folder written by save_pretrained")
+        return cls(AutoTokenizer.from_pretrained(folder), **json.loads(path.read_text()))

@@ -1,0 +1,219 @@
+"""Rows of a dataset become token ids, one for each image.
+
+This half, :meth:`TextEncoder.encode`, runs in DataLoader workers, where the number of visual tokens
+is not known yet: each image is one placeholder. :meth:`EncodedText.expand` fills them in when the
+images are segmented.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subtok_data.errors import ConfigError, SampleError
+from subtok_data.text.chat import Spans, flatten_messages, render_chat
+from subtok_data.text.config import TextConfig
+from subtok_data.text.encoded import EncodedText
+from subtok_data.text.pieces import Piece, text_pieces
+
+__all__ = ["TextEncoder"]
+
+_log = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """Turns the text columns of rows into the text keys of a batch.
+
+    Parameters
+    ----------
+    config : TextConfig
+        What the text is.
+
+    Attributes
+    ----------
+    added_tokens : tuple of str
+        Special tokens that the tokenizer lacked; when not empty, the model needs
+        ``resize_token_embeddings(len(tokenizer))``.
+    placeholder_id : int
+        Id of the visual placeholder.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        tokenizer = config.tokenizer
+        tokens = [t for t in (config.start, config.placeholder, config.end) if t is not None]
+        if len(set(tokens)) != len(tokens):
+            raise ConfigError(f"start, placeholder and end must differ, got {tokens}")
+        vocabulary = tokenizer.get_vocab()
+        self.added_tokens = tuple(token for token in tokens if token not in vocabulary)
+        if self.added_tokens:
+            tokenizer.add_special_tokens(
+                {"extra_special_tokens": list(self.added_tokens)},
+                replace_extra_special_tokens=False,
+            )
+            _log.info(
+                "added %s to the tokenizer: resize the model's embeddings to %d",
+                ", ".join(self.added_tokens),
+                len(tokenizer),
+            )
+        self.placeholder_id = int(tokenizer.convert_tokens_to_ids(config.placeholder))
+        self._before = self._ids_of(config.start)
+        self._after = self._ids_of(config.end)
+        # Text that spells one of these would become a visual token without an image.
+        self._reserved = tuple(token for token in tokens if token != config.image_mark)
+        self._bos = self._leading_token()
+        eos = tokenizer.eos_token_id
+        self._eos: list[int] = [] if eos is None else [int(eos)]
+        pad = tokenizer.pad_token_id
+        # Without a pad token any id will do: attention mask and labels hide it.
+        self.pad_id = int(pad) if pad is not None else (self._eos[0] if self._eos else 0)
+
+    def _ids_of(self, token: str | None) -> tuple[int, ...]:
+        if token is None:
+            return ()
+        return (int(self.config.tokenizer.convert_tokens_to_ids(token)),)
+
+    def _leading_token(self) -> list[int]:
+        """Return the token that the tokenizer puts before every text, where it does."""
+        tokenizer = self.config.tokenizer
+        bos = tokenizer.bos_token_id
+        ids = tokenizer("a", verbose=False)["input_ids"]
+        return [int(bos)] if bos is not None and ids and ids[0] == bos else []
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the dataset that the text is made of."""
+        config = self.config
+        names = (config.caption, config.prompt, config.answer, config.messages)
+        return tuple(name for name in names if name is not None)
+
+    def encode(self, row: Mapping[str, Any], num_images: int = 1) -> EncodedText:
+        """Token ids of one row, one placeholder per image.
+
+        Parameters
+        ----------
+        row : mapping
+            Columns of the dataset.
+        num_images : int
+            Images of the sample.
+
+        Raises
+        ------
+        SampleError
+            When a column is missing or of a wrong kind, the image marks do not match the images,
+            the text spells a special token of the sequence, or ``max_length`` is too short for the
+            images.
+        """
+        if self.config.messages is not None:
+            return self._encode_chat(self._column(row, self.config.messages), num_images)
+        return self._encode_plain(row, num_images)
+
+    def _column(self, row: Mapping[str, Any], name: str) -> Any:
+        if name not in row:
+            raise SampleError(f"no column {name!r}; the row has {sorted(row)}")
+        return row[name]
+
+    def _text(self, row: Mapping[str, Any], name: str) -> str:
+        value = self._column(row, name)
+        if not isinstance(value, str):
+            raise SampleError(
+                f"column {name!r} holds {type(value).__name__}, expected str; make one row per text"
+            )
+        return value
+
+    def _encode_plain(self, row: Mapping[str, Any], num_images: int) -> EncodedText:
+        config = self.config
+        prompt = "" if config.prompt is None else self._text(row, config.prompt)
+        answer = ""
+        learned = config.answer if config.caption is None else config.caption
+        if learned is not None and not config.generation:
+            answer = self._text(row, learned)
+        marks = self._missing_marks([prompt, answer], num_images)
+        parts: list[Piece] = [
+            (np.array(self._bos, np.int64), False),
+            *self._pieces(marks + prompt, [], learned=False),
+            *self._pieces(answer, [], learned=True),
+        ]
+        if not config.generation:
+            parts.append((np.array(self._eos, np.int64), True))
+        return self._joined(parts, num_images)
+
+    def _encode_chat(self, messages: Any, num_images: int) -> EncodedText:
+        config = self.config
+        flat = flatten_messages(messages, config.image_mark)
+        marks = self._missing_marks([message["content"] for message in flat], num_images)
+        first = next((m for m in flat if m["role"] == "user"), flat[0])
+        first["content"] = marks + first["content"]
+        text, spans = render_chat(
+            config.tokenizer, flat, labels=config.labels, generation=config.generation
+        )
+        if text.count(config.image_mark) != num_images:
+            raise SampleError(
+                f"the chat template left {text.count(config.image_mark)} of {num_images} image "
+                f"marks {config.image_mark!r} in the text"
+            )
+        return self._joined(self._pieces(text, spans, learned=False), num_images)
+
+    def _missing_marks(self, texts: Sequence[str], num_images: int) -> str:
+        """Image marks to put first: all of them when the text has none."""
+        for text in texts:
+            for token in self._reserved:
+                if token in text:
+                    raise SampleError(
+                        f"the text spells the special token {token!r}; clean the text, or choose "
+                        f"other tokens in TextConfig"
+                    )
+        found = sum(text.count(self.config.image_mark) for text in texts)
+        if found not in (0, num_images):
+            raise SampleError(
+                f"the text has {found} image marks {self.config.image_mark!r} for {num_images} "
+                f"images; there must be one each, or none"
+            )
+        return "" if found else self.config.image_mark * num_images
+
+    def _pieces(self, text: str, spans: Spans, *, learned: bool) -> list[Piece]:
+        config = self.config
+        marked = text.split(config.image_mark)
+        return text_pieces(
+            config.tokenizer,
+            marked,
+            spans,
+            learned=learned,
+            mark_length=len(config.image_mark),
+            placeholder_id=self.placeholder_id,
+        )
+
+    def _joined(self, parts: Sequence[Piece], num_images: int) -> EncodedText:
+        ids = np.concatenate([part for part, _ in parts])
+        learned = np.concatenate([np.broadcast_to(flag, part.shape) for part, flag in parts])
+        images = np.flatnonzero(ids == self.placeholder_id)
+        if len(images) != num_images:
+            raise SampleError(
+                f"the tokenizer made a placeholder ({self.config.placeholder!r}) out of the text; "
+                f"choose another placeholder in TextConfig"
+            )
+        return EncodedText(
+            ids,
+            learned,
+            images,
+            self._before,
+            self._after,
+            self.config.max_length,
+            self._visual_room(len(ids) - num_images, num_images),
+        )
+
+    def _visual_room(self, text: int, num_images: int) -> int | None:
+        """Visual tokens per image that leave room for ``text`` tokens, up to half of the row."""
+        limit = self.config.max_length
+        if not self.config.shrink_tokens or limit is None or num_images == 0:
+            return None
+        room = limit - min(text, limit // 2) - num_images * len(self._before + self._after)
+        if room < num_images:
+            raise SampleError(
+                f"max_length={limit} has no room for {num_images} images, even with one visual "
+                f"token each; raise max_length"
+            )
+        return room // num_images
