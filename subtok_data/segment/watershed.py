@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, overload
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from subtok_data.errors import ConfigError
@@ -49,6 +48,7 @@ class WatershedPartitioner:
 
     Examples
     --------
+    >>> import numpy as np
     >>> evidence = {"boundary_map": np.array([[0, 255, 0]], np.uint8)}
     >>> WatershedPartitioner()(evidence, (1, 3)).token_map
     array([[0, 0, 1]], dtype=int16)
@@ -210,6 +210,7 @@ def watershed_tokens(
 
     Examples
     --------
+    >>> import numpy as np
     >>> ramp = np.array([[0, 40, 255, 40, 0, 80, 0]], np.uint8)
     >>> watershed_tokens(ramp, threshold=0.1)
     array([[0, 0, 0, 1, 1, 1, 2]], dtype=int16)

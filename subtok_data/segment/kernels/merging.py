@@ -1,9 +1,8 @@
-"""Merging of neighbours by ascending cost, on the graph of touching tokens.
+"""Merging of neighbours by ascending cost.
 
-A lazy binary heap holds the edges. Costs of edges that no merge has joined only grow, so an old
-entry is a lower bound: it is checked when it comes up, and put back if its cost has grown. Edges
-that a merge joins may get cheaper and are entered anew. Neighbour lists are merged small into large
-and pairs are found by hashing, so a token with very many neighbours costs no more than the others.
+A lazy heap holds the edges. The cost of an edge that no merge has joined with another only grows,
+so an old entry is a lower bound: it is checked when it comes up, and put back if its cost has
+grown. Joined edges may get cheaper and are entered anew.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.compiled import Scalar, kernel
-from subtok_data.segment.kernels.pairs import find_slot, free_slot
+from subtok_data.segment.kernels.graph import Graph, build_graph, contract
+from subtok_data.segment.kernels.heap import Heap, empty_heap, pop, push
 
-__all__ = ["cut_merges", "merge_neighbours"]
+__all__ = ["AREA", "BALANCED", "BOUNDARY", "cut_merges", "merge_neighbours"]
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -26,55 +26,87 @@ BOUNDARY, BALANCED, AREA = 0, 1, 2
 
 
 @kernel
-def edge_cost(rule: int, total: Scalar, length: Scalar, smaller: Scalar) -> float:
-    """Cost of merging two tokens: border sum and length, area of the smaller one."""
-    if rule == BOUNDARY:
-        return total / length
+def smaller_area(graph: Graph, edge: Scalar) -> int:
+    """Area of the smaller token of an edge."""
+    return int(min(graph.areas[graph.ends[edge, 0]], graph.areas[graph.ends[edge, 1]]))
+
+
+@kernel
+def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
+    """Cost of merging the two tokens of an edge."""
+    length = graph.lengths[edge]
+    if rule == AREA:
+        # Smallest token first, then longest border: 26 + 27 bits fit a float64 exactly.
+        return float(smaller_area(graph, edge) + 1.0 - length * 2.0**-27)
+    mean = graph.sums[edge] / length
     if rule == BALANCED:
-        return total / length * math.log1p(smaller)
-    # Smallest token first, then longest border: 26 + 27 bits fit a float64 exactly.
-    return smaller + 1.0 - length * 2.0**-27
+        mean *= math.log1p(smaller_area(graph, edge))
+    return float(mean)
 
 
 @kernel
-def push(keys: Floats, items: Ints, size: int, key: Scalar, item: Scalar) -> int:
-    """Add to a binary heap that is sorted by (key, item); returns its new size."""
-    at = size
-    while at > 0:
-        up = (at - 1) >> 1
-        if keys[up] < key or (keys[up] == key and items[up] <= item):
-            break
-        keys[at] = keys[up]
-        items[at] = items[up]
-        at = up
-    keys[at] = key
-    items[at] = item
-    return size + 1
+def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, rule: Scalar) -> None:
+    """Enter an edge at its cost, unless it has an entry at that cost or below."""
+    cost = edge_cost(graph, edge, rule)
+    if cost < queued[edge]:
+        queued[edge] = cost
+        push(heap, cost, edge)
 
 
 @kernel
-def pop(keys: Floats, items: Ints, size: int) -> int:
-    """Remove the least entry of a binary heap; returns its new size."""
-    size -= 1
-    key, item = keys[size], items[size]
-    at = 0
-    while True:
-        down = 2 * at + 1
-        if down >= size:
+def cheapest(graph: Graph, heap: Heap, queued: Floats, rule: Scalar, below: Scalar) -> int:
+    """Take the cheapest edge that has a token of an area ``below``; -1 if there is none."""
+    while heap.size[0] > 0:
+        key, edge = pop(heap)
+        # An edge entered again leaves its older entries behind.
+        if not graph.alive[edge] or key != queued[edge]:
+            continue
+        queued[edge] = np.inf
+        if smaller_area(graph, edge) >= below:
+            continue
+        if edge_cost(graph, edge, rule) == key:
+            return int(edge)
+        enter(graph, heap, queued, edge, rule)
+    return -1
+
+
+@kernel
+def merge_phase(
+    graph: Graph,
+    node: Longs,
+    merges: Longs,
+    done: Scalar,
+    rule: Scalar,
+    below: Scalar,
+    stop: Scalar,
+) -> int:
+    """Merge pairs with a token of an area ``below`` until ``stop`` tokens are left.
+
+    ``node[t]`` is the number of the node that token ``t`` stands for. Returns the number of merges
+    done so far.
+    """
+    num_tokens, num_edges = node.size, graph.lengths.size
+    # Every edge once, and once more for each time that two edges become one.
+    heap = empty_heap(2 * num_edges + 1)
+    queued = np.full(num_edges, np.inf)
+    joined = np.empty(num_edges, np.int32)
+    for edge in range(num_edges):
+        if graph.alive[edge] and smaller_area(graph, edge) < below:
+            enter(graph, heap, queued, edge, rule)
+    while num_tokens - done > stop:
+        edge = cheapest(graph, heap, queued, rule, below)
+        if edge < 0:
             break
-        right = down + 1
-        if right < size and (
-            keys[right] < keys[down] or (keys[right] == keys[down] and items[right] < items[down])
-        ):
-            down = right
-        if key < keys[down] or (key == keys[down] and item <= items[down]):
-            break
-        keys[at] = keys[down]
-        items[at] = items[down]
-        at = down
-    keys[at] = key
-    items[at] = item
-    return size
+        a, b = node[graph.ends[edge, 0]], node[graph.ends[edge, 1]]
+        merges[done, 0] = min(a, b)
+        merges[done, 1] = max(a, b)
+        token, count = contract(graph, edge, joined)
+        node[token] = num_tokens + done
+        done += 1
+        for i in range(count):
+            if smaller_area(graph, joined[i]) < below:
+                enter(graph, heap, queued, joined[i], rule)
+    return int(done)
 
 
 @kernel
@@ -83,9 +115,9 @@ def merge_neighbours(
     lengths: Longs,
     sums: Longs,
     areas: Longs,
-    rule: int,
-    min_area: int,
-    stop: int,
+    rule: Scalar,
+    min_area: Scalar,
+    stop: Scalar,
 ) -> tuple[Longs, int]:
     """Merge the cheapest pair, again and again.
 
@@ -113,131 +145,25 @@ def merge_neighbours(
     forced : int
         How many of the merges ``min_area`` asked for.
     """
-    num_tokens, num_edges = areas.size, lengths.size
-    ends, lengths, sums, areas = pairs.copy(), lengths.copy(), sums.copy(), areas.copy()
-    alive = np.ones(num_edges, np.bool_)
-
-    # Neighbour lists: entry 2e + s stands for edge e at its end s.
-    following = np.full(2 * num_edges, -1, np.int32)
-    first = np.full(num_tokens, -1, np.int32)
-    last = np.full(num_tokens, -1, np.int32)
-    degree = np.zeros(num_tokens, np.int32)
-    table = 64
-    while table < 2 * num_edges:
-        table *= 2
-    keys = np.full(table, -1, np.int64)
-    edges = np.empty(table, np.int32)
-    for edge in range(num_edges):
-        slot = find_slot(keys, ends[edge, 0] * num_tokens + ends[edge, 1])
-        keys[slot] = ends[edge, 0] * num_tokens + ends[edge, 1]
-        edges[slot] = edge
-        for side in range(2):
-            append(ends[edge, side], 2 * edge + side, following, first, last, degree)
-
-    node = np.arange(num_tokens)
-    merges = np.empty((max(num_tokens - 1, 0), 2), np.int64)
-    done = 0
-    forced = 0
-    # Every edge once, and once more for each time that two edges become one.
-    heap_keys = np.empty(2 * num_edges + 1, np.float64)
-    heap_items = np.empty(2 * num_edges + 1, np.int32)
-    queued = np.empty(num_edges, np.float64)
-    for phase in range(2):
-        if phase == 0 and min_area <= 1:
-            continue
-        size = 0
-        for edge in range(num_edges):
-            queued[edge] = np.inf
-            smaller = min(areas[ends[edge, 0]], areas[ends[edge, 1]])
-            if alive[edge] and (phase == 1 or smaller < min_area):
-                queued[edge] = edge_cost(rule, sums[edge], lengths[edge], smaller)
-                size = push(heap_keys, heap_items, size, queued[edge], edge)
-        while size > 0 and (phase == 0 or num_tokens - done > stop):
-            key, edge = heap_keys[0], heap_items[0]
-            size = pop(heap_keys, heap_items, size)
-            if not alive[edge] or key != queued[edge]:
-                continue
-            smaller = min(areas[ends[edge, 0]], areas[ends[edge, 1]])
-            if phase == 0 and smaller >= min_area:
-                queued[edge] = np.inf
-                continue
-            cost = edge_cost(rule, sums[edge], lengths[edge], smaller)
-            if cost > key:
-                queued[edge] = cost
-                size = push(heap_keys, heap_items, size, cost, edge)
-                continue
-
-            keep, gone = np.int64(ends[edge, 0]), np.int64(ends[edge, 1])
-            if degree[keep] < degree[gone]:
-                keep, gone = gone, keep
-            merges[done, 0] = min(node[keep], node[gone])
-            merges[done, 1] = max(node[keep], node[gone])
-            node[keep] = num_tokens + done
-            done += 1
-            areas[keep] += areas[gone]
-            alive[edge] = False
-            slot = find_slot(keys, min(keep, gone) * num_tokens + max(keep, gone))
-            free_slot(keys, edges, slot)
-
-            entry = first[gone]
-            while entry >= 0:
-                after = following[entry]
-                moved, side = entry >> 1, entry & 1
-                if alive[moved]:
-                    other = np.int64(ends[moved, 1 - side])
-                    slot = find_slot(keys, min(gone, other) * num_tokens + max(gone, other))
-                    free_slot(keys, edges, slot)
-                    key_there = min(keep, other) * num_tokens + max(keep, other)
-                    slot = find_slot(keys, key_there)
-                    joined = keys[slot] == key_there
-                    survivor = moved
-                    if joined:
-                        there = edges[slot]
-                        survivor, dead = min(moved, there), max(moved, there)
-                        alive[dead] = False
-                        lengths[survivor] += lengths[dead]
-                        sums[survivor] += sums[dead]
-                    if survivor == moved:
-                        keys[slot] = key_there
-                        edges[slot] = moved
-                        ends[moved, side] = keep
-                        append(keep, entry, following, first, last, degree)
-                    if joined:
-                        smaller = min(areas[keep], areas[other])
-                        cost = edge_cost(rule, sums[survivor], lengths[survivor], smaller)
-                        if cost < queued[survivor] and (phase == 1 or smaller < min_area):
-                            queued[survivor] = cost
-                            size = push(heap_keys, heap_items, size, cost, survivor)
-                entry = after
-        if phase == 0:
-            forced = done
+    graph = build_graph(pairs, lengths, sums, areas)
+    node = np.arange(areas.size)
+    merges = np.empty((areas.size, 2), np.int64)
+    forced = merge_phase(graph, node, merges, 0, rule, min_area, 1) if min_area > 1 else 0
+    everything = np.iinfo(np.int64).max
+    done = merge_phase(graph, node, merges, forced, rule, everything, stop)
     return merges[:done], forced
 
 
 @kernel
-def append(
-    token: Scalar, entry: Scalar, following: Ints, first: Ints, last: Ints, degree: Ints
-) -> None:
-    """Add an entry to the end of a token's neighbour list."""
-    following[entry] = -1
-    if first[token] < 0:
-        first[token] = entry
-    else:
-        following[last[token]] = entry
-    last[token] = entry
-    degree[token] += 1
-
-
-@kernel
-def cut_merges(num_tokens: int, merges: Longs) -> tuple[Longs, int]:
+def cut_merges(num_tokens: Scalar, merges: Longs) -> tuple[Longs, int]:
     """Group of each token after some merges, numbered in the order of their first tokens.
 
     Returns (N,) int64 groups, and how many there are.
     """
     count = merges.shape[0]
     top = np.arange(num_tokens + count)
+    # Later merges come first, so the node that a merge made has its final group already.
     for i in range(count - 1, -1, -1):
-        # Later merges come first here, so the node made has its final group already.
         for side in range(2):
             top[merges[i, side]] = top[num_tokens + i]
     names = np.full(num_tokens + count, -1, np.int64)
