@@ -10,15 +10,69 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from subtok_data.boundary.model import BoundaryModel
+    from subtok_data.contract import validate_batch
+    from subtok_data.data.collate import SubobjectCollator
+    from subtok_data.data.dataset import SubobjectDataset
+    from subtok_data.data.files import ImageFiles
+    from subtok_data.data.loader import SubobjectLoader
+    from subtok_data.data.sampler import BatchPlan
+    from subtok_data.data.stream import SubobjectIterableDataset
+    from subtok_data.errors import SampleError, SubtokError, WorkerCrashError
+    from subtok_data.nn import TokenEmbedding, merge_visual_tokens
+    from subtok_data.pixels import PixelConfig
     from subtok_data.segment.watershed import watershed_tokens
+    from subtok_data.segmenters import EPOCSegmenter, PatchSegmenter, SuperpixelSegmenter
+    from subtok_data.text import TextConfig
+    from subtok_data.tokenizer import SubobjectTokenizer, TokenizedImage
 
 __version__ = "0.1.0.dev0"
 
 _HOME = {
+    "BatchPlan": "subtok_data.data.sampler",
+    "BoundaryModel": "subtok_data.boundary.model",
+    "EPOCSegmenter": "subtok_data.segmenters",
+    "ImageFiles": "subtok_data.data.files",
+    "PatchSegmenter": "subtok_data.segmenters",
+    "PixelConfig": "subtok_data.pixels",
+    "SampleError": "subtok_data.errors",
+    "SubobjectCollator": "subtok_data.data.collate",
+    "SubobjectDataset": "subtok_data.data.dataset",
+    "SubobjectIterableDataset": "subtok_data.data.stream",
+    "SubobjectLoader": "subtok_data.data.loader",
+    "SubobjectTokenizer": "subtok_data.tokenizer",
+    "SubtokError": "subtok_data.errors",
+    "SuperpixelSegmenter": "subtok_data.segmenters",
+    "TextConfig": "subtok_data.text",
+    "TokenEmbedding": "subtok_data.nn",
+    "TokenizedImage": "subtok_data.tokenizer",
+    "WorkerCrashError": "subtok_data.errors",
+    "merge_visual_tokens": "subtok_data.nn",
+    "validate_batch": "subtok_data.contract",
     "watershed_tokens": "subtok_data.segment.watershed",
 }
 
 __all__ = [
+    "BatchPlan",
+    "BoundaryModel",
+    "EPOCSegmenter",
+    "ImageFiles",
+    "PatchSegmenter",
+    "PixelConfig",
+    "SampleError",
+    "SubobjectCollator",
+    "SubobjectDataset",
+    "SubobjectIterableDataset",
+    "SubobjectLoader",
+    "SubobjectTokenizer",
+    "SubtokError",
+    "SuperpixelSegmenter",
+    "TextConfig",
+    "TokenEmbedding",
+    "TokenizedImage",
+    "WorkerCrashError",
+    "merge_visual_tokens",
+    "validate_batch",
     "watershed_tokens",
 ]
 

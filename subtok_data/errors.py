@@ -6,6 +6,8 @@ Every exception takes one message, so that it survives pickling between processe
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "ConfigError",
     "ImageError",
@@ -14,6 +16,11 @@ __all__ = [
     "WeightsError",
     "WorkerCrashError",
 ]
+
+
+_PLACE = re.compile(
+    r"sample(?: (?P<index>\d+))?(?: \('(?P<path>[^']*)'\))? failed(?: in (?P<stage>\w+))?: "
+)
 
 
 class SubtokError(Exception):
@@ -72,12 +79,21 @@ class SampleError(SubtokError, RuntimeError):
         self.path = path
         self.stage = stage
         if index is None and path is None and not stage:
+            self._read_place(message)
             super().__init__(message)
             return
         where = "sample" if index is None else f"sample {index}"
         if path is not None:
             where += f" ({path!r})"
         super().__init__(f"{where} failed{f' in {stage}' if stage else ''}: {message}")
+
+    def _read_place(self, message: str) -> None:
+        """Take the place out of a message that torch's workers wrapped in a traceback."""
+        found = _PLACE.search(message)
+        if found is not None:
+            self.index = None if found["index"] is None else int(found["index"])
+            self.path = found["path"]
+            self.stage = found["stage"] or ""
 
     def __reduce__(self) -> tuple[object, ...]:
         # Rebuild from the finished message; the attributes travel as state.

@@ -1,0 +1,163 @@
+"""The padded batch: a plain dict of tensors, as ``docs/batch_format.md`` describes it.
+
+Axis letters, here and in every docstring: B samples, I images in placeholder order, N tokens of the image
+with most tokens, H W pixels, L text length.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from subtok_data.segment.task import Segmented
+
+__all__ = ["EXTENSION_FIELDS", "RESERVED_KEYS", "model_inputs", "pad_tokens", "round_up"]
+
+EXTENSION_FIELDS = ("source", "class", "prompt")
+"""Token fields that become ``visual_token_<field>`` (I, N) int64 with -1 for none."""
+
+RESERVED_KEYS = frozenset(
+    {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "mm_token_type_ids",
+        "position_ids",
+        "pixel_values",
+        "valid_sizes",
+        "visual_token_map",
+        "map_sizes",
+        "num_visual_tokens",
+        "visual_token_mask",
+        "visual_token_boxes",
+        "visual_token_centers",
+        "visual_token_areas",
+        "visual_token_shapes",
+        "visual_cu_seqlens",
+        "source_sizes",
+        "image_to_sample",
+        "sample_index",
+        *(f"visual_token_{field}" for field in EXTENSION_FIELDS),
+    }
+)
+"""Keys of the batch contract: a column of a dataset with one of these names is refused."""
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def pad_tokens(
+    images: Sequence[Segmented], *, pad_to_multiple_of: int = 1
+) -> dict[str, Tensor]:
+    """Stack the tokens of several images into the visual part of a batch.
+
+    Parameters
+    ----------
+    images : sequence of Segmented
+        What the flood gave for each image.
+    pad_to_multiple_of : int, optional
+        N is rounded up to a multiple of this, so that compiled models see few lengths.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``visual_token_map`` (I, H, W) int16, or int32 when N > 32767, -1 outside the picture;
+        ``map_sizes`` (I, 2) int64; ``num_visual_tokens`` (I,) int64; ``visual_token_mask`` (I, N) bool;
+        ``visual_token_boxes`` (I, N, 4), ``visual_token_centers`` (I, N, 2), ``visual_token_areas``
+        (I, N) float32, as shares of the picture; ``visual_token_shapes`` (I, N, r, r) bool and token
+        fields where the images have them.
+    """
+    counts = np.array([image.num_tokens for image in images], dtype=np.int64)
+    sizes = np.array([image.token_map.shape for image in images], dtype=np.int64).reshape(-1, 2)
+    length = round_up(int(counts.max(initial=1)), pad_to_multiple_of)
+    batch = {
+        "visual_token_map": _stack_maps(images, sizes, length),
+        "map_sizes": torch.from_numpy(sizes),
+        "num_visual_tokens": torch.from_numpy(counts),
+        "visual_token_mask": torch.from_numpy(np.arange(length)[None, :] < counts[:, None]),
+    }
+    boxes = np.zeros((len(images), length, 4), np.float32)
+    centers = np.zeros((len(images), length, 2), np.float32)
+    areas = np.zeros((len(images), length), np.float32)
+    for row, image in enumerate(images):
+        height, width = image.token_map.shape
+        n, geometry = image.num_tokens, image.geometry
+        boxes[row, :n] = geometry.boxes / np.array([width, height, width, height], np.float32)
+        centers[row, :n] = geometry.centers / np.array([height, width], np.float32)
+        areas[row, :n] = geometry.areas / (height * width)
+    batch["visual_token_boxes"] = torch.from_numpy(boxes)
+    batch["visual_token_centers"] = torch.from_numpy(centers)
+    batch["visual_token_areas"] = torch.from_numpy(areas)
+    batch.update(_stack_optional(images, length))
+    return batch
+
+
+def _stack_maps(images: Sequence[Segmented], sizes: NDArray[np.int64], length: int) -> Tensor:
+    height, width = sizes.max(axis=0, initial=1)
+    dtype = np.int16 if length <= np.iinfo(np.int16).max else np.int32
+    maps = np.full((len(images), height, width), -1, dtype)
+    for slot, image in zip(maps, images, strict=True):
+        rows, columns = image.token_map.shape
+        slot[:rows, :columns] = image.token_map
+    return torch.from_numpy(maps)
+
+
+def _stack_optional(images: Sequence[Segmented], length: int) -> dict[str, Tensor]:
+    stacked: dict[str, Tensor] = {}
+    if images and all(image.shapes is not None for image in images):
+        shapes = [_required(image.shapes) for image in images]
+        side = shapes[0].shape[1]
+        padded = np.zeros((len(images), length, side, side), np.bool_)
+        for slot, shape in zip(padded, shapes, strict=True):
+            slot[: len(shape)] = shape
+        stacked["visual_token_shapes"] = torch.from_numpy(padded)
+    for field in EXTENSION_FIELDS:
+        if not any(field in image.token_fields for image in images):
+            continue
+        values = np.full((len(images), length), -1, np.int64)
+        for row, image in enumerate(images):
+            if field in image.token_fields:
+                values[row, : image.num_tokens] = image.token_fields[field]
+        stacked[f"visual_token_{field}"] = torch.from_numpy(values)
+    return stacked
+
+
+def _required(shapes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    if shapes is None:
+        raise TypeError("token shapes are missing for one image of the batch")
+    return shapes
+
+
+def model_inputs(batch: Mapping[str, Any], model: Callable[..., Any]) -> dict[str, Any]:
+    """Select the entries of a batch that a model's ``forward`` takes.
+
+    Parameters
+    ----------
+    batch : mapping
+        A batch of this library.
+    model : torch.nn.Module or callable
+        Its ``forward`` (or the callable itself) names what it takes.
+
+    Returns
+    -------
+    dict
+        Entries whose key is a parameter; all of them if there is a ``**kwargs`` parameter.
+
+    Examples
+    --------
+    >>> model_inputs({"pixel_values": 1, "sample_index": 2}, lambda pixel_values: None)
+    {'pixel_values': 1}
+    """
+    forward = getattr(model, "forward", model)
+    parameters = inspect.signature(forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(batch)
+    return {name: value for name, value in batch.items() if name in parameters}

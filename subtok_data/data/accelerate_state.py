@@ -1,0 +1,48 @@
+"""What accelerate wants to know of a loader that it leaves alone.
+
+``Accelerator.prepare`` rebuilds every DataLoader, which would lose look-ahead, unless it is marked as
+prepared; then the loader itself must tell ``GradientState`` where the epoch ends, on the batch that the
+training loop has, not on one that is prepared ahead. Both are private enough in accelerate to live in one
+place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.data_loader import DataLoaderStateMixin
+from accelerate.state import GradientState
+
+__all__ = ["AccelerateState"]
+
+
+class AccelerateState(DataLoaderStateMixin):
+    """Makes ``Accelerator.prepare`` keep the loader, and gradient accumulation end with the epoch."""
+
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True  # Accelerator.save_state asks for state_dict
+    end_of_dataloader: bool
+    remainder: int
+
+    @property
+    def gradient_state(self) -> GradientState:
+        """Accelerate's shared state; the same object everywhere."""
+        return GradientState()
+
+    def begin_epoch(self, remainder: int) -> None:
+        """Register with accelerate at the start of an epoch.
+
+        Parameters
+        ----------
+        remainder : int
+            Samples of the last step of all ranks that are not repeats; −1 for unknown.
+        """
+        self.reset()
+        self.remainder = remainder
+        self.gradient_state._add_dataloader(self)  # pyright: ignore[reportPrivateUsage]
+
+    def end_epoch(self) -> None:
+        """Unregister."""
+        state: Any = self.gradient_state
+        if any(one is self for one in state.dataloader_references if one is not None):
+            self.end()

@@ -1,0 +1,320 @@
+"""``SubobjectCollator``: samples in, a padded batch out, or a pending one inside a DataLoader worker."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from subtok_data.data.columns import collate_columns
+from subtok_data.data.finish import BatchFinisher, FinishOptions
+from subtok_data.data.pending import (
+    COLLATORS,
+    STREAM_PLACEHOLDER,
+    PendingBatch,
+    RawBatch,
+    RawImages,
+)
+from subtok_data.data.pool import InlineSegmentPool
+from subtok_data.data.sample import Replacement, Sample, decode_row
+from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.pixels import PixelConfig
+from subtok_data.text import TextConfig, TextEncoder
+from subtok_data.tokenizer import Canvas, SubobjectTokenizer
+
+__all__ = ["SubobjectCollator", "WorkerHalf"]
+
+
+@dataclass(frozen=True)
+class WorkerHalf:
+    """The part of collation that runs in DataLoader workers: CPU only, no model, small to pickle."""
+
+    key: str
+    canvas: Canvas
+    pixels: PixelConfig
+    image_column: str
+    columns: tuple[str, ...] | None
+    encoder: TextEncoder | None
+    on_error: str
+    max_pixels: int
+
+    def collate(self, rows: Sequence[Any]) -> PendingBatch:
+        """Decode what is not decoded yet, resize, encode text, and pack one buffer."""
+        if not rows:
+            raise ValueError("cannot collate a batch of 0 samples")
+        if rows[0] is STREAM_PLACEHOLDER:
+            return PendingBatch(collator_key=self.key)
+        samples, replaced = self._samples(rows)
+        samples, texts, more = self._encode(samples)
+        images = [image for sample in samples for image in sample.images]
+        maps = _token_maps(samples)
+        fitted = images if maps is not None else [self.canvas.fit(image) for image in images]
+        encoder_images = None
+        if self.pixels.size is not None:
+            encoder_images = RawImages.pack([self.pixels.fit(image) for image in images])
+        raw = RawBatch(
+            images=RawImages.pack(fitted),
+            encoder_images=encoder_images,
+            token_maps=None if maps is None else RawImages.pack(maps),
+            token_fields=None
+            if maps is None
+            else [fields for s in samples for fields in s.token_fields or [{}] * len(s.images)],
+            tokens_hash=samples[0].tokens_hash,
+            source_sizes=[size for sample in samples for size in sample.source_sizes],
+            images_per_sample=[len(sample.images) for sample in samples],
+            many=any(sample.many for sample in samples),
+            sample_index=[sample.index for sample in samples],
+            paths=[sample.paths[0] if sample.paths else None for sample in samples],
+            columns=collate_columns(
+                [self._passing(sample.columns) for sample in samples], self.columns
+            ),
+            texts=texts,
+            replaced=[*(r for s in samples for r in s.replaced), *replaced, *more],
+            position=getattr(rows[-1], "position", None),
+        )
+        return PendingBatch(raw=raw, collator_key=self.key)
+
+    def _passing(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Columns without those that the text was made of."""
+        if self.encoder is None or self.columns is not None:
+            return columns
+        config = self.encoder.config
+        used = {config.caption, config.prompt, config.answer, config.messages}
+        return {name: value for name, value in columns.items() if name not in used}
+
+    def _samples(self, rows: Sequence[Any]) -> tuple[list[Sample], list[Replacement]]:
+        found: list[Sample | SampleError] = []
+        for row in rows:
+            if isinstance(row, Sample):
+                found.append(row)
+                continue
+            try:
+                found.append(
+                    decode_row(row, image_column=self.image_column, max_pixels=self.max_pixels)
+                )
+            except SampleError as error:
+                if self.on_error == "raise":
+                    raise
+                found.append(error)
+        return _stand_in(found, rows)
+
+    def _encode(
+        self, samples: list[Sample]
+    ) -> tuple[list[Sample], list[Any] | None, list[Replacement]]:
+        if self.encoder is None:
+            return samples, None, []
+        found: list[Sample | SampleError] = []
+        encoded: dict[int, Any] = {}
+        for sample in samples:
+            try:
+                encoded[id(sample)] = self.encoder.encode(
+                    sample.columns,
+                    len(sample.images),
+                    index=sample.index if sample.index >= 0 else None,
+                    path=_first(sample.paths),
+                )
+            except SampleError as error:
+                if self.on_error == "raise":
+                    raise
+                found.append(error)
+                continue
+            found.append(sample)
+        kept, replaced = _stand_in(found, samples)
+        return kept, [encoded[id(sample)] for sample in kept], replaced
+
+
+def _stand_in(
+    found: Sequence[Sample | SampleError], rows: Sequence[Any]
+) -> tuple[list[Sample], list[Replacement]]:
+    """Put the next good sample of the batch, cyclically, in place of each failure."""
+    good = [sample for sample in found if isinstance(sample, Sample)]
+    if not good:
+        raise SubtokError(f"all {len(rows)} samples of a batch are bad; the first: {found[0]}")
+    if len(good) == len(found):
+        return good, []
+    kept: list[Sample] = []
+    replaced: list[Replacement] = []
+    for place, sample in enumerate(found):
+        if isinstance(sample, Sample):
+            kept.append(sample)
+            continue
+        ring = [*found[place + 1 :], *found[:place]]
+        other = next(s for s in ring if isinstance(s, Sample))
+        kept.append(other)
+        index = -1 if sample.index is None else sample.index
+        replaced.append(Replacement(index, other.index, str(sample)))
+    return kept, replaced
+
+
+def _first(paths: Sequence[str | None]) -> str | None:
+    return paths[0] if paths else None
+
+
+def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
+    stored = [sample.token_maps is not None for sample in samples]
+    if not any(stored):
+        return None
+    if not all(stored) or len({sample.tokens_hash for sample in samples}) > 1:
+        raise ConfigError(
+            "a batch mixes samples with stored tokens and samples without, or of two configurations: "
+            "tokenize all datasets of a mixture with the same configuration"
+        )
+    maps = [token_map for sample in samples for token_map in sample.token_maps or []]
+    return [token_map.astype("int32") for token_map in maps]
+
+
+class SubobjectCollator:
+    """Collate samples into padded batches of subobject tokens.
+
+    Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process it gives
+    a finished ``dict``; inside DataLoader workers a :class:`~subtok_data.data.pending.PendingBatch`, which
+    finishes itself in the main process, where the boundary model is. Workers get no model.
+
+    Parameters
+    ----------
+    tokenizer : SubobjectTokenizer
+        How images are cut.
+    image_column : str, optional
+        Key of the image in dict rows; rows of a :class:`~subtok_data.SubobjectDataset` know it already.
+    text : TextConfig, optional
+        Makes ``input_ids`` and ``labels`` with one placeholder per visual token.
+    packing : bool, optional
+        Give the packed layout instead of the padded one; needs ``text``.
+    columns : sequence of str, optional
+        Which other columns pass through; all by default.
+    pixels : PixelConfig, optional
+        Size, normalisation and dtype of ``pixel_values``.
+    image_processor : transformers image processor, optional
+        Read size, mean and std from it instead.
+    pad_to_multiple_of : int, optional
+        Round N (and the text length) up to a multiple of this.
+    shape_size : int, optional
+        Also give ``visual_token_shapes`` on a grid of this side.
+    on_error : {"raise", "replace"}, optional
+        What a bad sample does; a replacement is listed in ``collator.replaced``.
+    max_pixels : int, optional
+        Images with more pixels are refused before they are decoded.
+
+    Attributes
+    ----------
+    replaced : list of Replacement
+        Samples that were replaced so far, in the batches finished here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subtok_data import PatchSegmenter, SubobjectCollator, SubobjectTokenizer
+    >>> tokenizer = SubobjectTokenizer(PatchSegmenter(patch_size=32), size=64)
+    >>> batch = SubobjectCollator(tokenizer)([{"image": np.zeros((64, 64, 3), np.uint8), "label": 1}])
+    >>> batch["num_visual_tokens"], batch["label"]
+    (tensor([4]), tensor([1]))
+    """
+
+    def __init__(
+        self,
+        tokenizer: SubobjectTokenizer,
+        *,
+        image_column: str = "image",
+        text: TextConfig | None = None,
+        packing: bool = False,
+        columns: Iterable[str] | None = None,
+        pixels: PixelConfig | None = None,
+        image_processor: Any = None,
+        pad_to_multiple_of: int = 1,
+        shape_size: int | None = None,
+        on_error: str = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        if pixels is not None and image_processor is not None:
+            raise ConfigError("give pixels= or image_processor=, not both")
+        if image_processor is not None:
+            pixels = PixelConfig.from_image_processor(image_processor)
+        if on_error not in ("raise", "replace"):
+            raise ConfigError(f"on_error must be 'raise' or 'replace', got {on_error!r}")
+        encoder = None if text is None else TextEncoder(text)
+        self.tokenizer = tokenizer
+        self.replaced: list[Replacement] = []
+        self.worker_half = WorkerHalf(
+            key=uuid.uuid4().hex,
+            canvas=tokenizer.canvas,
+            pixels=pixels or PixelConfig(),
+            image_column=image_column,
+            columns=None if columns is None else tuple(columns),
+            encoder=encoder,
+            on_error=on_error,
+            max_pixels=max_pixels,
+        )
+        options = FinishOptions(
+            pixels=self.worker_half.pixels,
+            pad_to_multiple_of=pad_to_multiple_of,
+            shape_size=shape_size,
+            packing=packing,
+            on_error=on_error,
+        )
+        self.finisher = BatchFinisher(tokenizer, options, self.worker_half)
+        self._deferring = threading.local()
+        COLLATORS[self.worker_half.key] = self
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any] | PendingBatch:
+        """Collate rows: decoded samples of our datasets, dict rows, tuples or images.
+
+        Returns
+        -------
+        dict or PendingBatch
+            Finished in the main process, pending inside a DataLoader worker.
+        """
+        pending = self.worker_half.collate(rows)
+        inside_worker = torch.utils.data.get_worker_info() is not None
+        if inside_worker or getattr(self._deferring, "on", False):
+            return pending
+        return pending.finish()
+
+    def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
+        """Infer, segment and pad a raw batch, one step after the other, in this thread."""
+        target = None if device is None else torch.device(device)
+        work = self.finisher.open(raw)
+        evidence = self.finisher.launch(work).result()
+        with InlineSegmentPool() as pool:
+            self.finisher.segment(work, evidence, pool)
+            batch = self.finisher.close(work, target)
+        self.replaced += work.replaced
+        return batch
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Give pending batches in this thread too: the loader finishes them with look-ahead."""
+        self._deferring.on = True
+        try:
+            yield
+        finally:
+            self._deferring.on = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SubobjectCollator:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # DataLoader workers get the half that needs no model.
+        return (_in_worker, (replace(self.worker_half),))
+
+    def __repr__(self) -> str:
+        return f"SubobjectCollator({self.tokenizer!r})"
+
+
+class _WorkerCollator:
+    """What a :class:`SubobjectCollator` is after it was sent to another process."""
+
+    def __init__(self, half: WorkerHalf) -> None:
+        self.worker_half = half
+
+    def __call__(self, rows: Sequence[Any]) -> PendingBatch:
+        return self.worker_half.collate(rows)
+
+
+def _in_worker(half: WorkerHalf) -> _WorkerCollator:
+    return _WorkerCollator(half)

@@ -1,0 +1,61 @@
+"""``ImageFiles``: a folder of images as a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from subtok_data.errors import ConfigError
+
+__all__ = ["IMAGE_SUFFIXES", "ImageFiles"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+class ImageFiles(Dataset[dict[str, Any]]):
+    """All image files below a folder, in sorted order.
+
+    Rows are ``{"image": path, "path": path relative to the folder}``.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Searched recursively; or a single file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.is_file():
+            self.folder, names = self.folder.parent, [self.folder.name]
+        elif self.folder.is_dir():
+            names = sorted(
+                file.relative_to(self.folder).as_posix()
+                for file in self.folder.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+        else:
+            raise ConfigError(f"no folder or file {str(folder)!r}")
+        if not names:
+            raise ConfigError(
+                f"no image below {str(folder)!r}; known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        # One array, not a list of strings: forked workers would copy a list page by page.
+        self._names = np.array(names, dtype=np.bytes_ if all(map(str.isascii, names)) else np.str_)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self._names[index]
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        return {"image": str(self.folder / text), "path": text}

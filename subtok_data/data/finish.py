@@ -1,0 +1,357 @@
+"""The main-process half of a batch: infer, hand over to the pool, pad.
+
+The loader calls the steps of :class:`BatchFinisher` one at a time, so that they overlap between batches; a
+pending batch that finishes itself calls them in a row. Same steps, same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from subtok_data.batch import pad_tokens
+from subtok_data.data.columns import put_column_row
+from subtok_data.data.pending import RawBatch
+from subtok_data.data.pool import InlineSegmentPool, SegmentPool
+from subtok_data.data.sample import Replacement, Sample
+from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.pixels import PixelConfig, stack_pixels
+from subtok_data.segment.budget import Budget
+from subtok_data.segment.given import GivenPartitioner
+from subtok_data.segment.task import Segmented, SegmentTask
+from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter
+from subtok_data.text import EncodedText, TextRow, pack_batch
+
+if TYPE_CHECKING:
+    from subtok_data.data.collate import WorkerHalf
+    from subtok_data.tokenizer import SubobjectTokenizer
+
+__all__ = ["BatchFinisher", "BatchWork", "FinishOptions", "ReplacementSource"]
+
+_GIVEN = GivenPartitioner()
+
+
+class ReplacementSource(Protocol):
+    """A dataset that can offer other samples for one that failed after collation."""
+
+    def replacements(self, index: int, reason: str) -> Iterator[Sample]:
+        """Good samples that may stand in, the same ones every time."""
+        ...
+
+
+@dataclass(frozen=True)
+class FinishOptions:
+    """How finished batches look.
+
+    Parameters
+    ----------
+    pixels : PixelConfig
+        Normalisation and dtype of ``pixel_values``.
+    pad_to_multiple_of : int
+        Round lengths up to a multiple of this.
+    shape_size : int or None
+        Side of ``visual_token_shapes``; None leaves them out.
+    packing : bool
+        The packed layout instead of the padded one.
+    on_error : {"raise", "replace"}
+        What a sample does that fails after collation.
+    """
+
+    pixels: PixelConfig
+    pad_to_multiple_of: int = 1
+    shape_size: int | None = None
+    packing: bool = False
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        if self.pad_to_multiple_of < 1:
+            raise ConfigError(f"pad_to_multiple_of={self.pad_to_multiple_of}: give at least 1")
+        if self.shape_size is not None and self.shape_size < 1:
+            raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
+
+
+@dataclass
+class SampleWork:
+    """One sample of a batch under way."""
+
+    index: int
+    path: str | None
+    images: list[NDArray[np.uint8]]
+    encoder_images: list[NDArray[np.uint8]]
+    source_sizes: list[tuple[int, int]]
+    token_maps: list[NDArray[Any]] | None
+    token_fields: list[dict[str, NDArray[Any]]] | None
+    text: EncodedText | None
+    row: TextRow | None = None
+    futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
+    cut: list[Segmented] = field(default_factory=list[Segmented])
+    error: SampleError | None = None
+
+    def fail(self, error: BaseException, stage: str) -> None:
+        """Remember the first failure, with the sample's name on it."""
+        if isinstance(error, SampleError) and error.index is not None:
+            self.error = self.error or error
+        if self.error is None:
+            named = SampleError(
+                str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}",
+                index=self.index if self.index >= 0 else None,
+                path=self.path,
+                stage=stage,
+            )
+            named.__cause__ = error
+            self.error = named
+
+
+@dataclass
+class BatchWork:
+    """A batch under way: its samples, and what is collated already."""
+
+    samples: list[SampleWork]
+    columns: dict[str, Any]
+    many: bool
+    tokens_hash: str | None
+    replaced: list[Replacement]
+
+    @property
+    def num_images(self) -> int:
+        """Images of all samples."""
+        return sum(len(sample.images) for sample in self.samples)
+
+
+class _Ready:
+    """Evidence that is there already."""
+
+    def __init__(self, evidence: list[Evidence]) -> None:
+        self._evidence = evidence
+
+    def result(self) -> list[Evidence]:
+        return self._evidence
+
+
+class BatchFinisher:
+    """Steps from raw batch to finished batch: open, launch, segment, close.
+
+    Parameters
+    ----------
+    tokenizer : SubobjectTokenizer
+        Its segmenter infers; its task is what the pool runs.
+    options : FinishOptions
+        How batches look.
+    worker_half : WorkerHalf
+        Collates replacements.
+
+    Attributes
+    ----------
+    source : ReplacementSource or None
+        Where samples come from that replace failed ones; without it, another sample of the batch is taken.
+    """
+
+    def __init__(
+        self, tokenizer: SubobjectTokenizer, options: FinishOptions, worker_half: WorkerHalf
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.options = options
+        self.worker_half = worker_half
+        self.source: ReplacementSource | None = None
+
+    def open(self, raw: RawBatch) -> BatchWork:
+        """Lay out a raw batch sample by sample; images are views of its buffer."""
+        if raw.tokens_hash is not None and raw.tokens_hash != self.tokenizer.config_hash:
+            raise ConfigError(
+                f"stored tokens have configuration {raw.tokens_hash}, the tokenizer "
+                f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize again"
+            )
+        images = iter(raw.images.unpack())
+        encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
+        maps = None if raw.token_maps is None else iter(raw.token_maps.unpack())
+        fields = None if raw.token_fields is None else iter(raw.token_fields)
+        sizes = iter(raw.source_sizes)
+        samples: list[SampleWork] = []
+        for place, count in enumerate(raw.images_per_sample):
+            own = [next(images) for _ in range(count)]
+            samples.append(
+                SampleWork(
+                    index=raw.sample_index[place],
+                    path=raw.paths[place],
+                    images=own,
+                    encoder_images=own
+                    if encoder is None
+                    else [next(encoder) for _ in range(count)],
+                    source_sizes=[next(sizes) for _ in range(count)],
+                    token_maps=None if maps is None else [next(maps) for _ in range(count)],
+                    token_fields=None if fields is None else [next(fields) for _ in range(count)],
+                    text=None if raw.texts is None else raw.texts[place],
+                )
+            )
+        return BatchWork(samples, raw.columns, raw.many, raw.tokens_hash, list(raw.replaced))
+
+    def launch(self, work: BatchWork) -> Launch:
+        """Start inference for all images of a batch; returns at once if the segmenter can."""
+        if work.tokens_hash is not None:
+            return _Ready([])
+        images = [image for sample in work.samples for image in sample.images]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        segmenter = self.tokenizer.segmenter
+        if isinstance(segmenter, LaunchingSegmenter) and segmenter.is_asynchronous:
+            return segmenter.launch(images, sizes)
+        try:
+            return _Ready(segmenter.infer(images, sizes))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return _Ready(self._infer_each(work, error))
+
+    def _infer_each(self, work: BatchWork, error: Exception) -> list[Evidence]:
+        """Find which images a failed inference is about, and infer the others."""
+        found: list[Evidence] = []
+        for sample in work.samples:
+            for image in sample.images:
+                size = (image.shape[0], image.shape[1])
+                try:
+                    found += self.tokenizer.segmenter.infer([image], [size])
+                except Exception as own:
+                    sample.fail(own, "infer")
+                    found.append({})
+        if all(sample.error is not None for sample in work.samples):
+            # Not about one image: the model itself does not work.
+            raise SubtokError(f"inference failed on every image of a batch: {error}") from error
+        return found
+
+    def segment(
+        self, work: BatchWork, evidence: Sequence[Evidence], pool: SegmentPool
+    ) -> None:
+        """Hand every image to the pool."""
+        remaining = iter(evidence)
+        for sample in work.samples:
+            limit = self._visual_limit(sample)
+            task = self._task(given=sample.token_maps is not None, max_tokens=limit)
+            for place, image in enumerate(sample.images):
+                if sample.token_maps is None or sample.token_fields is None:
+                    found = next(remaining)
+                else:
+                    fields = sample.token_fields[place]
+                    found = {
+                        "token_map": sample.token_maps[place],
+                        **{f"field_{name}": values for name, values in fields.items()},
+                    }
+                if sample.error is None:
+                    size = (image.shape[0], image.shape[1])
+                    sample.futures.append(pool.submit(task, found, size, image))
+
+    def _visual_limit(self, sample: SampleWork) -> int | None:
+        """How many tokens each image may have beside its text, where the text asks for less."""
+        encoder = self.worker_half.encoder
+        if encoder is None or sample.text is None:
+            return None
+        try:
+            return encoder.max_visual_tokens(sample.text)
+        except SampleError as error:
+            sample.fail(error, "segment")
+            return None
+
+    def _task(self, *, given: bool, max_tokens: int | None) -> SegmentTask:
+        task = self.tokenizer.segment_task(
+            shape_size=self.options.shape_size, max_tokens=max_tokens
+        )
+        if given:
+            return SegmentTask(_GIVEN, Budget(max_tokens=max_tokens), task.order, task.shape_size)
+        return task
+
+    def close(self, work: BatchWork, device: torch.device | None = None) -> dict[str, Any]:
+        """Wait for the pool and build the batch."""
+        for sample in work.samples:
+            self._collect(sample)
+        for place, sample in enumerate(work.samples):
+            if sample.error is not None:
+                self._replace(work, place, sample.error)
+        return self._build(work, device)
+
+    def _collect(self, sample: SampleWork) -> None:
+        for future in sample.futures:
+            try:
+                sample.cut.append(future.result())
+            except SampleError as error:
+                sample.fail(error, error.stage or "segment")
+            except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+                sample.fail(error, "segment")
+        encoder = self.worker_half.encoder
+        if sample.error is None and encoder is not None and sample.text is not None:
+            counts = [cut.num_tokens for cut in sample.cut]
+            try:
+                sample.row = encoder.expand(sample.text, counts, index=sample.index)
+            except SampleError as error:
+                sample.fail(error, "finish")
+
+    def _replace(self, work: BatchWork, place: int, error: SampleError) -> None:
+        if self.options.on_error == "raise":
+            raise error
+        index = work.samples[place].index
+        if self.source is not None and index >= 0:
+            for other in self.source.replacements(index, str(error)):
+                single = self.open(self._raw(other))
+                self.segment(single, self.launch(single).result(), InlineSegmentPool())
+                self._collect(single.samples[0])
+                if single.samples[0].error is None:
+                    work.samples[place] = single.samples[0]
+                    work.replaced += single.replaced
+                    put_column_row(work.columns, place, single.columns)
+                    return
+        ring = [*range(place + 1, len(work.samples)), *range(place)]
+        good = next((p for p in ring if work.samples[p].error is None), None)
+        if good is None:
+            raise SubtokError(
+                f"all {len(work.samples)} samples of a batch are bad; the last: {error}"
+            ) from error
+        work.samples[place] = work.samples[good]
+        work.replaced.append(Replacement(index, work.samples[good].index, str(error)))
+        row = {name: values[good : good + 1] for name, values in work.columns.items()}
+        put_column_row(work.columns, place, row)
+
+    def _raw(self, sample: Sample) -> RawBatch:
+        raw = self.worker_half.collate([sample]).raw
+        if raw is None:
+            raise TypeError("a collated batch came back finished")
+        return raw
+
+    def _build(self, work: BatchWork, device: torch.device | None) -> dict[str, Any]:
+        samples = work.samples
+        cut = [one for sample in samples for one in sample.cut]
+        encoder_images = [image for sample in samples for image in sample.encoder_images]
+        visual: dict[str, Any] = {
+            "pixel_values": stack_pixels(encoder_images, self.options.pixels, device),
+            "valid_sizes": _sizes([(i.shape[0], i.shape[1]) for i in encoder_images]),
+            **pad_tokens(cut, pad_to_multiple_of=self.options.pad_to_multiple_of),
+            "source_sizes": _sizes([size for sample in samples for size in sample.source_sizes]),
+        }
+        if work.many:
+            owners = [place for place, sample in enumerate(samples) for _ in sample.images]
+            visual["image_to_sample"] = torch.tensor(owners, dtype=torch.int64)
+        visual["sample_index"] = torch.tensor([s.index for s in samples], dtype=torch.int64)
+        batch = self._with_text(samples, visual)
+        batch.update(work.columns)
+        if device is None or device.type == "cpu":
+            return batch
+        return {
+            key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
+        }
+
+    def _with_text(
+        self, samples: Sequence[SampleWork], visual: dict[str, Any]
+    ) -> dict[str, Any]:
+        encoder = self.worker_half.encoder
+        if encoder is None:
+            return visual
+        rows = [sample.row for sample in samples if sample.row is not None]
+        batch = {**encoder.batch(rows), **visual}
+        return pack_batch(batch) if self.options.packing else batch
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
+    return torch.tensor(list(sizes), dtype=torch.int64).reshape(-1, 2)

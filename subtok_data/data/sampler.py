@@ -1,0 +1,253 @@
+"""Which samples form which batch: shuffled, sharded over ranks, by length if lengths are known.
+
+A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank takes its
+part: so ranks agree on the number of batches by construction, and a position in the epoch is one number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from subtok_data.errors import ConfigError
+
+__all__ = ["BatchPlan", "SubobjectBatchSampler", "rank_and_world_size"]
+
+_WINDOW = 50
+"""Batches of each rank that are sorted by length together: long enough to help, short enough to mix."""
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Rank of this process and number of processes, as torch.distributed tells them; (0, 1) without."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How samples are grouped, where their lengths are known.
+
+    Token counts are known only after segmentation, so grouping by length needs a column from an earlier
+    pass: ``StoredTokens(folder).lengths()``, or a column of your own.
+
+    Parameters
+    ----------
+    lengths : sequence of int, optional
+        Length of each sample, in any unit.
+    by_length : bool, optional
+        Put samples of similar length in one batch, to save padding.
+    max_batch_length : int, optional
+        Give batches as many samples as fit: number of samples × longest, padding counted. Then
+        ``batch_size`` is only an upper bound.
+
+    Raises
+    ------
+    ConfigError
+        If a grouping is asked for without lengths.
+    """
+
+    lengths: Sequence[int] | NDArray[Any] | None = None
+    by_length: bool = False
+    max_batch_length: int | None = None
+
+    def __post_init__(self) -> None:
+        grouped = self.by_length or self.max_batch_length is not None
+        if grouped and self.lengths is None:
+            raise ConfigError(
+                "batches by length need lengths: token counts are known only after segmentation. Store "
+                "tokens once (`subtok tokenize`) and give lengths=StoredTokens(folder).lengths(), or give "
+                "a length column of your own"
+            )
+        if self.max_batch_length is not None and self.lengths is not None:
+            longest = int(np.max(np.asarray(self.lengths), initial=0))
+            if longest > self.max_batch_length:
+                raise ConfigError(
+                    f"max_batch_length={self.max_batch_length} is below the longest sample ({longest}): "
+                    "raise it, or tokenize with max_tokens"
+                )
+
+
+class SubobjectBatchSampler(Sampler[list[int]]):
+    """Batches of dataset indices for this rank.
+
+    Parameters
+    ----------
+    sampler : int or sampler
+        Number of samples, which are then shuffled and sharded here; or a sampler that a framework made,
+        which is taken as it is: it shards for itself.
+    batch_size : int
+        Samples per batch and rank.
+    drop_last : bool, optional
+        Leave out what does not fill a batch on every rank.
+    shuffle : bool, optional
+        New order in each epoch.
+    seed : int, optional
+        Seed of the order.
+    plan : BatchPlan, optional
+        Grouping by length.
+
+    Attributes
+    ----------
+    epoch : int
+        See :meth:`set_epoch`.
+    start : int
+        Batches of the next iteration that are left out, without touching the dataset.
+
+    Notes
+    -----
+    Without ``drop_last``, several ranks get equally many full batches: indices from the beginning of the
+    order fill the last ones, as accelerate's ``BatchSamplerShard`` does, whose ``gather_for_metrics``
+    removes them again. A single process gets a short last batch.
+
+    Examples
+    --------
+    >>> list(SubobjectBatchSampler(5, 2))
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        sampler: int | Sampler[int] | Any,
+        batch_size: int = 1,
+        drop_last: bool = False,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        plan: BatchPlan | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: give at least 1")
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.shuffle = shuffle
+        self.seed = seed
+        self.plan = plan or BatchPlan()
+        self.epoch = 0
+        self.start = 0
+        self.even_batches = True  # accelerate's join_uneven_inputs sets it
+        if isinstance(sampler, int) and self.plan.lengths is not None:
+            if len(self.plan.lengths) != sampler:
+                raise ConfigError(
+                    f"{len(self.plan.lengths)} lengths for {sampler} samples: give one per sample"
+                )
+        if not isinstance(sampler, int) and self.is_grouped:
+            raise ConfigError(
+                "batches by length are planned for all ranks at once: leave the sampler to the loader"
+            )
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether batches are formed by length."""
+        return self.plan.by_length or self.plan.max_batch_length is not None
+
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether all batches but the last have ``batch_size`` samples."""
+        return self.plan.max_batch_length is None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch."""
+        self.epoch = epoch
+        forward = getattr(self.sampler, "set_epoch", None)
+        if forward is not None:
+            forward(epoch)
+
+    def __len__(self) -> int:
+        if not isinstance(self.sampler, int):
+            return self._count(len(self.sampler))
+        _, world = rank_and_world_size()
+        if not self.has_fixed_size:
+            return len(self._all_batches()) // world
+        return self._count(math.ceil(self.sampler / world), world)
+
+    def _count(self, samples: int, world: int = 1) -> int:
+        if self.drop_last:
+            total = self.sampler if isinstance(self.sampler, int) else samples
+            return total // (self.batch_size * world)
+        return math.ceil(samples / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self.start = self.start, 0
+        if not isinstance(self.sampler, int):
+            yield from self._of_sampler(start)
+            return
+        rank, world = rank_and_world_size()
+        for batch in self._all_batches()[rank::world][start:]:
+            yield batch.tolist()
+
+    def _of_sampler(self, start: int) -> Iterator[list[int]]:
+        batch: list[int] = []
+        number = 0
+        for index in self.sampler:
+            batch.append(int(index))
+            if len(batch) == self.batch_size:
+                if number >= start:
+                    yield batch
+                batch, number = [], number + 1
+        if batch and not self.drop_last and number >= start:
+            yield batch
+
+    def _all_batches(self) -> list[NDArray[np.int64]]:
+        """Batches of all ranks: batch i belongs to rank i modulo the number of ranks."""
+        _, world = rank_and_world_size()
+        samples = int(self.sampler)
+        order = np.arange(samples)
+        random = np.random.default_rng([self.seed, self.epoch])
+        if self.shuffle:
+            random.shuffle(order)
+        if self.is_grouped:
+            return self._grouped(order, world, random)
+        step = self.batch_size * world
+        if self.drop_last:
+            order = order[: samples // step * step]
+        elif world > 1 and samples:
+            order = np.resize(order, math.ceil(samples / step) * step)  # repeats from the beginning
+        return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+
+    def _grouped(
+        self, order: NDArray[np.int64], world: int, random: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        lengths = np.asarray(self.plan.lengths)
+        window = _WINDOW * self.batch_size * world
+        batches: list[NDArray[np.int64]] = []
+        for at in range(0, len(order), window):
+            part = order[at : at + window]
+            if self.plan.by_length:
+                part = part[np.argsort(-lengths[part], kind="stable")]
+            batches += self._cut(part, lengths)
+        whole = len(batches) // world * world
+        if whole < len(batches) and self.drop_last:
+            batches = batches[:whole]
+        elif whole < len(batches):
+            missing = -len(batches) % world
+            batches += [batches[place % len(batches)] for place in range(missing)]
+        # Ranks work on similar lengths at a time, so steps of ranks stay together; only their order mixes.
+        steps = [batches[at : at + world] for at in range(0, len(batches), world)]
+        if self.shuffle:
+            random.shuffle(steps)  # pyright: ignore[reportArgumentType]
+        return [batch for step in steps for batch in step]
+
+    def _cut(
+        self, part: NDArray[np.int64], lengths: NDArray[Any]
+    ) -> list[NDArray[np.int64]]:
+        limit = self.plan.max_batch_length
+        batches: list[NDArray[np.int64]] = []
+        begin, longest = 0, 0
+        for place, index in enumerate(part.tolist()):
+            longest = max(longest, int(lengths[index]))
+            size = place - begin + 1
+            if size > self.batch_size or (limit is not None and size * longest > limit):
+                batches.append(part[begin:place])
+                begin, longest = place, int(lengths[index])
+        if begin < len(part):
+            batches.append(part[begin:])
+        return batches

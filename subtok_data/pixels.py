@@ -1,0 +1,157 @@
+"""Encoder input: how ``pixel_values`` are sized, scaled and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from subtok_data.errors import ConfigError
+from subtok_data.images import canvas_size, resize
+
+__all__ = ["PixelConfig", "stack_pixels"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """How images become ``pixel_values``.
+
+    This is the vision encoder's side; the boundary model has a normalisation of its own.
+
+    Parameters
+    ----------
+    size : int, (int, int) or None, optional
+        None: the image that was cut into tokens, so pixels and token map share a grid. An integer: longest
+        side, aspect ratio kept. A pair: exactly (height, width), as fixed-size encoders ask.
+    multiple : int, optional
+        With an integer size, both sides become multiples of this: the encoder's patch size.
+    mean, std : three floats, optional
+        Of RGB in [0, 1]. ImageNet's by default.
+    dtype : {"float32", "bfloat16", "uint8"}, optional
+        ``"uint8"`` leaves pixels as they are, for models that normalise on the device.
+
+    Examples
+    --------
+    >>> PixelConfig(size=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).size
+    (224, 224)
+    """
+
+    size: int | tuple[int, int] | None = None
+    multiple: int = 1
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"pixel dtype {self.dtype!r} is unknown; choose from {list(_DTYPES)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(
+                f"mean={self.mean}, std={self.std}: give three values each, std above zero"
+            )
+        sides = (self.size,) if isinstance(self.size, int) else self.size or ()
+        if any(side < 1 for side in (*sides, self.multiple)):
+            raise ConfigError(
+                f"size={self.size}, multiple={self.multiple}: sides must be at least 1 pixel"
+            )
+
+    @classmethod
+    def from_image_processor(cls, processor: Any, *, dtype: str = "float32") -> PixelConfig:
+        """Read size, mean and std from a transformers image processor.
+
+        A center crop is replaced by a resize to the crop's size: a crop would cut tokens off.
+
+        Parameters
+        ----------
+        processor : transformers image processor
+            With ``size``, ``image_mean`` and ``image_std``.
+        dtype : str, optional
+            See the class.
+        """
+        size = _processor_size(processor)
+        if getattr(processor, "do_normalize", True):
+            mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        else:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return cls(size=size, mean=mean, std=std, dtype=dtype)
+
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize one (H, W, 3) uint8 image to the encoder's grid."""
+        if self.size is None:
+            return image
+        if isinstance(self.size, tuple):
+            return resize(image, self.size)
+        height, width = image.shape[:2]
+        return resize(image, canvas_size(height, width, self.size, multiple=self.multiple))
+
+
+def _processor_size(processor: Any) -> int | tuple[int, int] | None:
+    if not getattr(processor, "do_resize", True):
+        return None
+    size: Any = processor.size
+    if getattr(processor, "do_center_crop", False):
+        size = processor.crop_size
+    if isinstance(size, int):
+        return (size, size)
+    get = size.get if hasattr(size, "get") else lambda name: getattr(size, name, None)
+    if get("height") and get("width"):
+        return (int(get("height")), int(get("width")))
+    if get("longest_edge"):
+        return int(get("longest_edge"))
+    if get("shortest_edge"):
+        return (int(get("shortest_edge")), int(get("shortest_edge")))
+    raise ConfigError(
+        f"{type(processor).__name__}.size = {size!r} has neither height and width nor an edge; "
+        "give pixels=PixelConfig(size=…) instead of image_processor="
+    )
+
+
+def stack_pixels(
+    images: Sequence[NDArray[np.uint8]], config: PixelConfig, device: torch.device | None
+) -> Tensor:
+    """Pad images to a common size, right and bottom, and normalise them.
+
+    Parameters
+    ----------
+    images : sequence of (H, W, 3) uint8 arrays
+        On the encoder's grid.
+    config : PixelConfig
+        Mean, std and dtype.
+    device : torch.device or None
+        With a device, bytes travel and floats are made there: four times less to move.
+
+    Returns
+    -------
+    Tensor
+        (I, 3, H, W); padding is 0, which is the mean colour.
+    """
+    height = max((image.shape[0] for image in images), default=1)
+    width = max((image.shape[1] for image in images), default=1)
+    dtype = _DTYPES[config.dtype]
+    away = device is not None and device.type != "cpu"
+    raw_dtype = torch.uint8 if away or dtype == torch.uint8 else torch.float32
+    stacked = torch.zeros((len(images), 3, height, width), dtype=raw_dtype)
+    for slot, image in zip(stacked, images, strict=True):
+        rows, columns = image.shape[:2]
+        slot[:, :rows, :columns] = torch.from_numpy(image).permute(2, 0, 1)  # (3, h, w)
+    if away:
+        stacked = stacked.pin_memory().to(device, non_blocking=True)
+    if dtype == torch.uint8:
+        return stacked
+    stacked = stacked.float()
+    scale = torch.tensor([1 / (255 * s) for s in config.std], device=stacked.device)
+    shift = torch.tensor(
+        [-m / s for m, s in zip(config.mean, config.std, strict=True)], device=stacked.device
+    )
+    for slot, image in zip(stacked, images, strict=True):
+        rows, columns = image.shape[:2]
+        picture = slot[:, :rows, :columns]  # only the picture: padding stays 0
+        picture.mul_(scale[:, None, None]).add_(shift[:, None, None])
+    return stacked.to(dtype)

@@ -1,0 +1,61 @@
+"""Token maps that are there already: stored tokens after a crop, maps made without an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from subtok_data.segment.partition import Evidence, Partition, token_dtype
+
+__all__ = ["GivenPartitioner"]
+
+
+@dataclass(frozen=True)
+class GivenPartitioner:
+    """Take ``evidence["token_map"]`` as the partition, numbered anew without gaps.
+
+    A crop or a flip of a token map leaves numbers out and areas changed; the order of the task then puts
+    what is left in order. Entries ``field_<name>`` are values per old token and follow along.
+
+    Examples
+    --------
+    >>> token_map = np.array([[5, 5, 2]], np.int32)
+    >>> GivenPartitioner()({"token_map": token_map}, (1, 3)).token_map.tolist()
+    [[1, 1, 0]]
+    """
+
+    def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
+        """Number the labels of a map anew.
+
+        Parameters
+        ----------
+        evidence : mapping
+            ``token_map`` (H, W) integers, −1 for pixels without a token; ``field_<name>`` (n, …).
+        size : (int, int)
+            Height and width the map must have.
+
+        Raises
+        ------
+        ValueError
+            If the map has another size, or no token.
+        """
+        token_map = evidence["token_map"]
+        if token_map.shape != size:
+            raise ValueError(f"a token map of {token_map.shape} pixels for an image of {size}")
+        lowest, highest = int(token_map.min()), int(token_map.max())
+        if highest < 0 or lowest < -1:
+            raise ValueError(
+                f"token map with labels {lowest}…{highest}: expected 0 and above, −1 for none"
+            )
+        # Labels are small and dense, so counting beats sorting.
+        present = np.flatnonzero(np.bincount(token_map.reshape(-1) + 1, minlength=highest + 2)[1:])
+        dtype = token_dtype(present.size)
+        number = np.full(highest + 2, -1, dtype)  # the last entry is label −1
+        number[present] = np.arange(present.size, dtype=dtype)
+        fields = {
+            name.removeprefix("field_"): values[present]
+            for name, values in evidence.items()
+            if name.startswith("field_")
+        }
+        return Partition(number[token_map], int(present.size), token_fields=fields)

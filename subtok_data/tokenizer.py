@@ -1,0 +1,366 @@
+"""``SubobjectTokenizer``: a segmenter, a budget and an order; one image or a list in, tokens out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from subtok_data.errors import ConfigError
+from subtok_data.images import canvas_size, resize, to_rgb
+from subtok_data.segment.budget import Budget, Overflow
+from subtok_data.segment.hierarchy import MergeCost
+from subtok_data.segment.order import Order
+from subtok_data.segment.task import Segmented, SegmentTask, run_task
+from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Evidence, Segmenter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DEFAULT_SIZE", "Canvas", "SubobjectTokenizer", "TokenizedImage"]
+
+DEFAULT_SIZE = 512
+CONFIG_FILE = "subtok_config.json"
+FORMAT_VERSION = 1
+"""Raised when the same configuration would give other tokens than before."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """To which size images are brought before they are cut into tokens.
+
+    Parameters
+    ----------
+    size : int or None
+        Longest side in pixels; None keeps images as they are.
+    square : bool, optional
+        Squash to (size, size), as the paper does, instead of keeping the aspect ratio.
+    multiple : int, optional
+        Both sides become multiples of this, which is what the boundary model's strides ask for.
+    """
+
+    size: int | None = DEFAULT_SIZE
+    square: bool = False
+    multiple: int = 32
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < self.multiple:
+            raise ConfigError(
+                f"size={self.size} is smaller than one step of the boundary model; "
+                f"give at least {self.multiple} pixels, or None to keep images as they are"
+            )
+        if self.square and self.size is None:
+            raise ConfigError("square=True needs a size: give size=768, for instance")
+
+    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize an (H, W, 3) uint8 image; the result depends on that image alone."""
+        height, width = image.shape[:2]
+        target = canvas_size(
+            height, width, self.size, multiple=self.multiple, square=self.square
+        )
+        return resize(image, target)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedImage:
+    """One image and its tokens, in pixels of the resized image.
+
+    Attributes
+    ----------
+    image : (H, W, 3) uint8 ndarray
+        The image that was cut.
+    token_map : (H, W) int16 or int32 ndarray
+        Token of each pixel, 0 to N - 1.
+    num_tokens : int
+        N, at least 1.
+    areas : (N,) int64 ndarray
+        Pixels of each token; they sum to H · W.
+    boxes : (N, 4) int32 ndarray
+        x0, y0, x1, y1, half-open.
+    centers : (N, 2) float32 ndarray
+        Mean (y, x); the center of the first pixel is at (0.5, 0.5).
+    boundary_map : (H, W) uint8 ndarray or None
+        Boundary probability × 255, for segmenters that have one.
+    token_fields : dict of str to (N,) ndarray
+        What the segmenter knows of each token: class, score, prompt …
+    source_size : (int, int)
+        Height and width before resizing, after EXIF orientation.
+    """
+
+    image: NDArray[np.uint8]
+    token_map: NDArray[Any]
+    num_tokens: int
+    areas: NDArray[np.int64]
+    boxes: NDArray[np.int32]
+    centers: NDArray[np.float32]
+    boundary_map: NDArray[np.uint8] | None
+    token_fields: dict[str, NDArray[Any]]
+    source_size: tuple[int, int]
+    shapes: NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        height, width = self.token_map.shape
+        return f"TokenizedImage(num_tokens={self.num_tokens}, height={height}, width={width})"
+
+    def plot(self) -> Figure:
+        """Draw image, boundary map, token outlines and mean-colour reconstruction.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Shown by notebooks; ``figure.savefig(path)`` writes it.
+        """
+        from subtok_data.viz import plot_tokens
+
+        return plot_tokens(self)
+
+
+class SubobjectTokenizer:
+    """Cut images into a variable number of subobject tokens.
+
+    Works offline with the packaged boundary model. Every pixel ends up in exactly one token.
+
+    Parameters
+    ----------
+    segmenter : Segmenter, optional
+        How images are cut; :class:`~subtok_data.EPOCSegmenter` if not given.
+    threshold : float, optional
+        Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter`` (give it
+        there) or ``num_tokens``.
+    num_tokens : int, optional
+        Exactly this many tokens per image (fewer where an image has not that many minima).
+    max_tokens : int, optional
+        At most this many tokens per image, by merging neighbours.
+    min_area : int, optional
+        Tokens smaller than this many pixels are merged into a neighbour.
+    merge : {"balanced", "boundary"}, optional
+        Merge cost; see :class:`~subtok_data.segment.budget.Budget`.
+    overflow : {"merge", "drop"}, optional
+        ``"drop"`` loses the smallest tokens over ``max_tokens``, as the paper does, for comparison only.
+    order : {"area", "raster"}, optional
+        Order of the tokens: descending area (the paper's), or centers row by row.
+    size : int or None, optional
+        Longest side of the image that is cut, in pixels; None keeps images as they are.
+    square : bool, optional
+        Squash images to (size, size), as the paper does.
+    device : str or torch.device, optional
+        Where the boundary model runs; None picks a CUDA device if there is one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subtok_data import SubobjectTokenizer
+    >>> tokenizer = SubobjectTokenizer(max_tokens=64)
+    >>> tokens = tokenizer(np.zeros((120, 160, 3), np.uint8))
+    >>> tokens.token_map.shape, int(tokens.areas.sum()) == 384 * 512
+    ((384, 512), True)
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter | None = None,
+        *,
+        threshold: float | None = None,
+        num_tokens: int | None = None,
+        max_tokens: int | None = None,
+        min_area: int = 0,
+        merge: MergeCost = "balanced",
+        overflow: Overflow = "merge",
+        order: Order = "area",
+        size: int | None = DEFAULT_SIZE,
+        square: bool = False,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if threshold is not None and num_tokens is not None:
+            raise ConfigError(
+                f"threshold={threshold} and num_tokens={num_tokens} both set the granularity: give one"
+            )
+        if segmenter is None:
+            options = {} if threshold is None else {"threshold": threshold}
+            segmenter = EPOCSegmenter(device=device, **options)
+        elif threshold is not None or device is not None:
+            raise ConfigError(
+                "threshold and device belong to the segmenter when one is given: "
+                f"{type(segmenter).__name__}(threshold=…, device=…)"
+            )
+        self.segmenter = segmenter
+        self.canvas = Canvas(size, square)
+        self.budget = Budget(
+            num_tokens=num_tokens,
+            max_tokens=max_tokens,
+            min_area=min_area,
+            merge=merge,
+            overflow=overflow,
+        )
+        self.order = order
+        self.segment_task()  # an impossible order or count is refused here, not in a worker
+
+    @property
+    def device(self) -> torch.device:
+        """Where the segmenter's model runs; the CPU for segmenters without a model."""
+        model = getattr(self.segmenter, "model", None)
+        return torch.device("cpu") if model is None else model.device
+
+    def to(self, device: str | torch.device) -> SubobjectTokenizer:
+        """Move the segmenter's model, if it has one, and return the tokenizer."""
+        move = getattr(self.segmenter, "to", None)
+        if move is not None:
+            move(device)
+        return self
+
+    def segment_task(
+        self, *, shape_size: int | None = None, max_tokens: int | None = None
+    ) -> SegmentTask:
+        """Everything a worker process needs to cut images: small, picklable, free of torch.
+
+        Parameters
+        ----------
+        shape_size : int, optional
+            Also sample each token's shape on a grid of this side.
+        max_tokens : int, optional
+            A limit below the tokenizer's own, for one image that has less room.
+        """
+        budget = self.budget
+        if max_tokens is not None and (budget.limit is None or max_tokens < budget.limit):
+            name = "max_tokens" if budget.num_tokens is None else "num_tokens"
+            budget = replace(budget, **{name: max_tokens})
+        return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
+
+    @overload
+    def __call__(self, images: list[Any], *, shape_size: int | None = ...) -> list[TokenizedImage]: ...
+    @overload
+    def __call__(self, images: Any, *, shape_size: int | None = ...) -> TokenizedImage: ...
+    def __call__(
+        self, images: Any, *, shape_size: int | None = None
+    ) -> TokenizedImage | list[TokenizedImage]:
+        """Cut one image or a list of images.
+
+        Parameters
+        ----------
+        images : image or list of images
+            Path, bytes, PIL image, array (H, W, 3) or (H, W), tensor (3, H, W); a list may mix sizes.
+        shape_size : int, optional
+            Also give each token's shape on a grid of this side, as ``.shapes`` (N, r, r) bool.
+
+        Returns
+        -------
+        TokenizedImage or list of TokenizedImage
+
+        Raises
+        ------
+        ImageError
+            If a value cannot become an RGB image.
+        """
+        if isinstance(images, list):
+            return self._tokenize(images, shape_size)
+        return self._tokenize([images], shape_size)[0]
+
+    def _tokenize(self, values: Sequence[Any], shape_size: int | None) -> list[TokenizedImage]:
+        sources = [to_rgb(value) for value in values]
+        images = [self.canvas.fit(source) for source in sources]
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        task = self.segment_task(shape_size=shape_size)
+        found: list[TokenizedImage] = []
+        for source, image, size, evidence in zip(
+            sources, images, sizes, self.segmenter.infer(images, sizes), strict=True
+        ):
+            cut = run_task(task, evidence, size, image)
+            found.append(_tokenized(image, cut, evidence, (source.shape[0], source.shape[1])))
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the tokens, as JSON values."""
+        describe = getattr(self.segmenter, "config", None)
+        if describe is None:
+            raise ConfigError(
+                f"{type(self.segmenter).__name__} has no config(): give it one that returns its options "
+                "as JSON values, so that stored tokens can be told apart"
+            )
+        return {
+            "format_version": FORMAT_VERSION,
+            **describe(),
+            "budget": asdict(self.budget),
+            "order": self.order,
+            "canvas": asdict(self.canvas),
+        }
+
+    @property
+    def config_hash(self) -> str:
+        """Sixteen hexadecimal digits that differ when the tokens may differ."""
+        text = json.dumps(self.config(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write configuration and weights to a folder that :meth:`from_pretrained` reads."""
+        folder = Path(folder)
+        config = self.config()
+        if config.get("segmenter") not in SEGMENTERS:
+            raise ConfigError(
+                f"{type(self.segmenter).__name__} is not one of the library's segmenters "
+                f"({', '.join(sorted(SEGMENTERS))}), so from_pretrained could not build it again"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        self.segmenter.save_model(folder)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device | None = None
+    ) -> SubobjectTokenizer:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises
+        ------
+        ConfigError
+            If the folder holds no tokenizer, or one of a newer format.
+        """
+        file = Path(folder) / CONFIG_FILE
+        if not file.is_file():
+            raise ConfigError(f"no tokenizer in {str(folder)!r}: {CONFIG_FILE} is missing")
+        config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if config["format_version"] != FORMAT_VERSION:
+            raise ConfigError(
+                f"{str(file)!r} has format version {config['format_version']}, this version of "
+                f"subtok_data reads {FORMAT_VERSION}"
+            )
+        segmenter = SEGMENTERS[config["segmenter"]].from_config(config, Path(folder), device)
+        return cls(
+            segmenter,
+            order=config["order"],
+            size=config["canvas"]["size"],
+            square=config["canvas"]["square"],
+            **config["budget"],
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"SubobjectTokenizer({type(self.segmenter).__name__}, {self.segmenter.partitioner}, "
+            f"{self.budget}, order={self.order!r}, {self.canvas})"
+        )
+
+
+def _tokenized(
+    image: NDArray[np.uint8],
+    cut: Segmented,
+    evidence: Evidence,
+    source_size: tuple[int, int],
+) -> TokenizedImage:
+    return TokenizedImage(
+        image=image,
+        token_map=cut.token_map,
+        num_tokens=cut.num_tokens,
+        areas=cut.geometry.areas,
+        boxes=cut.geometry.boxes,
+        centers=cut.geometry.centers,
+        boundary_map=evidence.get("boundary_map"),
+        token_fields=dict(cut.token_fields),
+        source_size=source_size,
+        shapes=cut.shapes,
+    )
