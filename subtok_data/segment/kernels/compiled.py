@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -44,7 +47,20 @@ def kernel(function: Function) -> Function:
     42
     """
     try:
-        return cast("Function", numba.njit(cache=True, nogil=True)(function))
+        compiled: Any = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError as error:
         _log.info("%s is compiled anew in every process: %s", function.__qualname__, error)
         return cast("Function", numba.njit(nogil=True)(function))
+    # numba compares only the file of the function itself, but the kernels that it calls are built
+    # into its code: after an upgrade that changes only those, it would go on running the old ones.
+    entry = compiled._cache._cache_file
+    entry._source_stamp = (entry._source_stamp, _all_sources())
+    return cast("Function", compiled)
+
+
+@functools.cache
+def _all_sources() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
