@@ -1,7 +1,7 @@
 """The padded batch: a plain dict of tensors, as ``docs/batch_format.md`` describes it.
 
-Axis letters, here and in every docstring: B samples, I images in placeholder order, N tokens of the image
-with most tokens, H W pixels, L text length.
+Axis letters, here and in every docstring: B samples, I images in placeholder order, N tokens of the
+image with most tokens, H W pixels, L text length.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def pad_tokens(
-    images: Sequence[Segmented], *, pad_to_multiple_of: int = 1
-) -> dict[str, Tensor]:
+def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> dict[str, Tensor]:
     """Stack the tokens of several images into the visual part of a batch.
 
     Parameters
@@ -70,10 +68,10 @@ def pad_tokens(
     -------
     dict of str to Tensor
         ``visual_token_map`` (I, H, W) int16, or int32 when N > 32767, -1 outside the picture;
-        ``map_sizes`` (I, 2) int64; ``num_visual_tokens`` (I,) int64; ``visual_token_mask`` (I, N) bool;
-        ``visual_token_boxes`` (I, N, 4), ``visual_token_centers`` (I, N, 2), ``visual_token_areas``
-        (I, N) float32, as shares of the picture; ``visual_token_shapes`` (I, N, r, r) bool and token
-        fields where the images have them.
+        ``map_sizes`` (I, 2) int64; ``num_visual_tokens`` (I,) int64; ``visual_token_mask`` (I, N)
+        bool; ``visual_token_boxes`` (I, N, 4), ``visual_token_centers`` (I, N, 2),
+        ``visual_token_areas`` (I, N) float32, as shares of the picture; ``visual_token_shapes`` (I,
+        N, r, r) bool and token fields where the images have them.
     """
     counts = np.array([image.num_tokens for image in images], dtype=np.int64)
     sizes = np.array([image.token_map.shape for image in images], dtype=np.int64).reshape(-1, 2)

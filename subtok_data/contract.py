@@ -61,7 +61,8 @@ def validate_batch(
     padding_side : {"right", "left"}, optional
         Where the text is padded.
     placeholder_id : int, optional
-        Id of the placeholder token: then placeholders in each row are counted against visual tokens.
+        Id of the placeholder token: then placeholders in each row are counted against visual
+        tokens.
 
     Raises
     ------
@@ -189,7 +190,8 @@ def _text_problems(
         if "labels" in batch and bool((batch["labels"][mask == 0] != -100).any()):
             yield "'labels' is not -100 on padding"
     if "mm_token_type_ids" in batch and "labels" in batch:
-        if bool((batch["labels"][batch["mm_token_type_ids"] == 1] != -100).any()):
+        on_images = batch["labels"][batch["mm_token_type_ids"] == 1]
+        if bool((on_images != -100).any()):
             yield "'labels' is not -100 on image tokens"
     if placeholder_id is not None and "input_ids" in batch:
         counts = batch["num_visual_tokens"]

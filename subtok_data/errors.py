@@ -1,7 +1,7 @@
 """Exceptions of the library.
 
-Every exception takes one message, so that it survives pickling between processes and the re-raise of
-``torch.utils.data`` workers, which rebuild an exception from a single string.
+Every exception takes one message, so that it survives pickling between processes and the re-raise
+of ``torch.utils.data`` workers, which rebuild an exception from a single string.
 """
 
 from __future__ import annotations

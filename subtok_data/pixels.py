@@ -28,8 +28,9 @@ class PixelConfig:
     Parameters
     ----------
     size : int, (int, int) or None, optional
-        None: the image that was cut into tokens, so pixels and token map share a grid. An integer: longest
-        side, aspect ratio kept. A pair: exactly (height, width), as fixed-size encoders ask.
+        None: the image that was cut into tokens, so pixels and token map share a grid. An integer:
+        longest side, aspect ratio kept. A pair: exactly (height, width), as fixed-size encoders
+        ask.
     multiple : int, optional
         With an integer size, both sides become multiples of this: the encoder's patch size.
     mean, std : three floats, optional
@@ -100,13 +101,14 @@ def _processor_size(processor: Any) -> int | tuple[int, int] | None:
         size = processor.crop_size
     if isinstance(size, int):
         return (size, size)
-    get = size.get if hasattr(size, "get") else lambda name: getattr(size, name, None)
-    if get("height") and get("width"):
-        return (int(get("height")), int(get("width")))
-    if get("longest_edge"):
-        return int(get("longest_edge"))
-    if get("shortest_edge"):
-        return (int(get("shortest_edge")), int(get("shortest_edge")))
+    names = ("height", "width", "longest_edge", "shortest_edge")
+    sides = {name: int(size[name]) for name in names if size.get(name)}
+    if "height" in sides and "width" in sides:
+        return (sides["height"], sides["width"])
+    if "longest_edge" in sides:
+        return sides["longest_edge"]
+    if "shortest_edge" in sides:
+        return (sides["shortest_edge"], sides["shortest_edge"])
     raise ConfigError(
         f"{type(processor).__name__}.size = {size!r} has neither height and width nor an edge; "
         "give pixels=PixelConfig(size=…) instead of image_processor="

@@ -1,9 +1,9 @@
 """Segmenters: what joins evidence from a device with a partition made on the CPU.
 
 Every way of cutting an image into tokens is the same two steps. ``infer`` runs batched, in the main
-process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns them into
-a :class:`~subtok_data.segment.partition.Partition` in worker processes that never import torch. Budget,
-order, batch, loader and benchmarks know only this protocol.
+process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns them
+into a :class:`~subtok_data.segment.partition.Partition` in worker processes that never import
+torch. Budget, order, batch, loader and benchmarks know only this protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.segment.flooding import Backend
 from subtok_data.segment.grid import GridPartitioner
 from subtok_data.segment.partition import Partitioner
-from subtok_data.segment.superpixels import SuperpixelPartitioner
+from subtok_data.segment.superpixels import Method, SuperpixelPartitioner
 from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
 
 __all__ = [
@@ -51,7 +51,9 @@ class Segmenter(Protocol):
     """
 
     @property
-    def partitioner(self) -> Partitioner: ...
+    def partitioner(self) -> Partitioner:
+        """What turns evidence into a partition."""
+        ...
 
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
@@ -80,16 +82,14 @@ class Launch(Protocol):
 
 @runtime_checkable
 class LaunchingSegmenter(Segmenter, Protocol):
-    """A segmenter whose inference runs beside the host: the loader keeps one batch launched ahead."""
+    """A segmenter whose inference runs beside the host."""
 
     @property
     def is_asynchronous(self) -> bool:
         """Whether ``launch`` returns before the work is done."""
         ...
 
-    def launch(
-        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
-    ) -> Launch:
+    def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
         """Start inference and return at once."""
         ...
 
@@ -103,15 +103,15 @@ def _refuse_prompts(segmenter: object, prompts: Sequence[Any] | None) -> None:
 
 
 class EPOCSegmenter:
-    """Boundary model, then seeded watershed: the subobject tokens of EPOC (arXiv 2402.14327, section 3).
+    """Boundary model, then seeded watershed: subobject tokens (EPOC, arXiv 2402.14327, section 3).
 
     Parameters
     ----------
     model : BoundaryModel, str, Path or None, optional
         A model, a folder, or a hub id. None means the packaged weights, loaded at first use.
     threshold : float, optional
-        Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher threshold
-        means fewer seeds and larger tokens. ``DEFAULT_THRESHOLD`` if not given.
+        Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
+        threshold means fewer seeds and larger tokens. ``DEFAULT_THRESHOLD`` if not given.
     backend : {"numba", "skimage"}, optional
         Which flood; the tokens are the same.
     device : str or torch.device, optional
@@ -166,9 +166,7 @@ class EPOCSegmenter:
         _refuse_prompts(self, prompts)
         return [{"boundary_map": boundary} for boundary in self.model.predict(images)]
 
-    def launch(
-        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
-    ) -> Launch:
+    def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
         """Start inference on the model's own stream; see :class:`LaunchingSegmenter`."""
         del sizes
         _refuse_prompts(self, prompts)
@@ -235,7 +233,7 @@ class _HostSegmenter:
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
     ) -> list[Evidence]:
-        """Return ``{"image": (H, W, 3) uint8}`` or nothing for each image; see :class:`Segmenter`."""
+        """Return ``{"image": (H, W, 3) uint8}`` or nothing for each; see :class:`Segmenter`."""
         _refuse_prompts(self, prompts)
         if self.needs_image:
             return [{"image": image} for image in images]
@@ -289,7 +287,8 @@ class SuperpixelSegmenter(_HostSegmenter):
     method : {"slic", "felzenszwalb"}, optional
         Algorithm.
     n_segments : int, optional
-        About how many tokens; the methods do not hit it exactly, ``num_tokens`` of the tokenizer does.
+        About how many tokens; the methods do not hit it exactly, ``num_tokens`` of the tokenizer
+        does.
 
     Examples
     --------
@@ -300,7 +299,7 @@ class SuperpixelSegmenter(_HostSegmenter):
     name: ClassVar[str] = "superpixel"
     needs_image: ClassVar[bool] = True
 
-    def __init__(self, method: str = "slic", *, n_segments: int = 100) -> None:
+    def __init__(self, method: Method = "slic", *, n_segments: int = 100) -> None:
         self.partitioner = SuperpixelPartitioner(method=method, n_segments=n_segments)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""``SubobjectTokenizer``: a segmenter, a budget and an order; one image or a list in, tokens out."""
+"""``SubobjectTokenizer``: a segmenter, a budget and an order; images in, tokens out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,9 +62,7 @@ class Canvas:
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize an (H, W, 3) uint8 image; the result depends on that image alone."""
         height, width = image.shape[:2]
-        target = canvas_size(
-            height, width, self.size, multiple=self.multiple, square=self.square
-        )
+        target = canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)
         return resize(image, target)
 
 
@@ -132,8 +130,8 @@ class SubobjectTokenizer:
     segmenter : Segmenter, optional
         How images are cut; :class:`~subtok_data.EPOCSegmenter` if not given.
     threshold : float, optional
-        Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter`` (give it
-        there) or ``num_tokens``.
+        Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter``
+        (give it there) or ``num_tokens``.
     num_tokens : int, optional
         Exactly this many tokens per image (fewer where an image has not that many minima).
     max_tokens : int, optional
@@ -143,7 +141,8 @@ class SubobjectTokenizer:
     merge : {"balanced", "boundary"}, optional
         Merge cost; see :class:`~subtok_data.segment.budget.Budget`.
     overflow : {"merge", "drop"}, optional
-        ``"drop"`` loses the smallest tokens over ``max_tokens``, as the paper does, for comparison only.
+        ``"drop"`` loses the smallest tokens over ``max_tokens``, as the paper does, for comparison
+        only.
     order : {"area", "raster"}, optional
         Order of the tokens: descending area (the paper's), or centers row by row.
     size : int or None, optional
@@ -180,11 +179,11 @@ class SubobjectTokenizer:
     ) -> None:
         if threshold is not None and num_tokens is not None:
             raise ConfigError(
-                f"threshold={threshold} and num_tokens={num_tokens} both set the granularity: give one"
+                f"threshold={threshold} and num_tokens={num_tokens} both set the granularity: "
+                "give one"
             )
         if segmenter is None:
-            options = {} if threshold is None else {"threshold": threshold}
-            segmenter = EPOCSegmenter(device=device, **options)
+            segmenter = EPOCSegmenter(threshold=threshold, device=device)
         elif threshold is not None or device is not None:
             raise ConfigError(
                 "threshold and device belong to the segmenter when one is given: "
@@ -199,7 +198,7 @@ class SubobjectTokenizer:
             merge=merge,
             overflow=overflow,
         )
-        self.order = order
+        self.order: Order = order
         self.segment_task()  # an impossible order or count is refused here, not in a worker
 
     @property
@@ -233,19 +232,14 @@ class SubobjectTokenizer:
             budget = replace(budget, **{name: max_tokens})
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
-    @overload
-    def __call__(self, images: list[Any], *, shape_size: int | None = ...) -> list[TokenizedImage]: ...
-    @overload
-    def __call__(self, images: Any, *, shape_size: int | None = ...) -> TokenizedImage: ...
-    def __call__(
-        self, images: Any, *, shape_size: int | None = None
-    ) -> TokenizedImage | list[TokenizedImage]:
+    def __call__(self, images: Any, *, shape_size: int | None = None) -> Any:
         """Cut one image or a list of images.
 
         Parameters
         ----------
         images : image or list of images
-            Path, bytes, PIL image, array (H, W, 3) or (H, W), tensor (3, H, W); a list may mix sizes.
+            Path, bytes, PIL image, array (H, W, 3) or (H, W), tensor (3, H, W); a list may mix
+            sizes.
         shape_size : int, optional
             Also give each token's shape on a grid of this side, as ``.shapes`` (N, r, r) bool.
 
@@ -280,7 +274,8 @@ class SubobjectTokenizer:
         describe = getattr(self.segmenter, "config", None)
         if describe is None:
             raise ConfigError(
-                f"{type(self.segmenter).__name__} has no config(): give it one that returns its options "
+                f"{type(self.segmenter).__name__} has no config(): give it one that returns its "
+                "options "
                 "as JSON values, so that stored tokens can be told apart"
             )
         return {

@@ -1,9 +1,9 @@
 """What accelerate wants to know of a loader that it leaves alone.
 
-``Accelerator.prepare`` rebuilds every DataLoader, which would lose look-ahead, unless it is marked as
-prepared; then the loader itself must tell ``GradientState`` where the epoch ends, on the batch that the
-training loop has, not on one that is prepared ahead. Both are private enough in accelerate to live in one
-place.
+``Accelerator.prepare`` rebuilds every DataLoader, which would lose look-ahead, unless it is marked
+as prepared; then the loader itself must tell ``GradientState`` where the epoch ends, on the batch
+that the training loop has, not on one that is prepared ahead. Both are private enough in accelerate
+to live in one place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["AccelerateState"]
 
 
 class AccelerateState(DataLoaderStateMixin):
-    """Makes ``Accelerator.prepare`` keep the loader, and gradient accumulation end with the epoch."""
+    """Makes ``Accelerator.prepare`` keep the loader, and tells it where the epoch ends."""
 
     _is_accelerate_prepared = True
     use_stateful_dataloader = True  # Accelerator.save_state asks for state_dict

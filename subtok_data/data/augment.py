@@ -1,9 +1,9 @@
-"""Live augmentation: transforms v2 on image and stored token map together, keyed by (seed, epoch, index)."""
+"""Live augmentation: image and stored token map together, keyed by (seed, epoch, index)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["augment", "keyed_randomness"]
 
 
 @contextmanager
-def keyed_randomness(*key: int) -> Iterator[None]:
+def keyed_randomness(*key: int) -> Generator[None]:
     """Seed Python's, numpy's and torch's global generators from a key, and restore them afterwards.
 
     The same key gives the same augmentation in any process, for any number of workers.
@@ -46,8 +46,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
         Changed in place and returned.
     transform : callable
         Called as ``transform(image)`` with a ``tv_tensors.Image`` (3, H, W) uint8, or as
-        ``transform(image, mask)`` with a ``tv_tensors.Mask`` (H, W) when the sample has stored tokens.
-        torchvision's transforms v2 do both.
+        ``transform(image, mask)`` with a ``tv_tensors.Mask`` (H, W) when the sample has stored
+        tokens. torchvision's transforms v2 do both.
 
     Raises
     ------
@@ -66,7 +66,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
         moved = np.ascontiguousarray(torch.as_tensor(mask).numpy())
         if moved.shape != sample.images[place].shape[:2]:
             raise ConfigError(
-                f"the transform gave an image of {sample.images[place].shape[:2]} pixels and a token map of "
+                f"the transform gave an image of {sample.images[place].shape[:2]} pixels and a "
+                "token map of "
                 f"{moved.shape}: use transforms that move both, such as torchvision.transforms.v2"
             )
         sample.token_maps[place] = moved

@@ -1,10 +1,10 @@
-"""``SubobjectCollator``: samples in, a padded batch out, or a pending one inside a DataLoader worker."""
+"""``SubobjectCollator``: samples in, a padded batch out; inside workers a pending one."""
 
 from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ __all__ = ["SubobjectCollator", "WorkerHalf"]
 
 @dataclass(frozen=True)
 class WorkerHalf:
-    """The part of collation that runs in DataLoader workers: CPU only, no model, small to pickle."""
+    """The part of collation that runs in DataLoader workers: no model, small to pickle."""
 
     key: str
     canvas: Canvas
@@ -84,8 +84,7 @@ class WorkerHalf:
         """Columns without those that the text was made of."""
         if self.encoder is None or self.columns is not None:
             return columns
-        config = self.encoder.config
-        used = {config.caption, config.prompt, config.answer, config.messages}
+        used = self.encoder.columns
         return {name: value for name, value in columns.items() if name not in used}
 
     def _samples(self, rows: Sequence[Any]) -> tuple[list[Sample], list[Replacement]]:
@@ -113,16 +112,17 @@ class WorkerHalf:
         encoded: dict[int, Any] = {}
         for sample in samples:
             try:
-                encoded[id(sample)] = self.encoder.encode(
-                    sample.columns,
-                    len(sample.images),
+                encoded[id(sample)] = self.encoder.encode(sample.columns, len(sample.images))
+            except (SampleError, ValueError) as error:
+                failed = SampleError(
+                    str(error),
                     index=sample.index if sample.index >= 0 else None,
                     path=_first(sample.paths),
+                    stage="collate",
                 )
-            except SampleError as error:
                 if self.on_error == "raise":
-                    raise
-                found.append(error)
+                    raise failed from error
+                found.append(failed)
                 continue
             found.append(sample)
         kept, replaced = _stand_in(found, samples)
@@ -162,7 +162,8 @@ def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
         return None
     if not all(stored) or len({sample.tokens_hash for sample in samples}) > 1:
         raise ConfigError(
-            "a batch mixes samples with stored tokens and samples without, or of two configurations: "
+            "a batch mixes samples with stored tokens and samples without, or of two "
+            "configurations: "
             "tokenize all datasets of a mixture with the same configuration"
         )
     maps = [token_map for sample in samples for token_map in sample.token_maps or []]
@@ -172,16 +173,18 @@ def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
 class SubobjectCollator:
     """Collate samples into padded batches of subobject tokens.
 
-    Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process it gives
-    a finished ``dict``; inside DataLoader workers a :class:`~subtok_data.data.pending.PendingBatch`, which
-    finishes itself in the main process, where the boundary model is. Workers get no model.
+    Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process
+    it gives a finished ``dict``; inside DataLoader workers a
+    :class:`~subtok_data.data.pending.PendingBatch`, which finishes itself in the main process,
+    where the boundary model is. Workers get no model.
 
     Parameters
     ----------
     tokenizer : SubobjectTokenizer
         How images are cut.
     image_column : str, optional
-        Key of the image in dict rows; rows of a :class:`~subtok_data.SubobjectDataset` know it already.
+        Key of the image in dict rows; rows of a :class:`~subtok_data.SubobjectDataset` know it
+        already.
     text : TextConfig, optional
         Makes ``input_ids`` and ``labels`` with one placeholder per visual token.
     packing : bool, optional
@@ -211,7 +214,8 @@ class SubobjectCollator:
     >>> import numpy as np
     >>> from subtok_data import PatchSegmenter, SubobjectCollator, SubobjectTokenizer
     >>> tokenizer = SubobjectTokenizer(PatchSegmenter(patch_size=32), size=64)
-    >>> batch = SubobjectCollator(tokenizer)([{"image": np.zeros((64, 64, 3), np.uint8), "label": 1}])
+    >>> rows = [{"image": np.zeros((64, 64, 3), np.uint8), "label": 1}]
+    >>> batch = SubobjectCollator(tokenizer)(rows)
     >>> batch["num_visual_tokens"], batch["label"]
     (tensor([4]), tensor([1]))
     """
@@ -287,7 +291,7 @@ class SubobjectCollator:
         return batch
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self) -> Generator[None]:
         """Give pending batches in this thread too: the loader finishes them with look-ahead."""
         self._deferring.on = True
         try:

@@ -17,8 +17,8 @@ __all__ = ["collate_columns", "put_column_row"]
 def collate_columns(rows: Sequence[dict[str, Any]], keep: Sequence[str] | None) -> dict[str, Any]:
     """Collate the columns of several rows.
 
-    Numbers, tensors and arrays are stacked as ``torch.utils.data.default_collate`` does; strings, and what
-    cannot be stacked (None, lists, ragged arrays), stay a list with one entry a row.
+    Numbers, tensors and arrays are stacked as ``torch.utils.data.default_collate`` does; strings,
+    and what cannot be stacked (None, lists, ragged arrays), stay a list with one entry a row.
 
     Parameters
     ----------
@@ -30,14 +30,16 @@ def collate_columns(rows: Sequence[dict[str, Any]], keep: Sequence[str] | None) 
     Raises
     ------
     ConfigError
-        If rows differ in their columns, a column is missing, or a name belongs to the batch contract.
+        If rows differ in their columns, a column is missing, or a name belongs to the batch
+        contract.
     """
     names = list(rows[0]) if keep is None else list(keep)
     collated: dict[str, Any] = {}
     for name in names:
         if name in RESERVED_KEYS:
             raise ConfigError(
-                f"column {name!r} has the name of a key of the batch: rename it, or leave it out with "
+                f"column {name!r} has the name of a key of the batch: rename it, or leave it out "
+                "with "
                 "columns=[…]"
             )
         lacking = [place for place, row in enumerate(rows) if name not in row]

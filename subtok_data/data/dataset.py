@@ -58,7 +58,7 @@ def own_decoding(dataset: Any, image_column: str) -> Any:
     feature = features[image_column]
     if isinstance(feature, datasets.Image) and feature.decode:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
-    inner = getattr(feature, "feature", None)
+    inner: Any = getattr(feature, "feature", None)
     if isinstance(inner, datasets.Image) and inner.decode:
         undecoded = datasets.List(datasets.Image(decode=False))
         return dataset.cast_column(image_column, undecoded)
@@ -71,18 +71,19 @@ class SubobjectDataset(Dataset[Sample]):
     Parameters
     ----------
     dataset : dataset with ``len`` and integer indexing
-        Hugging Face ``Dataset``, torchvision dataset, ``Subset``, ``ConcatDataset``, list … Rows may be
-        dicts, ``(image, label)`` tuples, or images.
+        Hugging Face ``Dataset``, torchvision dataset, ``Subset``, ``ConcatDataset``, list … Rows
+        may be dicts, ``(image, label)`` tuples, or images.
     image_column : str, optional
         Key of the image in dict rows. A column of lists gives several images per sample.
     transform : callable, optional
-        Live augmentation before tokenization, on a ``tv_tensors.Image`` (and ``Mask``); its random numbers
-        are keyed by (seed, epoch, index), so that workers do not change them.
+        Live augmentation before tokenization, on a ``tv_tensors.Image`` (and ``Mask``); its random
+        numbers are keyed by (seed, epoch, index), so that workers do not change them.
     tokens : str or Path, optional
-        Folder written by ``subtok tokenize``: samples then bring their token maps, and need no model.
+        Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
+        model.
     on_error : {"raise", "replace"}, optional
-        What a bad image does: raise a :class:`~subtok_data.errors.SampleError`, or give another sample,
-        chosen by (seed, index), counted and listed.
+        What a bad image does: raise a :class:`~subtok_data.errors.SampleError`, or give another
+        sample, chosen by (seed, index), counted and listed.
     max_pixels : int, optional
         Images with more pixels are refused before they are decoded.
     seed : int, optional
@@ -115,7 +116,8 @@ class SubobjectDataset(Dataset[Sample]):
     ) -> None:
         if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
             raise ConfigError(
-                f"{type(dataset).__name__} has no length or no indexing: use SubobjectIterableDataset "
+                f"{type(dataset).__name__} has no length or no indexing: use "
+                "SubobjectIterableDataset "
                 "for streams"
             )
         self.dataset = own_decoding(dataset, image_column)
@@ -190,7 +192,6 @@ class SubobjectDataset(Dataset[Sample]):
         raise SampleError(
             f"{reason}; and {MAX_REPLACEMENTS} samples tried in its place are bad too", index=index
         )
-
 
     def replacements(self, index: int, reason: str) -> Iterator[Sample]:
         """Good samples that may stand in for a bad one, best first, the same ones every time."""

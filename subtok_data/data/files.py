@@ -47,7 +47,8 @@ class ImageFiles(Dataset[dict[str, Any]]):
             raise ConfigError(f"no folder or file {str(folder)!r}")
         if not names:
             raise ConfigError(
-                f"no image below {str(folder)!r}; known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"no image below {str(folder)!r}; known suffixes: "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         # One array, not a list of strings: forked workers would copy a list page by page.
         self._names = np.array(names, dtype=np.bytes_ if all(map(str.isascii, names)) else np.str_)

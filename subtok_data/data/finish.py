@@ -1,7 +1,7 @@
 """The main-process half of a batch: infer, hand over to the pool, pad.
 
-The loader calls the steps of :class:`BatchFinisher` one at a time, so that they overlap between batches; a
-pending batch that finishes itself calls them in a row. Same steps, same bits.
+The loader calls the steps of :class:`BatchFinisher` one at a time, so that they overlap between
+batches; a pending batch that finishes itself calls them in a row. Same steps, same bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from subtok_data.segment.budget import Budget
 from subtok_data.segment.given import GivenPartitioner
 from subtok_data.segment.task import Segmented, SegmentTask
 from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter
-from subtok_data.text import EncodedText, TextRow, pack_batch
+from subtok_data.text import EncodedText, layout_text
 
 if TYPE_CHECKING:
     from subtok_data.data.collate import WorkerHalf
@@ -88,7 +88,6 @@ class SampleWork:
     token_maps: list[NDArray[Any]] | None
     token_fields: list[dict[str, NDArray[Any]]] | None
     text: EncodedText | None
-    row: TextRow | None = None
     futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
     cut: list[Segmented] = field(default_factory=list[Segmented])
     error: SampleError | None = None
@@ -99,7 +98,9 @@ class SampleWork:
             self.error = self.error or error
         if self.error is None:
             named = SampleError(
-                str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}",
+                str(error)
+                if isinstance(error, SubtokError)
+                else f"{type(error).__name__}: {error}",
                 index=self.index if self.index >= 0 else None,
                 path=self.path,
                 stage=stage,
@@ -149,7 +150,8 @@ class BatchFinisher:
     Attributes
     ----------
     source : ReplacementSource or None
-        Where samples come from that replace failed ones; without it, another sample of the batch is taken.
+        Where samples come from that replace failed ones; without it, another sample of the batch is
+        taken.
     """
 
     def __init__(
@@ -165,7 +167,8 @@ class BatchFinisher:
         if raw.tokens_hash is not None and raw.tokens_hash != self.tokenizer.config_hash:
             raise ConfigError(
                 f"stored tokens have configuration {raw.tokens_hash}, the tokenizer "
-                f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize again"
+                f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize "
+                "again"
             )
         images = iter(raw.images.unpack())
         encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
@@ -223,13 +226,11 @@ class BatchFinisher:
             raise SubtokError(f"inference failed on every image of a batch: {error}") from error
         return found
 
-    def segment(
-        self, work: BatchWork, evidence: Sequence[Evidence], pool: SegmentPool
-    ) -> None:
+    def segment(self, work: BatchWork, evidence: Sequence[Evidence], pool: SegmentPool) -> None:
         """Hand every image to the pool."""
         remaining = iter(evidence)
         for sample in work.samples:
-            limit = self._visual_limit(sample)
+            limit = None if sample.text is None else sample.text.visual_room
             task = self._task(given=sample.token_maps is not None, max_tokens=limit)
             for place, image in enumerate(sample.images):
                 if sample.token_maps is None or sample.token_fields is None:
@@ -243,17 +244,6 @@ class BatchFinisher:
                 if sample.error is None:
                     size = (image.shape[0], image.shape[1])
                     sample.futures.append(pool.submit(task, found, size, image))
-
-    def _visual_limit(self, sample: SampleWork) -> int | None:
-        """How many tokens each image may have beside its text, where the text asks for less."""
-        encoder = self.worker_half.encoder
-        if encoder is None or sample.text is None:
-            return None
-        try:
-            return encoder.max_visual_tokens(sample.text)
-        except SampleError as error:
-            sample.fail(error, "segment")
-            return None
 
     def _task(self, *, given: bool, max_tokens: int | None) -> SegmentTask:
         task = self.tokenizer.segment_task(
@@ -280,12 +270,10 @@ class BatchFinisher:
                 sample.fail(error, error.stage or "segment")
             except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
                 sample.fail(error, "segment")
-        encoder = self.worker_half.encoder
-        if sample.error is None and encoder is not None and sample.text is not None:
-            counts = [cut.num_tokens for cut in sample.cut]
+        if sample.error is None and sample.text is not None:
             try:
-                sample.row = encoder.expand(sample.text, counts, index=sample.index)
-            except SampleError as error:
+                sample.text.check_fits([cut.num_tokens for cut in sample.cut])
+            except ValueError as error:
                 sample.fail(error, "finish")
 
     def _replace(self, work: BatchWork, place: int, error: SampleError) -> None:
@@ -342,15 +330,18 @@ class BatchFinisher:
             for key, value in batch.items()
         }
 
-    def _with_text(
-        self, samples: Sequence[SampleWork], visual: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _with_text(self, samples: Sequence[SampleWork], visual: dict[str, Any]) -> dict[str, Any]:
         encoder = self.worker_half.encoder
         if encoder is None:
             return visual
-        rows = [sample.row for sample in samples if sample.row is not None]
-        batch = {**encoder.batch(rows), **visual}
-        return pack_batch(batch) if self.options.packing else batch
+        return layout_text(
+            encoder,
+            [sample.text for sample in samples if sample.text is not None],
+            [[one.num_tokens for one in sample.cut] for sample in samples],
+            visual,
+            packing=self.options.packing,
+            pad_to_multiple_of=self.options.pad_to_multiple_of,
+        )
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from subtok_data.data.accelerate_state import AccelerateState
 from subtok_data.data.collate import SubobjectCollator
 from subtok_data.data.dataset import SubobjectDataset
-from subtok_data.data.stream import SubobjectIterableDataset
 from subtok_data.data.pipeline import Delivery, run_ahead, run_in_step
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.sampler import BatchPlan, SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.state import LoaderState
 from subtok_data.data.stats import LoaderStats, StatsRecorder
+from subtok_data.data.stream import SubobjectIterableDataset
 from subtok_data.errors import ConfigError
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -32,9 +32,10 @@ __all__ = ["SubobjectLoader"]
 class SubobjectLoader(AccelerateState, DataLoader[Any]):
     """Load batches of subobject tokens, prepared ahead of the training loop.
 
-    Decoding runs in DataLoader workers, the boundary model in the main process beside the training step,
-    cutting in segment workers, and batches come out in order: the same ones for any number of workers,
-    executor and look-ahead. Iterate it like any DataLoader; ``Accelerator.prepare`` keeps it as it is.
+    Decoding runs in DataLoader workers, the boundary model in the main process beside the training
+    step, cutting in segment workers, and batches come out in order: the same ones for any number of
+    workers, executor and look-ahead. Iterate it like any DataLoader; ``Accelerator.prepare`` keeps
+    it as it is.
 
     Parameters
     ----------
@@ -74,8 +75,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     image_column : str, optional
         Key of the image in dict rows.
     timeout_s : float, optional
-        Seconds an image may take to be cut, and a DataLoader worker to answer, before the worker counts
-        as dead.
+        Seconds an image may take to be cut, and a DataLoader worker to answer, before the worker
+        counts as dead.
     max_restarts : int, optional
         Segment workers replaced before the loader gives up.
     **kwargs
@@ -84,8 +85,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
 
     Notes
     -----
-    At most ``prefetch_batches`` batches are between decoding and the user (one more for streams, whose
-    end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared memory.
+    At most ``prefetch_batches`` batches are between decoding and the user (one more for streams,
+    whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared memory.
 
     Examples
     --------
@@ -158,14 +159,14 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         self._recorder = StatsRecorder()
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
-        self._running: Iterator[Delivery] | None = None
+        self._running: Generator[Delivery] | None = None
         self._next_epoch = 0
         self._state = LoaderState()
         self._resume: LoaderState | None = None
 
     # --- iteration ----------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._stop_running()
         state = self._begin()
         total = self._batches_left(state)
@@ -183,7 +184,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
                     yield delivery.batch
                     if self._running is not running:
                         raise RuntimeError(
-                            "this iterator ended because the loader was iterated again or closed; use "
+                            "this iterator ended because the loader was iterated again or "
+                            "closed; use "
                             "one loader for each iteration that goes on at the same time"
                         )
             state.begin(state.epoch + 1)
@@ -210,7 +212,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
             self.batch_sampler.start = state.batches
         return state
 
-    def _deliveries(self, total: int | None) -> Iterator[Delivery]:
+    def _deliveries(self, total: int | None) -> Generator[Delivery]:
         self._check_shared_memory()
         # Made here and not in the feeder: torch watches for dead workers only from the main thread.
         source = super().__iter__()
@@ -246,8 +248,10 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         free = shutil.disk_usage("/dev/shm").free
         if needed > free:
             raise ConfigError(
-                f"/dev/shm has {free / 1e6:.0f} MB free, but {batches} batches of {self.batch_size} "
-                f"images of up to {size}×{size} pixels may need {needed / 1e6:.0f} MB on their way from "
+                f"/dev/shm has {free / 1e6:.0f} MB free, but {batches} batches of "
+                f"{self.batch_size} "
+                f"images of up to {size}×{size} pixels may need {needed / 1e6:.0f} MB on their "
+                "way from "
                 "the workers: enlarge it (docker run --shm-size=…), or lower num_workers, "
                 "prefetch_factor or batch_size"
             )
@@ -273,8 +277,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch that was yielded, as plain values.
 
-        What is prepared ahead is not counted. After the last batch of an epoch it is the beginning of the
-        next one.
+        What is prepared ahead is not counted. After the last batch of an epoch it is the beginning
+        of the next one.
         """
         if self._resume is not None:
             return self._resume.as_dict()
@@ -284,8 +288,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next iteration go on from a position.
 
-        Exact for map-style datasets: batches are skipped by index, without decoding or inference. For
-        streams see :class:`~subtok_data.SubobjectIterableDataset`.
+        Exact for map-style datasets: batches are skipped by index, without decoding or inference.
+        For streams see :class:`~subtok_data.SubobjectIterableDataset`.
 
         Raises
         ------
@@ -312,7 +316,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         rank, world = rank_and_world_size()
         streaming = isinstance(self.dataset, IterableDataset)
         return {
-            "samples": None if streaming else len(self.dataset),
+            "samples": None if streaming else self.total_dataset_length,
             "batch_size": self.batch_size,
             "world_size": world,
             "rank": rank if streaming else None,
@@ -329,7 +333,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
             return -1
         if not isinstance(sampler, SubobjectBatchSampler) or sampler.is_grouped:
             return -1
-        return len(self.dataset) % self.total_batch_size
+        return self.total_dataset_length % self.total_batch_size
 
     @property
     def _drops_last(self) -> bool:
@@ -343,10 +347,13 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     @property
     def total_dataset_length(self) -> int:
         """Samples of all ranks."""
-        return len(self.dataset)
+        dataset: Any = self.dataset
+        return len(dataset)
 
     @property
-    def batch_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def batch_size(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> int | None:
         """Samples per batch and rank."""
         # DataLoader sets None when it is given a batch sampler; frameworks need the number.
         sampler = self.__dict__.get("batch_sampler")
@@ -378,7 +385,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     def _stop_running(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.close()  # pyright: ignore[reportAttributeAccessIssue]
+            running.close()
 
     def _end_dataloader_workers(self) -> None:
         iterator: Any = self._iterator
@@ -415,7 +422,8 @@ def _make_collator(
         )
     if not isinstance(collator, SubobjectCollator):
         raise ConfigError(
-            f"collate_fn is a {type(collator).__name__}: SubobjectLoader works with a SubobjectCollator; "
+            f"collate_fn is a {type(collator).__name__}: SubobjectLoader works with a "
+            "SubobjectCollator; "
             "use a plain DataLoader for other collate functions"
         )
     if tokenizer is not None and tokenizer is not collator.tokenizer:

@@ -1,9 +1,9 @@
 """``PendingBatch``: what a DataLoader worker hands over, finished in the main process.
 
-Workers decode and resize; they never touch a device and never cut images. What leaves them is a mapping
-that finishes itself on first access or on ``.to(device)``, in the main process. So a loader that a
-framework rebuilt around our ``collate_fn`` gives the same batches, only without look-ahead, and batches
-that are skipped at resume cost no inference.
+Workers decode and resize; they never touch a device and never cut images. What leaves them is a
+mapping that finishes itself on first access or on ``.to(device)``, in the main process. So a loader
+that a framework rebuilt around our ``collate_fn`` gives the same batches, only without look-ahead,
+and batches that are skipped at resume cost no inference.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ class StreamPosition:
 class RawBatch:
     """Decoded images and collated columns of B samples: what travels from worker to main process.
 
-    ``images`` are on the grid that is cut into tokens, ``encoder_images`` on the encoder's grid where that
-    is another. Per-sample lists are in batch order; images are in order of their samples.
+    ``images`` are on the grid that is cut into tokens, ``encoder_images`` on the encoder's grid
+    where that is another. Per-sample lists are in batch order; images are in order of their
+    samples.
     """
 
     images: RawImages
@@ -154,8 +155,8 @@ class PendingBatch(MutableMapping[str, Any]):
 
     Notes
     -----
-    ``.to(device)`` gives a plain dict. ``.pin_memory()`` pins the raw buffers and finishes nothing, since
-    it runs in the pinning thread.
+    ``.to(device)`` gives a plain dict. ``.pin_memory()`` pins the raw buffers and finishes nothing,
+    since it runs in the pinning thread.
     """
 
     def __init__(
@@ -188,14 +189,17 @@ class PendingBatch(MutableMapping[str, Any]):
         if self._finished is None:
             if torch.utils.data.get_worker_info() is not None:
                 raise SubtokError(
-                    "a PendingBatch was read inside a DataLoader worker; it is finished in the main "
+                    "a PendingBatch was read inside a DataLoader worker; it is finished in the "
+                    "main "
                     "process. Move what reads it out of the worker, behind the DataLoader"
                 )
             collator = COLLATORS.get(self.collator_key or "")
             if collator is None or self.raw is None:
                 raise SubtokError(
-                    "the SubobjectCollator of this batch no longer exists in this process: keep it (or "
-                    "its DataLoader) alive while batches are read, and do not send pending batches to "
+                    "the SubobjectCollator of this batch no longer exists in this process: keep "
+                    "it (or "
+                    "its DataLoader) alive while batches are read, and do not send pending "
+                    "batches to "
                     "other processes"
                 )
             self._finished = collator.finish(self.raw, device)

@@ -4,10 +4,10 @@
                            launch inference   wait for it,              wait for the cuts,
                                               submit to the pool        pad, give away
 
-Order comes from the FIFO. Memory is bounded by permits: a batch takes one before it is pulled from the
-DataLoader and gives it back when the user gets it. The feeder launches batch t + 1 while the collector
-waits for batch t, so an asynchronous device always has work; a synchronous model simply runs in the feeder,
-beside the training step.
+Order comes from the FIFO. Memory is bounded by permits: a batch takes one before it is pulled from
+the DataLoader and gives it back when the user gets it. The feeder launches batch t + 1 while the
+collector waits for batch t, so an asynchronous device always has work; a synchronous model simply
+runs in the feeder, beside the training step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -76,13 +76,15 @@ def _raw_batches(
             except RuntimeError as error:
                 if "DataLoader" in str(error) and "worker" in str(error):
                     raise WorkerCrashError(
-                        f"a DataLoader worker died or did not answer: {error}. If memory ran out, use "
+                        f"a DataLoader worker died or did not answer: {error}. If memory ran "
+                        "out, use "
                         "fewer num_workers; num_workers=0 shows the error in this process"
                     ) from error
                 raise
         if not isinstance(pending, PendingBatch):
             raise SubtokError(
-                f"the loader's collate_fn gave a {type(pending).__name__}; SubobjectLoader needs its "
+                f"the loader's collate_fn gave a {type(pending).__name__}; SubobjectLoader needs "
+                "its "
                 "own SubobjectCollator: give options to SubobjectLoader, not collate_fn="
             )
         if pending.raw is not None:
@@ -126,11 +128,11 @@ def run_in_step(
     device: torch.device | None,
     stats: StatsRecorder,
     total: int | None,
-) -> Iterator[Delivery]:
+) -> Generator[Delivery]:
     """Give batches without look-ahead: every stage in this thread, one after the other.
 
-    Where the number of batches is not known (``total`` None), one more is decoded: it tells whether the
-    batch before it is the last.
+    Where the number of batches is not known (``total`` None), one more is decoded: it tells whether
+    the batch before it is the last.
     """
     batches = _raw_batches(source, collator, stats)
     raw, number = next(batches, None), 0
@@ -165,11 +167,11 @@ def run_ahead(
     stats: StatsRecorder,
     depth: int,
     total: int | None,
-) -> Iterator[Delivery]:
+) -> Generator[Delivery]:
     """Give batches in order, preparing up to ``depth`` of them beside the caller.
 
-    Where the number of batches is not known (``total`` None), one more is prepared: it tells whether the
-    batch before it is the last.
+    Where the number of batches is not known (``total`` None), one more is prepared: it tells
+    whether the batch before it is the last.
     """
     threads = _Threads(source, collator, pool, stats, depth + (total is None))
     try:
@@ -184,7 +186,7 @@ def _deliver(
     device: torch.device | None,
     stats: StatsRecorder,
     total: int | None,
-) -> Iterator[Delivery]:
+) -> Generator[Delivery]:
     following: Any = None
     number = 0
     while True:

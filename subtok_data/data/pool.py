@@ -1,14 +1,15 @@
-"""``SegmentPool``: where images are cut. One interface, three executors, the same bits from each."""
+"""``SegmentPool``: where images are cut. Three executors, the same bits from each."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +30,28 @@ __all__ = [
 EXECUTORS = ("process", "thread", "inline")
 
 
-class SegmentPool(Protocol):
+class SegmentPool(ABC):
     """Cuts images, in the caller's thread, in threads, or in processes.
 
     Attributes
     ----------
     workers : int
         How many images are cut at once.
-    busy_s : float
-        Seconds spent cutting so far, summed over workers.
-    restarts : int
-        Workers replaced after they died.
     """
 
     workers: int
-    busy_s: float
-    restarts: int
 
+    @property
+    @abstractmethod
+    def busy_s(self) -> float:
+        """Seconds spent cutting so far, summed over workers."""
+
+    @property
+    @abstractmethod
+    def restarts(self) -> int:
+        """Workers replaced after they died."""
+
+    @abstractmethod
     def submit(
         self,
         task: SegmentTask,
@@ -69,28 +75,31 @@ class SegmentPool(Protocol):
         Returns
         -------
         Future of Segmented
-            Fails with what the task raised, with :class:`~subtok_data.errors.SampleError` for an image
-            that killed its worker twice, or :class:`~subtok_data.errors.WorkerCrashError`.
+            Fails with what the task raised, with :class:`~subtok_data.errors.SampleError` for an
+            image that killed its worker twice, or :class:`~subtok_data.errors.WorkerCrashError`.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End all workers and wait for them; twice does no harm."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def default_segment_workers() -> int:
-    """Cores of this process, divided by the processes that share the machine, less one to train on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores of this process, shared among the ranks of the machine, less one to train on."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, cores // max(1, sharing) - 1)
 
@@ -131,14 +140,23 @@ def make_pool(
     return ProcessSegmentPool(count, timeout_s=timeout_s, max_restarts=max_restarts)
 
 
-class _Pool:
-    """What the pools share: counting and closing."""
+class _LocalPool(SegmentPool):
+    """Pools inside this process: nobody dies alone, so nobody is replaced."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.busy_s = 0.0
-        self.restarts = 0
+        self._busy_s = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent cutting so far, summed over workers."""
+        return self._busy_s
+
+    @property
+    def restarts(self) -> int:
+        """Always 0."""
+        return 0
 
     def _timed(self, cut: Callable[[], Segmented]) -> Segmented:
         started = time.perf_counter()
@@ -146,19 +164,13 @@ class _Pool:
             return cut()
         finally:
             with self._lock:
-                self.busy_s += time.perf_counter() - started
+                self._busy_s += time.perf_counter() - started
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-
-class InlineSegmentPool(_Pool):
+class InlineSegmentPool(_LocalPool):
     """Cut images where they are submitted: no threads, no processes; the first debugging tool."""
 
     def __init__(self) -> None:
@@ -180,7 +192,7 @@ class InlineSegmentPool(_Pool):
         return future
 
 
-class ThreadSegmentPool(_Pool):
+class ThreadSegmentPool(_LocalPool):
     """Cut images in threads: the kernels release the GIL."""
 
     def __init__(self, workers: int) -> None:
@@ -195,9 +207,7 @@ class ThreadSegmentPool(_Pool):
         image: NDArray[np.uint8] | None = None,
     ) -> Future[Segmented]:
         """See :class:`SegmentPool`."""
-        return self._executor.submit(
-            self._timed, lambda: run_task(task, evidence, size, image)
-        )
+        return self._executor.submit(self._timed, lambda: run_task(task, evidence, size, image))
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""

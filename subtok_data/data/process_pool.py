@@ -1,13 +1,14 @@
 """Segment workers as processes of our own: who died, and over which image, is always known.
 
-``concurrent.futures`` and ``multiprocessing`` pools cannot say which task a dead worker was at, start
-workers that import the user's ``__main__``, and lose every task when one worker dies. Here each worker has
-a socket and a few shared-memory slots, one thread of the main process deals out tasks and collects results,
-and a dead or silent worker is replaced while the others go on.
+``concurrent.futures`` and ``multiprocessing`` pools cannot say which task a dead worker was at,
+start workers that import the user's ``__main__``, and lose every task when one worker dies. Here
+each worker has a socket and a few shared-memory slots, one thread of the main process deals out
+tasks and collects results, and a dead or silent worker is replaced while the others go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing.connection
 import os
@@ -22,12 +23,12 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.data.pool import SegmentPool
 from subtok_data.errors import ConfigError, SampleError, WorkerCrashError
 from subtok_data.segment.task import Segmented, SegmentTask
 from subtok_data.segment.transport import Slot, allocate_slot
@@ -165,10 +166,9 @@ class _Dealer:
         self.thread.join()
 
     def _wake(self) -> None:
-        try:
+        # Fails when a wake-up is waiting already, or the thread is gone.
+        with contextlib.suppress(OSError):
             self._wake_write.send(b"w")
-        except (BlockingIOError, OSError):
-            pass  # a wake-up is waiting already, or the thread is gone
 
     def _run(self) -> None:
         try:
@@ -229,11 +229,9 @@ class _Dealer:
         self._kill_silent()
 
     def _drain_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while self._wake_read.recv(4096):
                 pass
-        except BlockingIOError:
-            pass
 
     def _deliver(self, job: _Job, value: Any, seconds: float) -> None:
         self.busy_s += seconds
@@ -278,7 +276,8 @@ class _Dealer:
                 again.remove(blamed)
                 blamed.future.set_exception(
                     SampleError(
-                        f"an image of {blamed.size[0]}×{blamed.size[1]} pixels ended its segment worker "
+                        f"an image of {blamed.size[0]}×{blamed.size[1]} pixels ended its segment "
+                        "worker "
                         f"twice: the worker {reason}",
                         stage="segment",
                     )
@@ -289,7 +288,8 @@ class _Dealer:
         if self.restarts > self.max_restarts:
             self._break(
                 f"{self.restarts} segment workers were lost, {self.max_restarts} may be replaced "
-                f"(max_restarts); the last one {reason}. See its messages above; if memory ran out, use "
+                f"(max_restarts); the last one {reason}. See its messages above; if memory ran "
+                "out, use "
                 "fewer segment_workers; executor='inline' shows the error in this process"
             )
             return
@@ -335,7 +335,7 @@ def _close_in_owner(dealer: _Dealer, owner: int) -> None:
         dealer.close()
 
 
-class ProcessSegmentPool:
+class ProcessSegmentPool(SegmentPool):
     """Cut images in worker processes that import no torch.
 
     Parameters
@@ -364,7 +364,8 @@ class ProcessSegmentPool:
             raise ConfigError("executor='process' needs a POSIX system; use executor='thread'")
         if timeout_s <= 0 or max_restarts < 0:
             raise ConfigError(
-                f"timeout_s={timeout_s}, max_restarts={max_restarts}: give more than 0 s, and 0 or more"
+                f"timeout_s={timeout_s}, max_restarts={max_restarts}: give more than 0 s, and 0 "
+                "or more"
             )
         self.workers = workers
         self._dealer = _Dealer(workers, timeout_s, max_restarts)
@@ -403,14 +404,3 @@ class ProcessSegmentPool:
     def close(self) -> None:
         """See :class:`~subtok_data.data.pool.SegmentPool`."""
         self._closer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -1,8 +1,8 @@
 """One stored token map: a compressed, lossless record of a few kilobytes.
 
-A record is a JSON header line and a deflated payload. Labels repeat down the columns, so each row is
-stored as its XOR with the row above: nearly all zeros, which deflate packs about forty times smaller than
-the map.
+A record is a JSON header line and a deflated payload. Labels repeat down the columns, so each row
+is stored as its XOR with the row above: nearly all zeros, which deflate packs about forty times
+smaller than the map.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def decode_record(record: bytes) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]
             offset += fields[name].nbytes
     except (ValueError, KeyError, zlib.error) as error:
         raise SubtokError(
-            f"a stored token map of {len(record)} bytes is damaged ({error}); delete its shard and run "
+            f"a stored token map of {len(record)} bytes is damaged ({error}); delete its shard "
+            "and run "
             "`subtok tokenize` again: it makes only what is missing"
         ) from error
     return token_map, fields

@@ -1,7 +1,8 @@
 """Which samples form which batch: shuffled, sharded over ranks, by length if lengths are known.
 
-A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank takes its
-part: so ranks agree on the number of batches by construction, and a position in the epoch is one number.
+A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank
+takes its part: so ranks agree on the number of batches by construction, and a position in the epoch
+is one number.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from subtok_data.errors import ConfigError
 __all__ = ["BatchPlan", "SubobjectBatchSampler", "rank_and_world_size"]
 
 _WINDOW = 50
-"""Batches of each rank that are sorted by length together: long enough to help, short enough to mix."""
+"""Batches of each rank sorted by length together: long enough to help, short enough to mix."""
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Rank of this process and number of processes, as torch.distributed tells them; (0, 1) without."""
+    """Rank and number of processes, as torch.distributed tells them; (0, 1) without."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -35,8 +36,8 @@ def rank_and_world_size() -> tuple[int, int]:
 class BatchPlan:
     """How samples are grouped, where their lengths are known.
 
-    Token counts are known only after segmentation, so grouping by length needs a column from an earlier
-    pass: ``StoredTokens(folder).lengths()``, or a column of your own.
+    Token counts are known only after segmentation, so grouping by length needs a column from an
+    earlier pass: ``StoredTokens(folder).lengths()``, or a column of your own.
 
     Parameters
     ----------
@@ -62,15 +63,18 @@ class BatchPlan:
         grouped = self.by_length or self.max_batch_length is not None
         if grouped and self.lengths is None:
             raise ConfigError(
-                "batches by length need lengths: token counts are known only after segmentation. Store "
-                "tokens once (`subtok tokenize`) and give lengths=StoredTokens(folder).lengths(), or give "
+                "batches by length need lengths: token counts are known only after segmentation. "
+                "Store "
+                "tokens once (`subtok tokenize`) and give "
+                "lengths=StoredTokens(folder).lengths(), or give "
                 "a length column of your own"
             )
         if self.max_batch_length is not None and self.lengths is not None:
             longest = int(np.max(np.asarray(self.lengths), initial=0))
             if longest > self.max_batch_length:
                 raise ConfigError(
-                    f"max_batch_length={self.max_batch_length} is below the longest sample ({longest}): "
+                    f"max_batch_length={self.max_batch_length} is below the longest sample "
+                    f"({longest}): "
                     "raise it, or tokenize with max_tokens"
                 )
 
@@ -81,8 +85,8 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     Parameters
     ----------
     sampler : int or sampler
-        Number of samples, which are then shuffled and sharded here; or a sampler that a framework made,
-        which is taken as it is: it shards for itself.
+        Number of samples, which are then shuffled and sharded here; or a sampler that a framework
+        made, which is taken as it is: it shards for itself.
     batch_size : int
         Samples per batch and rank.
     drop_last : bool, optional
@@ -103,9 +107,9 @@ class SubobjectBatchSampler(Sampler[list[int]]):
 
     Notes
     -----
-    Without ``drop_last``, several ranks get equally many full batches: indices from the beginning of the
-    order fill the last ones, as accelerate's ``BatchSamplerShard`` does, whose ``gather_for_metrics``
-    removes them again. A single process gets a short last batch.
+    Without ``drop_last``, several ranks get equally many full batches: indices from the beginning
+    of the order fill the last ones, as accelerate's ``BatchSamplerShard`` does, whose
+    ``gather_for_metrics`` removes them again. A single process gets a short last batch.
 
     Examples
     --------
@@ -115,7 +119,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        sampler: int | Sampler[int] | Any,
+        sampler: Any,
         batch_size: int = 1,
         drop_last: bool = False,
         *,
@@ -134,14 +138,13 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         self.epoch = 0
         self.start = 0
         self.even_batches = True  # accelerate's join_uneven_inputs sets it
-        if isinstance(sampler, int) and self.plan.lengths is not None:
-            if len(self.plan.lengths) != sampler:
-                raise ConfigError(
-                    f"{len(self.plan.lengths)} lengths for {sampler} samples: give one per sample"
-                )
+        lengths = self.plan.lengths
+        if isinstance(sampler, int) and lengths is not None and len(lengths) != sampler:
+            raise ConfigError(f"{len(lengths)} lengths for {sampler} samples: give one per sample")
         if not isinstance(sampler, int) and self.is_grouped:
             raise ConfigError(
-                "batches by length are planned for all ranks at once: leave the sampler to the loader"
+                "batches by length are planned for all ranks at once: leave the sampler to the "
+                "loader"
             )
 
     @property
@@ -230,15 +233,14 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         elif whole < len(batches):
             missing = -len(batches) % world
             batches += [batches[place % len(batches)] for place in range(missing)]
-        # Ranks work on similar lengths at a time, so steps of ranks stay together; only their order mixes.
+        # Ranks work on similar lengths at a time, so steps of ranks stay together; only their order
+        # mixes.
         steps = [batches[at : at + world] for at in range(0, len(batches), world)]
         if self.shuffle:
             random.shuffle(steps)  # pyright: ignore[reportArgumentType]
         return [batch for step in steps for batch in step]
 
-    def _cut(
-        self, part: NDArray[np.int64], lengths: NDArray[Any]
-    ) -> list[NDArray[np.int64]]:
+    def _cut(self, part: NDArray[np.int64], lengths: NDArray[Any]) -> list[NDArray[np.int64]]:
         limit = self.plan.max_batch_length
         batches: list[NDArray[np.int64]] = []
         begin, longest = 0, 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class LoaderStats:
 
     @property
     def bottleneck(self) -> str:
-        """Which stage limits the speed: "training step", "decode", "infer", "segment" or "finish"."""
+        """What limits: "training step", "decode", "infer", "segment" or "finish"."""
         if not self.batches or self.consumer_wait_s < 0.05 * self.elapsed_s:
             return "training step"
         shares = {
@@ -118,9 +119,11 @@ class LoaderStats:
 _ADVICE = {
     "training step": "The loader keeps up; nothing to change here.",
     "decode": "Raise num_workers, or store smaller images.",
-    "infer": "Use a GPU, a smaller size, or larger batches; or store tokens once with `subtok tokenize`.",
+    "infer": "Use a GPU, a smaller size, or larger batches; or store tokens once with `subtok "
+    "tokenize`.",
     "segment": "Raise segment_workers, or use a smaller size.",
-    "finish": "Use a smaller pixel size, or pixels=PixelConfig(dtype='uint8') and normalise on the device.",
+    "finish": "Use a smaller pixel size, or pixels=PixelConfig(dtype='uint8') and normalise on "
+    "the device.",
 }
 
 
@@ -145,7 +148,7 @@ class StatsRecorder:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Generator[None]:
         """Add the time inside to a stage."""
         started = time.perf_counter()
         try:
@@ -185,7 +188,7 @@ class StatsRecorder:
         seconds = self.seconds
         names = [
             f"{low}" if high == low + 1 else f"{low}–{high - 1}" if high < 1 << 30 else f"{low}+"
-            for low, high in zip(_HISTOGRAM[:-1], _HISTOGRAM[1:], strict=True)
+            for low, high in pairwise(_HISTOGRAM)
         ]
         return LoaderStats(
             batches=self.batches,

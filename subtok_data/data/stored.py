@@ -1,8 +1,8 @@
-"""Tokens on disk: Arrow shards of compressed records, an index, and the configuration that made them.
+"""Tokens on disk: Arrow shards of compressed records, an index, and what made them.
 
-A folder holds ``tokens.json`` (format version, configuration, its hash), ``tokens-00000.arrow`` … (one row
-per dataset row, in order; a shard appears whole or not at all, so an interrupted run goes on where it
-stopped) and ``index.parquet`` (counts, sizes and errors without the records).
+A folder holds ``tokens.json`` (format version, configuration, its hash), ``tokens-00000.arrow`` …
+(one row per dataset row, in order; a shard appears whole or not at all, so an interrupted run goes
+on where it stopped) and ``index.parquet`` (counts, sizes and errors without the records).
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ class StoredTokens:
         meta = json.loads(file.read_text(encoding="utf-8"))
         if meta["store_version"] != STORE_VERSION:
             raise ConfigError(
-                f"tokens in {str(folder)!r} have format version {meta['store_version']}, this version "
+                f"tokens in {str(folder)!r} have format version {meta['store_version']}, this "
+                "version "
                 f"of subtok_data reads {STORE_VERSION}: make them again"
             )
         self.config_hash: str = meta["config_hash"]

@@ -27,9 +27,9 @@ __all__ = ["SubobjectIterableDataset"]
 class _Place:
     """Where one worker's stream stands.
 
-    ``state`` is what the wrapped dataset gave after ``base`` rows, ``rows`` how many rows were read since,
-    and ``given`` how many samples of the rows after these were given already (a bad row and its
-    replacement share one good row, and a batch may end between them).
+    ``state`` is what the wrapped dataset gave after ``base`` rows, ``rows`` how many rows were read
+    since, and ``given`` how many samples of the rows after these were given already (a bad row and
+    its replacement share one good row, and a batch may end between them).
     """
 
     state: Any = None
@@ -47,15 +47,15 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         Hugging Face ``IterableDataset``, a torch ``IterableDataset`` that shards itself, or any
         re-iterable object, which is shared out over ranks and workers by position.
     image_column, transform, on_error, max_pixels, seed
-        As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good sample of
-        the stream stands in for a bad one.
+        As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
+        sample of the stream stands in for a bad one.
 
     Notes
     -----
-    Under :class:`~subtok_data.SubobjectLoader` every sample comes once over all ranks and workers, and a
-    resumed stream goes on exactly where it stood if the source is not shuffled through a buffer and the
-    number of workers is the same. Ranks may get different numbers of batches: a stream does not know
-    its length.
+    Under :class:`~subtok_data.SubobjectLoader` every sample comes once over all ranks and workers,
+    and a resumed stream goes on exactly where it stood if the source is not shuffled through a
+    buffer and the number of workers is the same. Ranks may get different numbers of batches: a
+    stream does not know its length.
 
     Examples
     --------
@@ -75,7 +75,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         seed: int = 0,
     ) -> None:
-        if not isinstance(dataset, Iterable):
+        if not hasattr(dataset, "__iter__"):
             raise ConfigError(f"{type(dataset).__name__} cannot be iterated")
         self.dataset: Any = own_decoding(dataset, image_column)
         self.image_column = image_column
@@ -102,7 +102,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             forward(epoch)
 
     def prepare(self, batch_size: int, ranks: tuple[int, int], state: LoaderState) -> None:
-        """Tell the stream its rank, and where to go on; called by the loader before workers start."""
+        """Tell the stream its rank, and where to go on, before workers start."""
         self._batch_size = batch_size
         self._resume = replace(state) if state.batches else None
         if self._split:
@@ -122,8 +122,10 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         while examples is not None:
             if "BufferShuffled" in type(examples).__name__:
                 warnings.warn(
-                    "the stream is shuffled through a buffer, whose content is lost at resume: samples "
-                    "that were in it are left out, and the order differs from the uninterrupted run",
+                    "the stream is shuffled through a buffer, whose content is lost at resume: "
+                    "samples "
+                    "that were in it are left out, and the order differs from the uninterrupted "
+                    "run",
                     stacklevel=3,
                 )
                 return
@@ -143,9 +145,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             sample.position = StreamPosition(number, (at.state, at.base, at.rows, at.given))
             yield sample
 
-    def _samples(
-        self, number: int, workers: int, start: _Place
-    ) -> Iterator[tuple[Sample, _Place]]:
+    def _samples(self, number: int, workers: int, start: _Place) -> Iterator[tuple[Sample, _Place]]:
         """Samples with the place after each."""
         state, base, rows, since = start.state, start.base, start.rows, 0
         skip_given = start.given
@@ -181,9 +181,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 raise SampleError(f"the stream has no good sample; the first: {error}")
             yield _stand_in(last, error), _Place(state, base, rows, given)
 
-    def _rows(
-        self, number: int, workers: int, start: _Place
-    ) -> Iterator[tuple[int, Any]]:
+    def _rows(self, number: int, workers: int, start: _Place) -> Iterator[tuple[int, Any]]:
         """Rows of this rank and worker, from a place on, with a number that no other row has."""
         if start.state is not None:
             self.dataset.load_state_dict(start.state)

@@ -15,8 +15,8 @@ __all__ = ["GivenPartitioner"]
 class GivenPartitioner:
     """Take ``evidence["token_map"]`` as the partition, numbered anew without gaps.
 
-    A crop or a flip of a token map leaves numbers out and areas changed; the order of the task then puts
-    what is left in order. Entries ``field_<name>`` are values per old token and follow along.
+    A crop or a flip of a token map leaves numbers out and areas changed; the order of the task then
+    puts what is left in order. Entries ``field_<name>`` are values per old token and follow along.
 
     Examples
     --------

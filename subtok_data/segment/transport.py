@@ -1,8 +1,8 @@
 """Shared memory between the main process and segment workers.
 
-A slot is anonymous memory that both sides map: it has no name, so nothing is left behind in ``/dev/shm``
-even if every process is killed, and the size limit that containers put on ``/dev/shm`` does not apply.
-The main process writes the evidence into it, the worker puts the token map behind.
+A slot is anonymous memory that both sides map: it has no name, so nothing is left behind in
+``/dev/shm`` even if every process is killed, and the size limit that containers put on ``/dev/shm``
+does not apply. The main process writes the evidence into it, the worker puts the token map behind.
 """
 
 from __future__ import annotations

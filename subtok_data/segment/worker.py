@@ -1,8 +1,8 @@
 """Entry point of a segment worker process.
 
 Started as its own interpreter, not through ``multiprocessing``: so it never imports the user's
-``__main__`` (which would bring torch in, and fails for notebooks, standard input, and scripts without a
-main guard), and it starts with numpy and numba only.
+``__main__`` (which would bring torch in, and fails for notebooks, standard input, and scripts
+without a main guard), and it starts with numpy and numba only.
 """
 
 from __future__ import annotations
