@@ -1,0 +1,87 @@
+"""The command ``subtok``: parsers here, each command in a module of its own.
+
+Modules of this package import only the standard library at the top, so that ``subtok --help``
+answers at once; a command imports what it needs when it runs.
+
+Exit codes: 0 all went well; 1 something failed, an image for instance; 2 the command cannot be run
+as given; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from subtok_data.errors import ConfigError, SubtokError
+
+__all__ = ["build_parser", "main"]
+
+_EPILOG = """\
+exit codes:
+  0  all went well
+  1  something failed, an image for instance; the message says what
+  2  the command cannot be run as given
+
+examples:
+  subtok demo                              pictures and timings of four photos
+  subtok tokenize photos/ --out tokens/    store the tokens of a folder of images
+  subtok COMMAND --help                    options and examples of one command
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        Parsed arguments have ``run``, a function from arguments to exit code.
+    """
+    from subtok_data import __version__
+    from subtok_data.cli import bench, demo, tokenize
+
+    parser = argparse.ArgumentParser(
+        prog="subtok",
+        description="Cut images into subobject tokens, look at them, store them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"subtok-data {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo.add_parser(commands)
+    tokenize.add_parser(commands)
+    bench.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program name; those of this process by default.
+
+    Returns
+    -------
+    int
+        Exit code, see the module.
+
+    Examples
+    --------
+    >>> main(["tokenize", "no-such-folder", "--out", "tokens"])
+    2
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"subtok: {error}", file=sys.stderr)
+        return 2
+    except SubtokError as error:
+        print(f"subtok: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("subtok: interrupted", file=sys.stderr)
+        return 130

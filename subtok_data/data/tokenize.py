@@ -1,0 +1,314 @@
+"""``tokenize_dataset``: cut every image of a dataset once, and store the tokens.
+
+Decoding runs in DataLoader workers, the boundary model here, cutting in a segment pool; the three
+overlap. Batches start anew at each shard, so that a resumed run gives the model the same batches,
+and so the same bits, as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from subtok_data.data.dataset import SubobjectDataset
+from subtok_data.data.pool import SegmentPool, make_pool
+from subtok_data.data.stored import StoredRow, TokenWriter
+from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.segment.task import Segmented
+from subtok_data.segmenters import Evidence
+from subtok_data.tokenizer import Canvas, SubobjectTokenizer
+
+__all__ = ["FailedRow", "TokenizeReport", "tokenize_dataset"]
+
+_AHEAD = 3  # batches whose images may wait in the segment pool
+
+
+@dataclass(frozen=True)
+class FailedRow:
+    """A row of the dataset that has no tokens."""
+
+    index: int
+    path: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What :func:`tokenize_dataset` did.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the tokens are.
+    rows : int
+        Rows of the dataset.
+    rows_done_before : int
+        Rows that an earlier run had stored already.
+    images, tokens : int
+        Cut in this run.
+    seconds : float
+        Wall time of this run.
+    bytes : int
+        Size of the folder.
+    config_hash : str
+        Hash of the tokenizer's configuration.
+    failed : tuple of FailedRow
+        Rows without tokens, those of earlier runs included.
+    """
+
+    folder: Path
+    rows: int
+    rows_done_before: int
+    images: int
+    tokens: int
+    seconds: float
+    bytes: int
+    config_hash: str
+    failed: tuple[FailedRow, ...]
+
+
+def tokenize_dataset(
+    dataset: Any,
+    tokenizer: SubobjectTokenizer,
+    out: str | Path,
+    *,
+    image_column: str = "image",
+    batch_size: int = 8,
+    num_workers: int = 0,
+    segment_workers: int | None = None,
+    executor: str = "process",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TokenizeReport:
+    """Cut all images of a map-style dataset and store the tokens in a folder.
+
+    ``SubobjectDataset(dataset, tokens=out)`` reads them back: the same batches, without a model. A
+    run that was interrupted goes on at the first shard that is not whole. A bad image is stored as
+    such, with its reason, and does not stop the run.
+
+    Parameters
+    ----------
+    dataset : dataset with ``len`` and integer indexing
+        What :class:`~subtok_data.SubobjectDataset` takes.
+    tokenizer : SubobjectTokenizer
+        How images are cut.
+    out : str or Path
+        Folder; made if absent.
+    image_column : str, optional
+        Key of the image in dict rows.
+    batch_size : int, optional
+        Rows inferred together, at least 1.
+    num_workers : int, optional
+        DataLoader workers that decode; 0 decodes in this process.
+    segment_workers : int, optional
+        Images cut at once; by default the cores of this process, less one.
+    executor : {"process", "thread", "inline"}, optional
+        Where images are cut.
+    max_pixels : int, optional
+        Images with more pixels are not decoded.
+    on_progress : callable, optional
+        Called as ``on_progress(rows done, rows failed among them)`` whenever rows are done, in this
+        run.
+
+    Returns
+    -------
+    TokenizeReport
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range, the image column is missing, or the folder holds tokens of
+        another configuration or dataset length.
+    SubtokError
+        If inference fails on every image of a batch: then the model is at fault, not an image.
+    WorkerCrashError
+        If segment workers die again and again; run again to go on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from subtok_data import PatchSegmenter
+    >>> images = [np.zeros((64, 64, 3), np.uint8), b"no image"]
+    >>> tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = tokenize_dataset(images, tokenizer, folder, executor="inline")
+    >>> report.images, report.tokens, [row.index for row in report.failed]
+    (1, 4, [1])
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(
+            f"batch_size={batch_size}, num_workers={num_workers}: give a batch size of at least 1, "
+            "and 0 workers or more"
+        )
+    samples = SubobjectDataset(dataset, image_column=image_column, max_pixels=max_pixels)
+    config_hash = tokenizer.config_hash
+    writer = TokenWriter(
+        out, config=tokenizer.config(), config_hash=config_hash, num_rows=len(samples)
+    )
+    shards = list(writer.missing())
+    started = time.perf_counter()
+    counts = np.zeros(2, np.int64)  # images, tokens
+    if shards:
+        decoded = _decode(_FittedRows(samples, tokenizer.canvas), shards, batch_size, num_workers)
+        with make_pool(executor, segment_workers) as pool:
+            done = _in_order(_launch(decoded, tokenizer, pool))
+            for shard in shards:
+                rows: list[StoredRow] = []
+                while len(rows) < len(shard):
+                    batch = next(done)
+                    rows += batch
+                    if on_progress is not None:
+                        on_progress(len(batch), sum(row.error is not None for row in batch))
+                writer.write(rows)
+                maps = [token_map for row in rows for token_map in row.token_maps]
+                counts += (len(maps), sum(int(token_map.max()) + 1 for token_map in maps))
+    failed = writer.finish()
+    return TokenizeReport(
+        folder=writer.folder,
+        rows=len(samples),
+        rows_done_before=len(samples) - sum(len(shard) for shard in shards),
+        images=int(counts[0]),
+        tokens=int(counts[1]),
+        seconds=time.perf_counter() - started,
+        bytes=sum(file.stat().st_size for file in writer.folder.iterdir()),
+        config_hash=config_hash,
+        failed=tuple(FailedRow(*row) for row in failed),
+    )
+
+
+@dataclass
+class _FittedRow:
+    """A row as it leaves a decoding worker: images at the size that is cut, or what failed."""
+
+    index: int
+    path: str | None
+    images: list[NDArray[np.uint8]]
+    error: str | None = None
+
+
+class _FittedRows(Dataset[_FittedRow]):
+    """Decodes and resizes; a bad image is a value here, since one must not stop the others."""
+
+    def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
+        self.samples = samples
+        self.canvas = canvas
+
+    def __getitem__(self, index: int) -> _FittedRow:
+        try:
+            sample = self.samples.load(index)
+        except SampleError as error:
+            return _FittedRow(index, error.path, [], str(error))
+        path = sample.paths[0] if sample.paths else None
+        return _FittedRow(index, path, [self.canvas.fit(image) for image in sample.images])
+
+
+def _decode(
+    rows: _FittedRows, shards: Sequence[range], batch_size: int, num_workers: int
+) -> Iterator[list[_FittedRow]]:
+    batches = [
+        list(shard[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard), batch_size)
+    ]
+    # As in the loader: a fork after CUDA and threads exist is unsafe.
+    context = "forkserver" if num_workers else None
+    return iter(
+        DataLoader(
+            rows,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=list,
+            multiprocessing_context=context,
+        )
+    )
+
+
+_Pending = tuple[_FittedRow, list[Future[Segmented]]]
+
+
+def _launch(
+    decoded: Iterator[list[_FittedRow]], tokenizer: SubobjectTokenizer, pool: SegmentPool
+) -> Iterator[list[_Pending]]:
+    """Infer each batch and hand its images to the pool."""
+    task = tokenizer.segment_task()
+    for rows in decoded:
+        evidence = iter(_infer(rows, tokenizer))
+        pending: list[_Pending] = []
+        for row in rows:
+            futures: list[Future[Segmented]] = []
+            if row.error is None:
+                for image in row.images:
+                    size = (image.shape[0], image.shape[1])
+                    futures.append(pool.submit(task, next(evidence), size, image))
+            pending.append((row, futures))
+        yield pending
+
+
+def _infer(rows: Sequence[_FittedRow], tokenizer: SubobjectTokenizer) -> list[Evidence]:
+    """Evidence for each image of the good rows; rows whose images cannot be inferred become bad."""
+    infer = tokenizer.segmenter.infer
+    good = [row for row in rows if row.error is None and row.images]
+    if not good:
+        return []
+    images = [image for row in good for image in row.images]
+    try:
+        return infer(images, _sizes(images))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        found: list[Evidence] = []
+        for row in good:
+            try:
+                found += infer(row.images, _sizes(row.images))
+            except Exception as own:
+                row.error = _reason(own, row, "infer")
+        if not found:
+            raise SubtokError(f"inference failed on every image of a batch: {error}") from error
+        return found
+
+
+def _in_order(launched: Iterator[list[_Pending]]) -> Iterator[list[StoredRow]]:
+    """Batches in the order of the dataset, with a few of them in the pool at a time."""
+    waiting: deque[list[_Pending]] = deque()
+    for pending in launched:
+        waiting.append(pending)
+        if len(waiting) > _AHEAD:
+            yield [_collect(*one) for one in waiting.popleft()]
+    while waiting:
+        yield [_collect(*one) for one in waiting.popleft()]
+
+
+def _collect(row: _FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow:
+    cut: list[Segmented] = []
+    for future in futures:
+        try:
+            cut.append(future.result())
+        except (SampleError, ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
+            row.error = row.error or _reason(error, row, "segment")
+    if row.error is not None:
+        return StoredRow(row.index, row.path, error=row.error)
+    return StoredRow(
+        row.index, row.path, [one.token_map for one in cut], [one.token_fields for one in cut]
+    )
+
+
+def _reason(error: Exception, row: _FittedRow, stage: str) -> str:
+    if isinstance(error, SampleError) and error.index is not None:
+        return str(error)
+    cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"
+    return str(SampleError(cause, index=row.index, path=row.path, stage=stage))
+
+
+def _sizes(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int]]:
+    return [(image.shape[0], image.shape[1]) for image in images]
