@@ -1,0 +1,321 @@
+"""The boundary model: images in, maps of the probability that a pixel lies on a boundary out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from subtok_data.boundary import canvas as canvases
+from subtok_data.boundary.canvas import CANVAS_MULTIPLE, Pixels
+from subtok_data.boundary.device import DeviceError, Precision, refuse_in_worker, resolve_device
+from subtok_data.boundary.loading import (
+    IMAGENET_NORMALISATION,
+    Normalisation,
+    load_network,
+    save_network,
+)
+from subtok_data.boundary.maps import DeviceMaps
+from subtok_data.boundary.network import CPU_BATCH, BoundaryNetwork
+from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
+from subtok_data.errors import ConfigError
+
+__all__ = ["BoundaryModel"]
+
+Triple = tuple[float, float, float]
+
+# Part of config_hash: to be raised when the way from logits to levels changes.
+_UPSAMPLING = "bicubic-logits-1"
+# A batch of batch_size images holds at most as many pixels as batch_size images of this side.
+_BATCH_SIDE = 512
+
+
+class BoundaryModel:
+    """A one-channel segmentation network that gives boundary probabilities as uint8 maps.
+
+    Each image is padded by itself to multiples of 32 pixels (its last row and column repeated), the
+    logits are upsampled bicubically to that canvas, and the sigmoid times 255, rounded half to
+    even, is cropped to the image. So a map depends on its image and on the configuration, and on
+    the other images of a batch by at most one level, through rounding.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Called with ``pixel_values`` (N, 3, H, W) float; gives logits (N, 1, h, w), as a tensor or
+        as the attribute ``logits``. It is put in eval mode and moved to the device.
+    mean, std : tuple of 3 float
+        Normalisation of RGB in [0, 1]; ImageNet's by default.
+    device : str or torch.device, optional
+        Where to run; None leaves the module where its parameters are.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        Precision of the network (autocast; parameters stay as they are). ``"auto"`` takes what is
+        fast on the device, see :func:`subtok_data.boundary.device.compute_dtype`.
+    compile : bool, default False
+        Run the network through ``torch.compile``: pays after minutes of images of few sizes.
+    tile : int, optional
+        Side in pixels above which an image is run in overlapping, blended tiles; a multiple of 32.
+    overlap : int, default 128
+        Least overlap of neighbouring tiles in pixels; a multiple of 32, at most half a tile.
+    batch_size : int, default 16
+        Images of 512 x 512 that run together on an accelerator; fewer if larger. A CPU takes two.
+    name : str, optional
+        For messages; the class of the module by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = BoundaryModel.from_pretrained(device="cpu")
+    >>> maps = model.predict([np.zeros((40, 50, 3), np.uint8)])
+    >>> maps[0].shape, maps[0].dtype
+    ((40, 50), dtype('uint8'))
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        mean: Triple = IMAGENET_NORMALISATION.mean,
+        std: Triple = IMAGENET_NORMALISATION.std,
+        device: str | torch.device | None = None,
+        dtype: Precision = "auto",
+        compile: bool = False,
+        tile: int | None = None,
+        overlap: int = 128,
+        batch_size: int = 16,
+        name: str | None = None,
+    ) -> None:
+        check_tiling(tile, overlap, CANVAS_MULTIPLE)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        self.tile = tile
+        self.overlap = overlap
+        self.batch_size = batch_size
+        self._network = BoundaryNetwork(
+            module, Normalisation(mean, std), dtype, compile, name or type(module).__name__
+        )
+        self._stream: torch.cuda.Stream | None = None
+        self._hash: str | None = None
+        if device is None:
+            device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self.to(device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: Precision = "auto",
+        compile: bool = False,
+        tile: int | None = None,
+        overlap: int = 128,
+        batch_size: int = 16,
+    ) -> BoundaryModel:
+        """Load a model; safetensors only.
+
+        Parameters
+        ----------
+        name_or_folder : str or path, optional
+            None for the packaged weights, a local folder, or a hub id such as
+            ``"chendelong/DirectSAM-b0-1024px-sa1b-2ep-1017"`` (EPOC). Any architecture that
+            transformers loads for semantic segmentation, with one output channel, or one of this
+            library. Mean and std come from ``preprocessor_config.json`` where there is one.
+        device : str or torch.device, optional
+            None takes a CUDA device if there is one.
+        dtype, compile, tile, overlap, batch_size
+            See the class.
+
+        Raises
+        ------
+        WeightsError
+            Missing, of another architecture, with several channels, or not in safetensors.
+
+        Examples
+        --------
+        >>> BoundaryModel.from_pretrained(device="cpu", dtype="float32")
+        BoundaryModel('boundary_nano', 1.06 M parameters, device='cpu', dtype='float32')
+        """
+        loaded = load_network(name_or_folder)
+        return cls(
+            loaded.module,
+            mean=loaded.normalisation.mean,
+            std=loaded.normalisation.std,
+            device=resolve_device(device),
+            dtype=dtype,
+            compile=compile,
+            tile=tile,
+            overlap=overlap,
+            batch_size=batch_size,
+            name=loaded.name,
+        )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the network and its normalisation into a folder for ``from_pretrained``."""
+        save_network(self._network.module, self._network.normalisation, Path(folder))
+
+    def to(self, device: str | torch.device) -> BoundaryModel:
+        """Move to a device, in place.
+
+        Raises
+        ------
+        DeviceError
+            An accelerator, inside a DataLoader worker.
+        ConfigError
+            No such device.
+        """
+        device = resolve_device(device)
+        refuse_in_worker(device)
+        self._network.to(device)
+        self._stream = None
+        return self
+
+    @property
+    def name(self) -> str:
+        """Hub id, name of the folder, or class of the module."""
+        return self._network.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._network.device
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """A CUDA stream of the model's own, for callers who run it beside other work."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return self._stream
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network."""
+        return sum(parameter.numel() for parameter in self._network.module.parameters())
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 of all that decides about a map, up to rounding; computed once.
+
+        Architecture, weights (as float32), normalisation, upsampling and tiles are in it; device,
+        precision and batch size are not. Stored tokens carry it.
+        """
+        if self._hash is None:
+            digest = hashlib.sha256()
+            tiling = (self.tile, self.overlap) if self.tile else None
+            digest.update(repr((_UPSAMPLING, CANVAS_MULTIPLE, tiling)).encode())
+            self._network.update(digest)
+            self._hash = digest.hexdigest()
+        return self._hash
+
+    def predict(
+        self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+    ) -> list[NDArray[np.uint8]]:
+        """Boundary maps of images.
+
+        Parameters
+        ----------
+        images : sequence of uint8 arrays (H, W, 3)
+            RGB, of any sizes; a single array stands for a sequence of one.
+
+        Returns
+        -------
+        list of uint8 arrays (H, W)
+            Probability times 255, in the order and at the sizes of the images.
+
+        Raises
+        ------
+        ImageError
+            An image of another dtype or shape.
+        DeviceError
+            The model is on an accelerator and this is a DataLoader worker.
+        SubtokError
+            The network gave NaN or infinity.
+        """
+        maps = self.predict_on_device(images)
+        maps.raise_unless_finite()
+        return [boundary.cpu().numpy() for boundary in maps]
+
+    def predict_on_device(self, images: Sequence[Pixels] | Pixels) -> DeviceMaps:
+        """Boundary maps that stay on the device; on CUDA, returns before they are computed.
+
+        Work is queued on the current stream, and nothing waits for the device. Pixels on the host
+        go up through pinned memory.
+
+        Parameters
+        ----------
+        images : sequence of uint8 arrays or tensors (H, W, 3)
+            As for :meth:`predict`; tensors may be on the device already.
+
+        Returns
+        -------
+        DeviceMaps
+            A list of contiguous uint8 tensors (H, W), with ``finite`` to be checked later.
+        """
+        refuse_in_worker(self.device)
+        found = canvases.checked(images)
+        maps: list[torch.Tensor] = [torch.empty(0)] * len(found)
+        # What leaves here may be used in autograd later, even if the caller is in inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            finite = torch.ones(len(found), dtype=torch.bool, device=self.device)
+            for canvas, members in canvases.group(found).items():
+                plan = self._plan(canvas)
+                for chunk in canvases.chunked(members, 1 if plan else self._batch_length(canvas)):
+                    pixels = canvases.stack([found[at] for at in chunk], canvas, self.device)
+                    levels, good = self._levels(pixels, plan)
+                    for row, at in enumerate(chunk):
+                        height, width = found[at].shape[:2]
+                        maps[at] = levels[row, :height, :width].contiguous()
+                        finite[at] = good[row]
+        return DeviceMaps(maps, finite, self.name)
+
+    def _plan(self, canvas: tuple[int, int]) -> TilePlan | None:
+        if self.tile is None or max(canvas) <= self.tile:
+            return None
+        return plan_tiles(canvas, self.tile, self.overlap, CANVAS_MULTIPLE)
+
+    def _batch_length(self, canvas: tuple[int, int]) -> int:
+        if self.device.type == "cpu":
+            return min(self.batch_size, CPU_BATCH)
+        pixels = canvas[0] * canvas[1]
+        return max(1, min(self.batch_size, self.batch_size * _BATCH_SIDE**2 // pixels))
+
+    def _levels(
+        self, pixels: torch.Tensor, plan: TilePlan | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels (N, H, W) of canvases (N, H, W, 3), and whether their logits are finite (N,)."""
+        levels = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
+        with torch.inference_mode():
+            if plan is None:
+                logits = self._network.logits(pixels)
+            else:
+                tiles = plan.cut(pixels[0]).split(self._batch_length(plan.tile))
+                logits = plan.blend(torch.cat([self._network.logits(part) for part in tiles]))
+            upsampled = F.interpolate(
+                logits, size=tuple(levels.shape[1:]), mode="bicubic", align_corners=False
+            )
+            levels.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
+            return levels, logits.isfinite().flatten(1).all(1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.device.type != "cpu":
+            raise DeviceError(
+                f"{self!r} is not pickled: a copy of a model on {str(self.device)!r} in another "
+                "process would take device memory there. Workers need no model (see "
+                "SubobjectCollator); to send one, move it with .to('cpu') first."
+            )
+        return self.__dict__
+
+    def __repr__(self) -> str:
+        tiling = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
+        dtype = str(self._network.dtype).removeprefix("torch.")
+        return (
+            f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
+            f"device={str(self.device)!r}, dtype={dtype!r}{tiling})"
+        )

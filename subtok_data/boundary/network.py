@@ -1,0 +1,118 @@
+"""Running a boundary network: normalisation, precision, batches of a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from subtok_data.boundary.device import Precision, compute_dtype, fixed_algorithms
+from subtok_data.boundary.loading import Normalisation
+from subtok_data.errors import ConfigError
+
+__all__ = ["CPU_BATCH", "BoundaryNetwork"]
+
+#: On a CPU two images run together. One alone takes another path through the convolutions, about
+#: half as fast per image and with other roundings; more than two are no faster.
+CPU_BATCH = 2
+
+
+class BoundaryNetwork:
+    """A module with its normalisation, on a device, in a precision.
+
+    Parameters
+    ----------
+    module : nn.Module
+        See :class:`subtok_data.boundary.model.BoundaryModel`.
+    normalisation : Normalisation
+        Of RGB in [0, 1].
+    precision : {"auto", "float32", "bfloat16", "float16"}
+        Of the matrix products.
+    compile : bool
+        Run through ``torch.compile``, compiled at the first images.
+    name : str
+        For messages.
+
+    Examples
+    --------
+    >>> from subtok_data.boundary.loading import load_network
+    >>> loaded = load_network(None)
+    >>> network = BoundaryNetwork(loaded.module, loaded.normalisation, "float32", False, "nano")
+    >>> network.to(torch.device("cpu"))
+    >>> network.logits(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape
+    torch.Size([1, 1, 16, 24])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        normalisation: Normalisation,
+        precision: Precision,
+        compile: bool,
+        name: str,
+    ) -> None:
+        self.module = module.eval()
+        self.normalisation = normalisation
+        self.precision: Precision = precision
+        self.compile = compile
+        self.name = name
+        self._compiled: Callable[..., Any] | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move module and constants, and choose the dtype for this device."""
+        self.dtype = compute_dtype(self.precision, device)
+        self.module.to(device)
+        # In units of levels, so that uint8 pixels need no division before.
+        self._mean = 255 * torch.tensor(self.normalisation.mean, device=device).view(3, 1, 1)
+        self._std = 255 * torch.tensor(self.normalisation.std, device=device).view(3, 1, 1)
+        self.device = device
+
+    @torch.inference_mode()
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of uint8 pixels (N, H, W, 3) on the device: float32 (N, 1, h, w).
+
+        Raises
+        ------
+        ConfigError
+            The module gives another shape.
+        """
+        count = pixels.shape[0]
+        reduced = self.dtype != torch.float32
+        if reduced and self.device.type == "cpu" and count == 1:
+            # See CPU_BATCH: alone, an image would get another map than in company.
+            pixels = pixels.expand(CPU_BATCH, *pixels.shape[1:])
+        inputs = pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(self._mean).div_(self._std)
+        autocast = torch.autocast(
+            self.device.type, self.dtype if reduced else None, enabled=reduced
+        )
+        with autocast, fixed_algorithms(self.device):
+            output = self._callable()(inputs)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        if logits.ndim != 4 or logits.shape[:2] != (pixels.shape[0], 1):
+            raise ConfigError(
+                f"boundary model {self.name!r} gave {tuple(logits.shape)} for "
+                f"{pixels.shape[0]} image(s): logits of shape (N, 1, h, w) are needed"
+            )
+        return logits[:count].float()
+
+    def update(self, digest: hashlib._Hash) -> None:  # pyright: ignore[reportPrivateUsage]
+        """Add architecture, normalisation and weights (as float32) to a hash."""
+        digest.update(repr((type(self.module).__name__, self.normalisation)).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+            digest.update(f"{name} {values.shape}".encode())
+            digest.update(values.tobytes())
+
+    def _callable(self) -> Callable[..., Any]:
+        if not self.compile:
+            return self.module
+        if self._compiled is None:
+            self._compiled = torch.compile(self.module)
+        return self._compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code belongs to this process.
+        return {**self.__dict__, "_compiled": None}
