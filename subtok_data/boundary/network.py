@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -115,4 +117,35 @@ class BoundaryNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         # Compiled code belongs to this process.
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "module": _Picklable.of(self.module), "_compiled": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        module = state["module"]
+        self.module = module.rebuild() if isinstance(module, _Picklable) else module
+
+
+@dataclass(frozen=True)
+class _Picklable:
+    """A transformers model as class, configuration and tensors.
+
+    The model itself stops being picklable at its first call, which installs hooks that are local
+    functions.
+    """
+
+    kind: Callable[[Any], nn.Module]
+    config: Any
+    state: dict[str, torch.Tensor]
+
+    @staticmethod
+    def of(module: nn.Module) -> nn.Module | _Picklable:
+        transformers = sys.modules.get("transformers")
+        if transformers is None or not isinstance(module, transformers.PreTrainedModel):
+            return module
+        return _Picklable(type(module), cast("Any", module).config, module.state_dict())
+
+    def rebuild(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):  # the throw-away initial weights draw numbers
+            module = self.kind(self.config)
+        module.load_state_dict(self.state)
+        return module.eval()

@@ -24,8 +24,7 @@ def check_tiling(tile: int | None, overlap: int, multiple: int) -> None:
     Raises
     ------
     ConfigError
-        Sides that are no multiples of `multiple`, or an overlap above half a tile (three tiles
-        would meet in one pixel).
+        Sides that are no multiples of `multiple`, or an overlap above half a tile.
 
     Examples
     --------
@@ -94,6 +93,12 @@ def axis_weights(starts: list[int], tile: int, length: int) -> torch.Tensor:
         rising = phase.sin().square()
         weights[right, :shared] *= rising
         weights[left, side - shared :] *= 1 - rising
+    # Tiles spread evenly may overlap by more than half; then three meet and the sum is not 1.
+    total = torch.zeros(length, dtype=torch.float64)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + side] += weight
+    for start, weight in zip(starts, weights, strict=True):
+        weight /= total[start : start + side]
     return weights.float()
 
 

@@ -1,0 +1,698 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from subtok_data.boundary import DEFAULT_WEIGHTS, BoundaryModel
+from subtok_data.boundary.canvas import canvas_of
+from subtok_data.boundary.device import DeviceError, compute_dtype, resolve_device
+from subtok_data.boundary.loading import load_network
+from subtok_data.boundary.tiles import axis_starts, axis_weights, plan_tiles
+from subtok_data.errors import ConfigError, ImageError, SubtokError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def packaged() -> BoundaryModel:
+    return BoundaryModel.from_pretrained(device="cpu")
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
+    """Coloured rectangles on a ramp: flat parts, edges, and some noise."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for height, width in sizes:
+        image = np.linspace(40, 120, width)[None, :, None] + np.zeros((height, 1, 3))
+        for _ in range(6):
+            top, left = rng.integers(0, height), rng.integers(0, width)
+            image[top : top + height // 3 + 1, left : left + width // 3 + 1] = rng.integers(
+                0, 256, 3
+            )
+        found.append((image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8))
+    return found
+
+
+class Constant(nn.Module):
+    """The same logit everywhere, at a quarter of the side."""
+
+    def __init__(self, value: float = 0.7) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        count, _, height, width = pixels.shape
+        return self.value.expand(count, 1, height // 4, width // 4)
+
+
+class Red(nn.Module):
+    """A pointwise network: the mean red of each 4 x 4 block, so tiles must change nothing."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(pixels[:, :1], 4)
+
+
+class FadesAtItsFrame(Red):
+    """Adds a lump of 16 pixels at the frame of whatever it sees, as zero padding does."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(pixels)
+        inside = F.pad(torch.ones_like(logits[..., 4:-4, 4:-4]), (4, 4, 4, 4))
+        return logits + 3 * (1 - inside)
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def test_shapes_dtypes_and_order(packaged):
+    images = pictures((40, 70), (64, 64), (1, 1), (33, 70), (1, 200), (64, 64))
+    maps = packaged.predict(images)
+    assert [boundary.shape for boundary in maps] == [image.shape[:2] for image in images]
+    assert all(boundary.dtype == np.uint8 for boundary in maps)
+    assert all(boundary.flags.c_contiguous for boundary in maps)
+    alone = packaged.predict(images[3])
+    assert len(alone) == 1
+    assert np.array_equal(alone[0], maps[3])
+    assert packaged.predict([]) == []
+
+
+def test_against_the_definition():
+    """One image through transformers by hand: pad, normalise, upsample the logits, round."""
+    image = pictures((50, 90))[0]
+    loaded = load_network(None)
+    padded = np.pad(image, ((0, 14), (0, 6), (0, 0)), mode="edge")
+    pixels = torch.from_numpy(padded).permute(2, 0, 1)[None] / 255
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
+    with torch.no_grad():
+        logits = loaded.module.eval()((pixels - mean) / std).logits
+        probability = F.interpolate(
+            logits, size=(64, 96), mode="bicubic", align_corners=False
+        ).sigmoid()
+    expected = (probability[0, 0, :50, :90] * 255).round().numpy()
+    found = BoundaryModel(loaded.module, dtype="float32").predict([image])[0]
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 1e-3
+
+
+def test_photo_has_boundaries_where_it_has_edges(packaged):
+    image = np.full((96, 128, 3), (40, 90, 160), np.uint8)
+    image[:, 64:] = (230, 210, 60)
+    boundary = packaged.predict([image])[0].astype(int)
+    assert boundary[20:76, 62:66].min() > 128
+    assert boundary[20:76, 20:44].max() < 64
+
+
+def test_real_photo(packaged, data_dir: Path):
+    from scipy.io import loadmat
+
+    from subtok_data.images import to_rgb
+
+    for path in sorted((data_dir / "bsds500/images/val").glob("*.jpg"))[:4]:
+        boundary = packaged.predict([to_rgb(path)])[0]
+        humans = loadmat(data_dir / "bsds500/groundTruth/val" / f"{path.stem}.mat")["groundTruth"][
+            0
+        ]
+        drawn = np.mean([human["Boundaries"][0, 0] for human in humans], axis=0)
+        assert boundary.shape == drawn.shape
+        assert boundary[drawn > 0.5].mean() > 1.5 * boundary[drawn == 0].mean()
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_canvas(height, width):
+    image = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
+    for side, padded in zip((height, width), canvas_of(image), strict=True):
+        assert padded % 32 == 0
+        assert 0 <= padded - side < 32
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), r"uint8 of shape \(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3), np.float32), "image 1 of 2 is float32"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3), "float32"),
+        (None, "NoneType"),
+    ],
+)
+def test_refused_images(packaged, image, message):
+    with pytest.raises(ImageError, match=message):
+        packaged.predict([np.zeros((8, 8, 3), np.uint8), image])
+
+
+# --- invariance --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_batch_mates_change_at_most_one_level(dtype):
+    model = BoundaryModel.from_pretrained(device="cpu", dtype=dtype)
+    images = pictures(*[(96, 128)] * 5, (64, 128), (90, 100))
+    alone = [model.predict([image])[0] for image in images]
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 4, 2, 0], [3, 3, 1], [5, 1]):
+        for at, boundary in zip(order, model.predict([images[at] for at in order]), strict=True):
+            difference = np.abs(boundary.astype(int) - alone[at])
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.02
+
+
+def test_same_bits_twice(packaged):
+    images = pictures((96, 128), (96, 128), (50, 60))
+    first, second = packaged.predict(images), packaged.predict(images)
+    again = BoundaryModel.from_pretrained(device="cpu").predict(images)
+    for one, two, three in zip(first, second, again, strict=True):
+        assert np.array_equal(one, two)
+        assert np.array_equal(one, three)
+
+
+def test_batches_are_formed_by_canvas(monkeypatch):
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(Constant):
+        def forward(self, pixels):
+            seen.append(tuple(pixels.shape))
+            return super().forward(pixels)
+
+    images = pictures((32, 64), (64, 64), (20, 50), (32, 64), (60, 33))
+    model = BoundaryModel(Spy(), dtype="float32")
+    model.predict(images)
+    assert seen == [(2, 3, 32, 64), (1, 3, 32, 64), (2, 3, 64, 64)]
+    # A CPU takes two at a time; an accelerator as many pixels as batch_size squares of 512.
+    monkeypatch.setattr(BoundaryModel, "device", torch.device("meta"))
+    for canvas, length in (((512, 512), 16), ((32, 32), 16), ((1024, 1024), 4), ((8192, 8192), 1)):
+        assert model._batch_length(canvas) == length
+
+
+def test_padding_repeats_the_border():
+    image = np.zeros((30, 40, 3), np.uint8)
+    image[:, :, 0] = np.arange(40) * 5
+    levels = BoundaryModel(Red(), mean=(0.5, 0, 0), std=(0.25, 1, 1), dtype="float32").predict(
+        [image]
+    )[0]
+    # Constant padding would bend the last columns; repeated ones keep them rising.
+    assert (np.diff(levels[15].astype(int)) >= 0).all()
+    assert levels[-1].tolist() == levels[0].tolist()
+
+
+def test_tensors_and_arrays_give_the_same(packaged):
+    image = pictures((50, 60))[0]
+    locked = image.copy()
+    locked.flags.writeable = False
+    expected = packaged.predict([image])[0]
+    for same in (torch.from_numpy(image), locked, np.asfortranarray(image)):
+        assert np.array_equal(packaged.predict([same])[0], expected)
+
+
+def test_device_path_of_tensors():
+    # Tensors that are on an accelerator are padded there; the meta device has shapes only.
+    from subtok_data.boundary.canvas import stack
+
+    placed = stack(
+        [torch.zeros(20, 40, 3, dtype=torch.uint8, device="meta")], (32, 64), torch.device("meta")
+    )
+    assert placed.shape == (1, 32, 64, 3)
+
+
+@pytest.mark.parametrize("caller", [torch.inference_mode, torch.enable_grad])
+def test_maps_are_ordinary_tensors(packaged, caller):
+    with caller():
+        maps = packaged.predict_on_device(pictures((50, 60), (64, 64)))
+    for boundary in (*maps, maps.finite):
+        assert not boundary.is_inference()
+        assert not boundary.requires_grad
+        assert boundary.is_contiguous()
+    assert maps.finite.tolist() == [True, True]
+    assert (maps[1].float() * torch.ones(1, requires_grad=True)).sum().requires_grad
+
+
+def test_autocast_of_the_caller_changes_nothing(packaged):
+    image = pictures((64, 64))[0]
+    model = BoundaryModel.from_pretrained(device="cpu", dtype="float32")
+    expected = model.predict([image])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(model.predict([image])[0], expected)
+
+
+def test_precisions_agree_roughly():
+    images = pictures((96, 128), seed=3)
+    exact = (
+        BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)[0].astype(int)
+    )
+    for dtype, mean in (("bfloat16", 2.0), ("float16", 0.2)):
+        other = BoundaryModel.from_pretrained(device="cpu", dtype=dtype).predict(images)[0]
+        assert np.abs(other - exact).mean() < mean
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_compiled_agrees():
+    images = pictures((96, 128), (96, 128))
+    plain = BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)
+    compiled = BoundaryModel.from_pretrained(device="cpu", dtype="float32", compile=True)
+    for one, two in zip(plain, compiled.predict(images), strict=True):
+        assert np.abs(one.astype(int) - two).max() <= 1
+    assert pickle.loads(pickle.dumps(compiled)).num_parameters == compiled.num_parameters
+
+
+# --- not a number ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite_logits_name_the_model(value):
+    class SpoilsBright(Constant):
+        def forward(self, pixels):
+            bright = pixels.amax((1, 2, 3), keepdim=True) > 1
+            return torch.where(bright, value, super().forward(pixels))
+
+    images = pictures(*[(32, 32)] * 3)
+    images = [np.minimum(image, 100) for image in images]
+    images[1][5, 5] = 255
+    model = BoundaryModel(SpoilsBright(), dtype="float32", name="spoilt")
+    with pytest.raises(SubtokError, match=r"'spoilt'.*image\(s\) \[1\] of 3.*float32"):
+        model.predict(images)
+    maps = model.predict_on_device(images)  # does not raise: nothing waits here
+    assert maps.finite.tolist() == [True, False, True]
+    with pytest.raises(SubtokError, match="spoilt"):
+        maps.raise_unless_finite(maps.finite.cpu())
+
+
+def test_wrong_output_shape():
+    class TwoChannels(Constant):
+        def forward(self, pixels):
+            return super().forward(pixels).repeat(1, 2, 1, 1)
+
+    with pytest.raises(ConfigError, match=r"\(1, 2, 8, 8\).*\(N, 1, h, w\)"):
+        BoundaryModel(TwoChannels(), dtype="float32").predict(pictures((32, 32)))
+
+
+# --- tiles -------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(2, 12),
+    st.data(),
+)
+def test_tiles_cover_and_weights_sum_to_one(length, tile, data):
+    overlap = data.draw(st.integers(1, tile // 2))
+    starts = axis_starts(length * 32, tile * 32, overlap * 32, 32)
+    side = min(tile, length) * 32
+    assert starts[0] == 0
+    assert starts[-1] + side == length * 32
+    gaps = np.diff(starts)
+    assert (gaps > 0).all()
+    assert (gaps <= (tile - overlap) * 32).all()
+    small = [start // 4 for start in starts]
+    total = torch.zeros(length * 8)
+    for start, weight in zip(small, axis_weights(small, side // 4, length * 8), strict=True):
+        assert (weight > 0).all()
+        total[start : start + side // 4] += weight
+    torch.testing.assert_close(total, torch.ones(length * 8))
+
+
+@pytest.mark.parametrize("size", [(300, 500), (96, 800), (640, 640)])
+def test_tiles_of_a_constant_are_constant(size):
+    for value in (0.7, -2.0):
+        model = BoundaryModel(Constant(value), dtype="float32", tile=128, overlap=32)
+        levels = model.predict(pictures(size))[0]
+        expected = round(255 / (1 + np.exp(-value)))
+        assert (levels == expected).all()
+
+
+def test_tiles_of_a_pointwise_network_change_nothing():
+    images = pictures((300, 420))
+    options = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), "dtype": "float32"}
+    whole = BoundaryModel(Red(), **options).predict(images)[0].astype(int)
+    tiled = BoundaryModel(Red(), **options, tile=128, overlap=64).predict(images)[0]
+    assert np.abs(tiled - whole).max() <= 1
+
+
+def test_no_seam_where_the_network_errs_at_its_frame():
+    flat = np.full((256, 640, 3), 90, np.uint8)
+    tiled = BoundaryModel(FadesAtItsFrame(), dtype="float32", tile=256, overlap=96)
+    assert len(plan_tiles((256, 640), 256, 96, 32).corners) == 4
+    levels = tiled.predict([flat])[0].astype(int)
+    plain = BoundaryModel(Red(), dtype="float32").predict([flat])[0].astype(int)
+    middle = levels[128, 64:-64]
+    # The lump of 16 pixels at each tile's frame weighs little where it meets the neighbour, and
+    # no step is larger than the ramp of the blend.
+    lump = np.abs(levels[128, 0] - plain[128, 0])
+    assert lump > 100
+    assert np.abs(middle - plain[128, 64:-64]).max() < lump / 6
+    assert np.abs(np.diff(middle)).max() <= 3
+    # At the frame of the image itself nothing is attenuated: as in a single tile.
+    one = BoundaryModel(FadesAtItsFrame(), dtype="float32").predict([flat])[0].astype(int)
+    assert np.array_equal(levels[:, :32], one[:, :32])
+
+
+@pytest.mark.parametrize("tile", [96, 128, 4096])
+def test_tile_as_large_as_the_image_is_the_untiled_map(packaged, tile):
+    images = pictures((90, 96), (64, 80), (96, 96))
+    whole = packaged.predict(images)
+    tiled = BoundaryModel.from_pretrained(device="cpu", tile=tile, overlap=32).predict(images)
+    for one, two in zip(whole, tiled, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_tiled_maps_resemble_whole_ones(packaged):
+    images = pictures((256, 384), seed=4)
+    whole = packaged.predict(images)[0].astype(int)
+    tiled = BoundaryModel.from_pretrained(device="cpu", tile=128, overlap=64)
+    assert np.abs(tiled.predict(images)[0] - whole).mean() < 12
+    with_mates = tiled.predict([*pictures((64, 64)), *images, *pictures((256, 384), seed=5)])[1]
+    assert np.array_equal(with_mates, tiled.predict(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 100}, "tile=100"),
+        ({"tile": 0}, "tile=0"),
+        ({"tile": 128, "overlap": 96}, r"overlap=96 .* 64 pixels"),
+        ({"tile": 128, "overlap": 0}, "overlap=0"),
+        ({"tile": 512, "overlap": 33}, "overlap=33"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BoundaryModel(Constant(), **options)
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def tiny_segformer(num_labels: int = 1) -> nn.Module:
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_labels=num_labels,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    tiny_segformer().save_pretrained(folder)
+    return folder
+
+
+def test_packaged_weights():
+    model = BoundaryModel.from_pretrained(device="cpu", dtype="float32")
+    assert model.num_parameters == pytest.approx(1.06e6, rel=0.01)
+    assert model.name == DEFAULT_WEIGHTS.name == "boundary_nano"
+    assert str(model.device) == "cpu"
+    assert repr(model) == (
+        "BoundaryModel('boundary_nano', 1.06 M parameters, device='cpu', dtype='float32')"
+    )
+    card = (DEFAULT_WEIGHTS / "README.md").read_text(encoding="utf-8")
+    assert "Research only" in card
+    assert "replaced" in card
+
+
+def test_round_trip(tiny_folder: Path, tmp_path: Path):
+    images = pictures((64, 96))
+    module = tiny_segformer()
+    model = BoundaryModel(module, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), dtype="float32")
+    model.save_pretrained(tmp_path / "saved")
+    again = BoundaryModel.from_pretrained(tmp_path / "saved", device="cpu", dtype="float32")
+    assert np.array_equal(again.predict(images)[0], model.predict(images)[0])
+    assert again.config_hash == model.config_hash
+    files = {file.name for file in (tmp_path / "saved").iterdir()}
+    assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+def test_lite_network_round_trip(tmp_path: Path):
+    from subtok_data.boundary.lite import LiteBoundaryNet
+
+    torch.manual_seed(0)
+    net = LiteBoundaryNet()
+    mean, std = net.config.image_mean, net.config.image_std
+    model = BoundaryModel(net, mean=mean, std=std, dtype="float32")
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "subtok-lite"
+    again = BoundaryModel.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    images = pictures((70, 90))
+    assert np.array_equal(again.predict(images)[0], model.predict(images)[0])
+    assert again.config_hash == model.config_hash
+    (tmp_path / "preprocessor_config.json").unlink()  # config.json knows the normalisation too
+    assert BoundaryModel.from_pretrained(tmp_path, device="cpu").config_hash == model.config_hash
+
+
+def test_config_hash_tells_what_differs(packaged, tiny_folder: Path):
+    hashes = {
+        packaged.config_hash,
+        BoundaryModel.from_pretrained(tiny_folder, device="cpu").config_hash,
+        BoundaryModel(tiny_segformer(), mean=(0.5, 0.5, 0.5)).config_hash,
+        BoundaryModel(tiny_segformer(), tile=512).config_hash,
+        BoundaryModel(tiny_segformer(), tile=512, overlap=64).config_hash,
+    }
+    assert len(hashes) == 5
+    assert all(len(digest) == 64 for digest in hashes)
+    same = BoundaryModel.from_pretrained(device="cpu", dtype="float32", batch_size=3)
+    assert same.config_hash == packaged.config_hash
+
+
+def test_hub_id(tiny_folder: Path, monkeypatch):
+    asked: dict[str, object] = {}
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub_id = "chendelong/DirectSAM-b0-1024px-sa1b-2ep-1017"
+    model = BoundaryModel.from_pretrained(hub_id, device="cpu")
+    assert model.name == asked["name"] == hub_id
+    assert asked["allow_patterns"] == ["*.json", "*.safetensors"]  # a pickle is not even fetched
+    assert model.predict(pictures((40, 40)))[0].shape == (40, 40)
+
+
+def test_hub_failure(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(WeightsError, match=r"'some/model' is no local folder.*no route"):
+        BoundaryModel.from_pretrained("some/model")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing/here", "nothing", Path("a/b")])
+def test_missing_folder(name):
+    with pytest.raises(WeightsError, match="no folder"):
+        BoundaryModel.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt"])
+def test_pickle_is_refused(tiny_folder: Path, tmp_path: Path, name):
+    class Bomb:
+        def __reduce__(self):
+            return (Path(tmp_path / "exploded").touch, ())
+
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(WeightsError, match=rf"{name}.*convert.*save_pretrained"):
+        BoundaryModel.from_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"is a file.*never loaded"):
+        BoundaryModel.from_pretrained(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_wrong_folders(tiny_folder: Path, tmp_path: Path):
+    def folder(name: str, config: dict | str | None, weights: bytes | None) -> Path:
+        made = tmp_path / name
+        made.mkdir()
+        if config is not None:
+            text = config if isinstance(config, str) else json.dumps(config)
+            (made / "config.json").write_text(text)
+        if weights is not None:
+            (made / "model.safetensors").write_bytes(weights)
+        return made
+
+    config = json.loads((tiny_folder / "config.json").read_text())
+    weights = (tiny_folder / "model.safetensors").read_bytes()
+    cases = [
+        (folder("empty", None, None), "no config.json"),
+        (folder("no_weights", config, None), "no \\*.safetensors"),
+        (folder("bad_json", "{", weights), "config.json cannot be read"),
+        (folder("list_json", "[]", weights), "holds no object"),
+        (folder("unknown", {**config, "model_type": "nonsense"}, weights), "'nonsense' cannot be"),
+        (folder("text_model", {"model_type": "bert"}, weights), "'bert'|channels"),
+        (
+            folder("classes", {**config, "id2label": {"0": "a", "1": "b"}}, weights),
+            "2 output channels",
+        ),
+        (folder("cut", config, weights[:1000]), "cannot be loaded"),
+        (folder("noise", config, b"not a safetensors file"), "cannot be loaded"),
+        (
+            folder("shapes", {**config, "decoder_hidden_size": 16}, weights),
+            "cannot be loaded|missing",
+        ),
+    ]
+    for path, message in cases:
+        with pytest.raises(WeightsError, match=message):
+            BoundaryModel.from_pretrained(path)
+
+
+def test_missing_tensors_are_not_drawn_at_random(tiny_folder: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tiny_folder / "model.safetensors")
+    del state["decode_head.classifier.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
+    with pytest.raises(WeightsError, match=r"1 weights are missing.*classifier"):
+        BoundaryModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "std"),
+    [
+        ({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}, (0.5,) * 3, (0.25,) * 3),
+        ({"do_normalize": False}, (0.0,) * 3, (1.0,) * 3),
+        ({"size": 512}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_normalisation_is_read(tiny_folder: Path, tmp_path: Path, values, mean, std):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    found = load_network(tmp_path).normalisation
+    assert (found.mean, found.std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_mean": [0.5, 0.5], "image_std": [1, 1, 1]},
+        {"image_mean": "grey", "image_std": [1, 1, 1]},
+        {"image_mean": [0, 0, 0], "image_std": [1, 0, 1]},
+    ],
+)
+def test_broken_normalisation(tiny_folder: Path, tmp_path: Path, values):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_folder / name).read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match="image"):
+        load_network(tmp_path)
+
+
+def test_saving_what_cannot_be_saved(tmp_path: Path):
+    with pytest.raises(WeightsError, match="Constant has no save_pretrained"):
+        BoundaryModel(Constant()).save_pretrained(tmp_path)
+
+
+# --- devices and processes ---------------------------------------------------------------------
+
+
+def test_pickle(packaged):
+    images = pictures((40, 50))
+    random_state = torch.get_rng_state()
+    copy = pickle.loads(pickle.dumps(packaged))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert copy.config_hash == packaged.config_hash
+    assert np.array_equal(copy.predict(images)[0], packaged.predict(images)[0])
+    elsewhere = BoundaryModel(Constant())
+    elsewhere.to("meta")
+    with pytest.raises(DeviceError, match=r"'meta'.*\.to\('cpu'\)"):
+        pickle.dumps(elsewhere)
+
+
+def test_device_choice(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device(None) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"device='cuda'.*use 'cpu'"):
+        BoundaryModel(Constant(), device="cuda")
+    assert compute_dtype("auto", torch.device("cuda")) == torch.float16
+    assert compute_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda", 3)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+class PredictsInWorker(Dataset):
+    def __init__(self, model: BoundaryModel, device: str) -> None:
+        self.model = model
+        self.device = device
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        torch.set_num_threads(1)
+        try:
+            if self.device != "cpu":
+                self.model.to(self.device)
+            return str(self.model.predict(np.zeros((8, 8, 3), np.uint8))[0].shape)
+        except DeviceError as error:
+            return str(error)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_inside_a_dataloader_worker(device):
+    loader = DataLoader(
+        PredictsInWorker(BoundaryModel(Constant()), device),
+        num_workers=1,
+        multiprocessing_context="spawn",
+        collate_fn=list,
+    )
+    (answer,) = next(iter(loader))
+    if device == "cpu":
+        assert answer == "(8, 8)"
+    else:
+        assert "DataLoader worker 0" in answer
+        assert "SubobjectCollator" in answer
+        assert "PendingBatch" in answer
+
+
+def test_import_is_light_on_transformers():
+    code = (
+        "import sys, subtok_data.boundary\n"
+        "assert 'torch' in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_and_does_not_wait():
+    images = pictures(*[(96, 128)] * 5, (64, 128), (50, 60))
+    exact = BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)
+    model = BoundaryModel.from_pretrained(device="cuda")
+    model.predict(images)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(model.stream):
+            maps = model.predict_on_device(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    maps.raise_unless_finite()
+    alone = [model.predict([image])[0] for image in images]
+    for boundary, cpu, single in zip(maps, exact, alone, strict=True):
+        found = boundary.cpu().numpy().astype(int)
+        assert np.abs(found - cpu).max() <= 2
+        assert np.abs(found - single).max() <= 1
+    with pytest.raises(DeviceError, match="not pickled"):
+        pickle.dumps(model)
