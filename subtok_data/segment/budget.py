@@ -58,7 +58,8 @@ class Budget:
     def __post_init__(self) -> None:
         check_count("num_tokens", self.num_tokens)
         check_count("max_tokens", self.max_tokens)
-        if isinstance(self.min_area, bool) or self.min_area < 0:
+        area: object = self.min_area
+        if isinstance(area, bool) or not isinstance(area, (int, np.integer)) or area < 0:
             raise ConfigError(f"min_area={self.min_area!r}: expected a number of pixels, 0 or more")
         check_merge(self.merge)
         if self.overflow not in get_args(Overflow):

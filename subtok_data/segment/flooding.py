@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError
 from subtok_data.segment.partition import TokenMap, token_dtype
 from subtok_data.segment.seeds import Seeds
+from subtok_data.segment.workspace import borrow
 
 __all__ = ["Backend", "check_backend", "flood_from"]
 
@@ -60,10 +61,19 @@ def flood_from(
     if backend == "skimage":
         return _flood_skimage(levels, seeds).astype(dtype), seeds.count
 
-    from subtok_data.segment.kernels.flood import flood
+    from subtok_data.segment.kernels.flood import flood, scratch_slots
 
-    token_map = np.empty(levels.shape, dtype)
-    flood(levels, seeds.runs, seeds.first_run, seeds.labels, seeds.imposed, token_map)
+    height, width = levels.shape
+    flood(
+        levels,
+        seeds.runs,
+        seeds.first_run,
+        seeds.labels,
+        seeds.imposed,
+        borrow("state", (height + 2) * (width + 2), dtype).reshape(height + 2, width + 2),
+        borrow("slots", scratch_slots(levels.size), np.int32),
+        token_map := np.empty(levels.shape, dtype),
+    )
     return token_map, seeds.count
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from subtok_data.segment.adjacency import adjacency
 from subtok_data.segment.flooding import Backend, flood_from
-from subtok_data.segment.seeds import Seeds
+from subtok_data.segment.seeds import Seeds, run_scratch
 
 __all__ = ["minima_seeds"]
 
@@ -47,13 +47,13 @@ def minima_seeds(levels: NDArray[np.uint8], at_least: int, backend: Backend = "n
     from subtok_data.segment.kernels.minima import regional_minima, smooth
 
     smoothed = smooth(levels)
-    minima = Seeds(*regional_minima(smoothed), imposed=True)
+    minima = Seeds(*regional_minima(smoothed, run_scratch(levels)), imposed=True)
     depths = _depths(smoothed, minima, backend)
     for depth in range(_FIRST_DEPTH, 0, -1):
         chosen = depths >= depth
         if np.count_nonzero(chosen) >= at_least:
             return _select(minima, chosen)
-    unsmoothed = Seeds(*regional_minima(levels), imposed=True)
+    unsmoothed = Seeds(*regional_minima(levels, run_scratch(levels)), imposed=True)
     return max(minima, unsmoothed, key=lambda seeds: seeds.count)
 
 

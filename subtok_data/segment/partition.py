@@ -113,6 +113,6 @@ class Partitioner(Protocol):
         Returns
         -------
         Partition
-            Its token map is (H, W).
+            Its token map is (H, W), and not used elsewhere: the caller may overwrite it.
         """
         ...

@@ -62,6 +62,7 @@ def arrange(
     *,
     shape_size: int | None = None,
     requested: int | None = None,
+    overwrite: bool = False,
 ) -> Segmented:
     """Measure the tokens of a partition and number them in an order.
 
@@ -75,6 +76,8 @@ def arrange(
         r, to sample the shapes too.
     requested : int, optional
         Kept in the result.
+    overwrite : bool
+        Number the tokens in ``partition.token_map`` itself, which saves fresh memory.
 
     Returns
     -------
@@ -93,7 +96,10 @@ def arrange(
     labels = np.empty_like(tokens)
     labels[tokens] = np.arange(len(tokens))
     source = np.require(partition.token_map, requirements=["C", "W"])
-    token_map: TokenMap = np.empty(source.shape, token_dtype(partition.num_tokens))
+    dtype = token_dtype(partition.num_tokens)
+    token_map: TokenMap = source
+    if not overwrite or source.dtype != dtype:
+        token_map = np.empty(source.shape, dtype)
     relabel(source, labels, token_map)
     geometry = raw.take(tokens)
     return Segmented(
@@ -159,4 +165,6 @@ def segment_image(
             f"expected {tuple(size)}; the evidence must have the size of the picture"
         )
     partition = apply_budget(partition, budget, evidence.get("image"))
-    return arrange(partition, order, shape_size=shape_size, requested=budget.num_tokens)
+    return arrange(
+        partition, order, shape_size=shape_size, requested=budget.num_tokens, overwrite=True
+    )

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
+from subtok_data.segment.workspace import borrow
 
-__all__ = ["Seeds", "check_threshold", "threshold_seeds"]
+__all__ = ["Seeds", "check_threshold", "run_scratch", "threshold_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,12 @@ class Seeds:
         image = np.full(shape, -1, np.int32)
         paint_runs(self.runs, self.first_run, self.labels, image)
         return image
+
+
+def run_scratch(levels: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Scratch memory for the row runs of a map: a checkerboard has one for every two pixels."""
+    height, width = levels.shape
+    return borrow("runs", height * ((width + 1) // 2) * 2, np.int32).reshape(-1, 2)
 
 
 def check_threshold(threshold: object) -> float:
@@ -85,4 +92,4 @@ def threshold_seeds(levels: NDArray[np.uint8], threshold: float) -> Seeds:
     from subtok_data.segment.kernels.components import label_runs
 
     limit = int(np.count_nonzero(np.arange(256) / 255 < threshold))
-    return Seeds(*label_runs(levels, limit), imposed=False)
+    return Seeds(*label_runs(levels, limit, run_scratch(levels)), imposed=False)

@@ -226,7 +226,7 @@ def watershed_tokens(
         partitioner = WatershedPartitioner(threshold, num_tokens, backend)
         partition = apply_budget(partitioner(evidence, size), budget)
         _warn_of_shortfall(num_tokens, partition, min_area)
-        return arrange(partition, order).token_map
+        return arrange(partition, order, overwrite=True).token_map
 
     counts = list(num_tokens)
     if not counts:

@@ -13,7 +13,7 @@ def warm_up() -> None:
     """Compile every kernel, or load its machine code from the disk cache.
 
     Takes some seconds the first time on a machine, a fraction of one afterwards. Pictures that come
-    later then never wait for the compiler.
+    later then do not wait for the compiler, except the first one of more than 32,767 tokens.
 
     Examples
     --------
@@ -22,10 +22,7 @@ def warm_up() -> None:
     import numpy as np
 
     from subtok_data.segment.budget import Budget, apply_budget
-    from subtok_data.segment.kernels.flood import flood
-    from subtok_data.segment.partition import Partition
     from subtok_data.segment.pipeline import arrange
-    from subtok_data.segment.seeds import threshold_seeds
     from subtok_data.segment.watershed import WatershedPartitioner
 
     levels = np.array([[0, 9, 0, 9, 0]], np.uint8)
@@ -33,9 +30,3 @@ def warm_up() -> None:
     for partitioner in (WatershedPartitioner(0.01), WatershedPartitioner(num_tokens=3)):
         partition = partitioner(evidence, (1, 5))
         arrange(apply_budget(partition, Budget(num_tokens=2)), shape_size=1)
-    # More than 32,767 tokens need int32 maps.
-    seeds = threshold_seeds(levels, 0.01)
-    many = np.zeros((1, 5), np.int32)
-    flood(levels, seeds.runs, seeds.first_run, seeds.labels, False, many)
-    partition = Partition(many, seeds.count, levels)
-    arrange(apply_budget(partition, Budget(num_tokens=2)), shape_size=1)

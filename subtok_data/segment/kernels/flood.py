@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.compiled import kernel
+from subtok_data.segment.kernels.prefetch import prefetch
 
-__all__ = ["flood"]
+__all__ = ["flood", "scratch_slots"]
 
 Ints = NDArray[np.int32]
 State = NDArray[np.signedinteger]
@@ -22,6 +23,20 @@ State = NDArray[np.signedinteger]
 # memory in play small enough for the first caches.
 CHUNK = 64
 SHIFT = 6
+
+# The queues jump about the picture, but where they go is known a few pixels before.
+AHEAD = 4
+
+
+def scratch_slots(pixels: int) -> int:
+    """Slots that a flood can take: each pixel once, and two chunks of each queue part empty.
+
+    Examples
+    --------
+    >>> scratch_slots(0)
+    33024
+    """
+    return (pixels // CHUNK + 2 * 257 + 2) * CHUNK
 
 
 @kernel
@@ -93,6 +108,10 @@ def run_queues(
     for level in range(tails.size):
         head = level << SHIFT
         while head != tails[level]:
+            soon = np.int64(slots[head + AHEAD])
+            prefetch(pixels, soon - stride)
+            prefetch(pixels, soon)
+            prefetch(pixels, soon + stride)
             pixel = np.int64(slots[head])
             head += 1
             if head & (CHUNK - 1) == 0:
@@ -128,6 +147,8 @@ def flood(
     first_run: Ints,
     labels: Ints,
     imposed: bool,
+    state: State,
+    slots: Ints,
     token_map: State,
 ) -> None:
     """Flood a map from seeds, in the order of the standard priority-queue watershed.
@@ -145,27 +166,33 @@ def flood(
     imposed : bool
         False: seed pixels are queued at their own level, in raster order among equals; right when
         all of them lie below all others. True: seeds are imposed as the minima, below all others.
+    state : (H + 2, W + 2) array of the dtype of ``token_map``, slots : int32
+        Scratch memory; :func:`scratch_slots` says how many slots it takes.
     token_map : (H, W) int16 or int32
         Filled with the labels of the flood.
     """
     height, width = levels.shape
-    state = np.zeros((height + 2, width + 2), token_map.dtype)
     base = 2 if imposed else 1
+    state[0] = 0
+    state[height + 1] = 0
     for y in range(height):
         row = state[y + 1]
+        row[0] = 0
+        row[width + 1] = 0
         for x in range(width):
             row[x + 1] = -base - np.int64(levels[y, x])
         for i in range(first_run[y], first_run[y + 1]):
-            if labels[i] >= 0:
+            label = labels[i]
+            if label >= 0:
                 for x in range(runs[i, 0] + 1, runs[i, 1] + 1):
-                    row[x] = labels[i]
+                    row[x] = label
     depth = 257 if imposed else 256
-    chunks = (height * width >> SHIFT) + 2 * depth + 1
-    slots = np.empty(chunks << SHIFT, np.int32)
-    links = np.empty(chunks, np.int32)
+    links = np.empty(slots.size >> SHIFT, np.int32)
     spare = np.array([-1, depth], np.int32)
     tails = (np.arange(depth) << SHIFT).astype(np.int32)
     queue_seeds(state, levels, imposed, slots, links, spare, tails)
     run_queues(state.ravel(), width + 2, slots, links, spare, tails)
     for y in range(height):
-        token_map[y] = state[y + 1, 1 : width + 1]
+        row, flooded = token_map[y], state[y + 1]
+        for x in range(width):
+            row[x] = flooded[x + 1]

@@ -58,16 +58,17 @@ def not_lowest(levels: Bytes) -> Bytes:
 
 
 @kernel
-def regional_minima(levels: Bytes) -> tuple[Ints, Ints, Ints, int]:
+def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
     """Plateaus without a lower 4-neighbour, as labelled runs.
 
-    Returns the same four as :func:`~subtok_data.segment.kernels.components.label_runs`; runs with
-    the label -1 belong to no minimum.
+    Takes the same ``scratch`` and returns the same four as
+    :func:`~subtok_data.segment.kernels.components.label_runs`; runs with the label -1 belong to no
+    minimum.
     """
     height, width = levels.shape
     has_lower = not_lowest(levels)
     # Two neighbours without lower neighbours are equal, so a component is a part of one plateau.
-    runs, first_run, labels, count = label_runs(has_lower, 1)
+    runs, first_run, labels, count = label_runs(has_lower, np.int64(1), scratch)
     flows_out = np.zeros(count, np.bool_)
     for y in range(height):
         for i in range(first_run[y], first_run[y + 1]):

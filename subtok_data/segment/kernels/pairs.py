@@ -9,6 +9,7 @@ from subtok_data.segment.kernels.compiled import Scalar, kernel
 
 __all__ = ["find_slot", "free_slot", "gather_cracks"]
 
+Labels = NDArray[np.signedinteger]
 Longs = NDArray[np.int64]
 
 EMPTY = -1
@@ -64,8 +65,17 @@ def grow(keys: Longs, values: Longs) -> tuple[Longs, Longs]:
 
 
 @kernel
+def mark_cracks(row: Labels, below: Labels, cracks: NDArray[np.uint8]) -> None:
+    """Note per pixel whether its right neighbour (1) and the one below (2) differ."""
+    for x in range(row.size):
+        cracks[x] = np.uint8(row[x] != below[x]) << 1
+    for x in range(row.size - 1):
+        cracks[x] |= np.uint8(row[x] != row[x + 1])
+
+
+@kernel
 def gather_cracks(
-    token_map: NDArray[np.signedinteger], cost_map: NDArray[np.uint8], num_tokens: int
+    token_map: Labels, cost_map: NDArray[np.uint8], num_tokens: Scalar
 ) -> tuple[Longs, Longs]:
     """Border length, sum and lowest crack value of every pair of touching tokens.
 
@@ -92,44 +102,40 @@ def gather_cracks(
     values = np.empty((64, 3), np.int64)
     used = 0
     # Along a border the next crack mostly belongs to the pair of the last one.
-    last_key = np.array([EMPTY, EMPTY], np.int64)
-    last_slot = np.zeros(2, np.int64)
+    last_key = np.int64(EMPTY)
+    slot = np.int64(0)
+    # A byte per pixel, tested eight at a time: few pixels are at a border.
+    cracks = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = cracks.view(np.uint64)
     for y in range(height):
-        for x in range(width):
-            here = np.int64(token_map[y, x])
-            for down in range(2):
-                if down:
-                    if y + 1 == height:
+        under = min(y + 1, height - 1)
+        mark_cracks(token_map[y], token_map[under], cracks)
+        for word in range(words.size):
+            if words[word] == 0:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                for side in (1, 2):
+                    if cracks[x] & side == 0:
                         continue
-                    there = np.int64(token_map[y + 1, x])
-                    other = cost_map[min(y + 1, height - 1), x]
-                else:
-                    if x + 1 == width:
+                    v, u = (y, x + 1) if side == 1 else (under, x)
+                    here, there = np.int64(token_map[y, x]), np.int64(token_map[v, u])
+                    if here < 0 or there < 0:
                         continue
-                    there = np.int64(token_map[y, x + 1])
-                    other = cost_map[y, min(x + 1, width - 1)]
-                if here == there or here < 0 or there < 0:
-                    continue
-                value = np.int64(max(cost_map[y, x], other))
-                key = min(here, there) * num_tokens + max(here, there)
-                if key == last_key[down]:
-                    slot = last_slot[down]
-                else:
-                    slot = find_slot(keys, key)
-                    if keys[slot] == EMPTY:
+                    key = min(here, there) * num_tokens + max(here, there)
+                    if key != last_key:
                         if 2 * (used + 1) > keys.size:
                             keys, values = grow(keys, values)
-                            slot = find_slot(keys, key)
-                            last_key[:] = EMPTY
-                        keys[slot] = key
-                        values[slot, 0] = 0
-                        values[slot, 1] = 0
-                        values[slot, 2] = 255
-                        used += 1
-                    last_key[down] = key
-                    last_slot[down] = slot
-                values[slot, 0] += 1
-                values[slot, 1] += value
-                values[slot, 2] = min(values[slot, 2], value)
+                        slot = np.int64(find_slot(keys, key))
+                        last_key = key
+                        if keys[slot] == EMPTY:
+                            keys[slot] = key
+                            values[slot, 0] = 0
+                            values[slot, 1] = 0
+                            values[slot, 2] = 255
+                            used += 1
+                    value = np.int64(max(cost_map[y, x], cost_map[v, u]))
+                    values[slot, 0] += 1
+                    values[slot, 1] += value
+                    values[slot, 2] = min(values[slot, 2], value)
     taken = np.flatnonzero(keys != EMPTY)
     return keys[taken], values[taken]

@@ -13,6 +13,18 @@ TokenMap = NDArray[np.signedinteger]
 
 
 @kernel
+def mark_changes(row: NDArray[np.signedinteger], changes: NDArray[np.uint8]) -> None:
+    """Set the bytes of a row's last pixel and of those whose right neighbour differs.
+
+    Read eight at a time, they find the runs of a row several times faster than pixel by pixel.
+    """
+    end = row.size - 1
+    for x in range(end):
+        changes[x] = row[x] != row[x + 1]
+    changes[end] = 1
+
+
+@kernel
 def measure_tokens(
     token_map: TokenMap,
     areas: NDArray[np.int64],
@@ -26,30 +38,34 @@ def measure_tokens(
     no token.
     """
     height, width = token_map.shape
-    count = areas.size
+    changes = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = changes.view(np.uint64)
     for y in range(height):
         row = token_map[y]
+        mark_changes(row, changes)
         start = 0
-        while start < width:
-            token = row[start]
-            end = start + 1
-            while end < width and row[end] == token:
-                end += 1
-            if token >= count:
-                return False
-            if token >= 0:
-                length = end - start
-                box = boxes[token]
-                if areas[token] == 0:
-                    first[token] = y * width + start
-                    box[0], box[1], box[2] = start, y, end
-                box[0] = min(box[0], start)
-                box[2] = max(box[2], end)
-                box[3] = y + 1
-                areas[token] += length
-                sums[token, 0] += length * (2 * y + 1)
-                sums[token, 1] += length * (start + end)
-            start = end
+        for word in range(words.size):
+            if words[word] == 0:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                if changes[x] == 0:
+                    continue
+                token, end = np.int64(row[x]), x + 1
+                if token >= areas.size:
+                    return False
+                if token >= 0:
+                    length = end - start
+                    if areas[token] == 0:
+                        first[token] = y * width + start
+                        boxes[token, 0] = start
+                        boxes[token, 1] = y
+                    boxes[token, 0] = min(boxes[token, 0], start)
+                    boxes[token, 2] = max(boxes[token, 2], end)
+                    boxes[token, 3] = y + 1
+                    areas[token] += length
+                    sums[token, 0] += length * (2 * y + 1)
+                    sums[token, 1] += length * (start + end)
+                start = end
     return True
 
 
@@ -57,10 +73,23 @@ def measure_tokens(
 def relabel(token_map: TokenMap, labels: NDArray[np.int64], renamed: TokenMap) -> None:
     """Write ``labels[token]`` for every token; labels below 0 stay as they are."""
     height, width = token_map.shape
+    changes = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = changes.view(np.uint64)
     for y in range(height):
-        for x in range(width):
-            token = np.int64(token_map[y, x])
-            renamed[y, x] = labels[token] if token >= 0 else token
+        row, target = token_map[y], renamed[y]
+        mark_changes(row, changes)
+        for word in range(words.size):
+            start = 8 * word
+            if words[word] == 0 and start + 8 <= width:
+                # Eight equal pixels: one look-up, one store.
+                token = np.int64(row[start])
+                label = labels[token] if token >= 0 else token
+                for x in range(start, start + 8):
+                    target[x] = label
+            else:
+                for x in range(start, min(start + 8, width)):
+                    token = np.int64(row[x])
+                    target[x] = labels[token] if token >= 0 else token
 
 
 @kernel
