@@ -71,15 +71,15 @@ def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> No
     shutil.copytree(PACKAGE, tmp_path / "subtok_data", ignore=skip)
     code = (
         "import numpy as np\n"
-        "from subtok_data.segment.kernels.minima import regional_minima\n"
-        "print(regional_minima(np.array([[0, 9, 0]], np.uint8))[3])\n"
+        "from subtok_data.segment.minima import minima_seeds\n"
+        "print(minima_seeds(np.array([[0, 9, 0]], np.uint8), 2).count)\n"
     )
     assert run(code, PYTHONPATH=str(tmp_path)) == "2\n"
     components = (kernels / "components.py").read_text()
-    assert "    return runs[:size], first_run, labels, count\n" in components
+    assert "    return runs, first_run, labels, count\n" in components
     changed = components.replace(
-        "    return runs[:size], first_run, labels, count\n",
-        "    labels[:] = 0\n    return runs[:size], first_run, labels, 1\n",
+        "    return runs, first_run, labels, count\n",
+        "    labels[:] = 0\n    return runs, first_run, labels, 1\n",
     )
     (kernels / "components.py").write_text(changed)
     assert run(code, PYTHONPATH=str(tmp_path)) == "1\n"

@@ -58,9 +58,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_count("num_tokens", self.num_tokens)
         check_count("max_tokens", self.max_tokens)
-        area: object = self.min_area
-        if isinstance(area, bool) or not isinstance(area, (int, np.integer)) or area < 0:
-            raise ConfigError(f"min_area={self.min_area!r}: expected a number of pixels, 0 or more")
+        check_count("min_area", self.min_area, least=0, optional=False)
         check_merge(self.merge)
         if self.overflow not in get_args(Overflow):
             raise ConfigError(f"overflow={self.overflow!r}: expected one of {get_args(Overflow)}")
@@ -81,12 +79,15 @@ class Budget:
         return self.max_tokens if self.num_tokens is None else self.num_tokens
 
 
-def check_count(name: str, count: object) -> None:
-    """Raise ConfigError for a number of tokens that is not a whole number of at least 1."""
-    if count is None:
+def check_count(name: str, count: object, *, least: int = 1, optional: bool = True) -> None:
+    """Raise ConfigError unless an option is a whole number that is large enough, or None."""
+    if count is None and optional:
         return
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ConfigError(f"{name}={count!r}: expected a whole number of at least 1, or None")
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
+        raise ConfigError(
+            f"{name}={count!r}: expected a whole number of at least {least}"
+            f"{', or None' if optional else ''}"
+        )
 
 
 def apply_budget(
