@@ -1,13 +1,14 @@
 """One stored token map: a compressed, lossless record of a few kilobytes.
 
-A record is a JSON header line and a deflated payload. Labels repeat down the columns, so each row
-is stored as its XOR with the row above: nearly all zeros, which deflate packs about forty times
-smaller than the map.
+A record is a JSON header line and the values, deflated together, so that the checksum of zlib
+covers both. Labels repeat down the columns, so each row is stored as its XOR with the row above:
+nearly all zeros, which deflate packs about forty times smaller than the map.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ def encode_record(
     ----------
     token_map : (H, W) int16 or int32 ndarray
         Token of each pixel.
-    token_fields : mapping of str to (N,) ndarray, optional
+    token_fields : mapping of str to (N, …) ndarray, optional
         Values per token that travel along.
 
     Returns
@@ -50,10 +51,10 @@ def encode_record(
     header = {
         "shape": list(rows.shape),
         "dtype": rows.dtype.str,
-        "fields": {name: [values.dtype.str, values.size] for name, values in fields.items()},
+        "fields": {name: [values.dtype.str, list(values.shape)] for name, values in fields.items()},
     }
-    payload = b"".join([steps.tobytes(), *(values.tobytes() for values in fields.values())])
-    return json.dumps(header).encode() + b"\n" + zlib.compress(payload, 6)
+    values = [steps.tobytes(), *(values.tobytes() for values in fields.values())]
+    return zlib.compress(b"".join([json.dumps(header).encode(), b"\n", *values]), 6)
 
 
 def decode_record(record: bytes) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
@@ -65,18 +66,18 @@ def decode_record(record: bytes) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]
         If the record is damaged.
     """
     try:
-        head, payload = record.split(b"\n", 1)
+        head, raw = zlib.decompress(record).split(b"\n", 1)
         header = json.loads(head)
-        raw = zlib.decompress(payload)
         height, width = header["shape"]
         steps = np.frombuffer(raw, header["dtype"], height * width).reshape(height, width)
         token_map = np.bitwise_xor.accumulate(steps, axis=0)
         fields: dict[str, NDArray[Any]] = {}
         offset = steps.nbytes
-        for name, (dtype, size) in header["fields"].items():
-            fields[name] = np.frombuffer(raw, dtype, size, offset).copy()
+        for name, (dtype, shape) in header["fields"].items():
+            values = np.frombuffer(raw, dtype, math.prod(shape), offset)
+            fields[name] = values.reshape(shape).copy()
             offset += fields[name].nbytes
-    except (ValueError, KeyError, zlib.error) as error:
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise SubtokError(
             f"a stored token map of {len(record)} bytes is damaged ({error}); delete its shard "
             "and run "
