@@ -1,0 +1,248 @@
+"""One run over an annotated set: boundary figures and token figures, as table, JSON and plots."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from subtok_data.errors import ConfigError
+from subtok_data.evaluation.boundaries import (
+    BoundaryCounts,
+    BoundaryScores,
+    count_boundaries,
+    score_boundaries,
+)
+from subtok_data.evaluation.tokens import Reference, TokenScores, mean_scores, token_scores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from subtok_data.evaluation.annotated import AnnotatedSet
+    from subtok_data.evaluation.methods import Cutter
+
+__all__ = ["Report", "TokenRow", "evaluate", "write_report"]
+
+MapMaker = Callable[["NDArray[np.uint8]"], "NDArray[np.uint8]"]
+#: Maps whose lines are one pixel wide already.
+THIN_ALREADY = ("canny",)
+_SHOWN = (
+    ("tokens", "tokens", ".1f"),
+    ("asa", "ASA", ".3f"),
+    ("undersegmentation", "UE", ".3f"),
+    ("covering", "covering", ".3f"),
+    ("boundary_recall", "recall", ".3f"),
+    ("boundary_precision", "precision", ".3f"),
+    ("monosemanticity", "mono", ".3f"),
+    ("purity", "purity", ".3f"),
+    ("coverage", "coverage", ".3f"),
+)
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Mean figures of one method at one setting.
+
+    Attributes
+    ----------
+    method, setting : str
+        For example ``"patch"``, ``"64"``.
+    scores : TokenScores
+        Means over the images.
+    """
+
+    method: str
+    setting: str
+    scores: TokenScores
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one annotated set.
+
+    Attributes
+    ----------
+    dataset : str
+        Its name.
+    images : int
+        How many.
+    boundaries : mapping of str to BoundaryScores
+        By boundary map.
+    tokens : sequence of TokenRow
+        By method and setting.
+    """
+
+    dataset: str
+    images: int
+    boundaries: Mapping[str, BoundaryScores] = field(default_factory=dict[str, BoundaryScores])
+    tokens: Sequence[TokenRow] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the precision-recall curves."""
+        return {
+            "dataset": self.dataset,
+            "images": self.images,
+            "boundaries": {
+                name: {
+                    "ods": s.ods,
+                    "ods_threshold": s.ods_threshold,
+                    "ois": s.ois,
+                    "ap": s.ap,
+                    "precision": s.precision.round(5).tolist(),
+                    "recall": s.recall.round(5).tolist(),
+                    "thresholds": s.thresholds.round(5).tolist(),
+                }
+                for name, s in self.boundaries.items()
+            },
+            "tokens": [
+                {
+                    "method": row.method,
+                    "setting": row.setting,
+                    **{
+                        key: round(value, 5) if np.isfinite(value) else None
+                        for key, value in row.scores.to_dict().items()
+                    },
+                }
+                for row in self.tokens
+            ],
+        }
+
+    def to_markdown(self) -> str:
+        """Two tables."""
+        lines = [f"### {self.dataset}, {self.images} images", ""]
+        if self.boundaries:
+            lines += ["| boundary map | ODS | at | OIS | AP |", "|---|---|---|---|---|"]
+            lines += [
+                f"| {name} | {s.ods:.3f} | {s.ods_threshold:.2f} | {s.ois:.3f} | {s.ap:.3f} |"
+                for name, s in self.boundaries.items()
+            ]
+            lines.append("")
+        if self.tokens:
+            shown = [
+                one
+                for one in _SHOWN
+                if any(np.isfinite(getattr(row.scores, one[0])) for row in self.tokens)
+            ]
+            lines.append("| method | setting | " + " | ".join(t for _, t, _ in shown) + " |")
+            lines.append("|---|---|" + "---|" * len(shown))
+            lines += [
+                f"| {row.method} | {row.setting} | "
+                + " | ".join(format(getattr(row.scores, key), how) for key, _, how in shown)
+                + " |"
+                for row in self.tokens
+            ]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def evaluate(
+    images: AnnotatedSet,
+    makers: Mapping[str, MapMaker],
+    cutters: Sequence[Cutter],
+    *,
+    boundaries: bool = True,
+    thresholds: int = 33,
+    original: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Measure boundary maps and token maps on every image.
+
+    Parameters
+    ----------
+    images : AnnotatedSet
+        Images with human segmentations.
+    makers : mapping of str to callable
+        RGB (H, W, 3) uint8 → boundary map (H, W) uint8.
+    cutters : sequence of Cutter
+        Ways of cutting; those that read a boundary map name one of `makers`.
+    boundaries : bool
+        Score the boundary maps too.
+    thresholds : int
+        Thresholds of the boundary figures.
+    original : bool
+        Compute the original's monosemanticity too.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    Report
+        Means over the images.
+
+    Raises
+    ------
+    ConfigError
+        No image.
+    """
+    if not len(images):
+        raise ConfigError(f"{images.name} has no images")
+    counts: dict[str, list[BoundaryCounts]] = defaultdict(list)
+    scores: dict[tuple[str, str], list[TokenScores]] = defaultdict(list)
+    for one in tqdm(
+        images, total=len(images), desc=images.name, unit="image", disable=not progress
+    ):
+        maps = {name: make(one.image) for name, make in makers.items()}
+        if boundaries:
+            for name, boundary_map in maps.items():
+                counts[name].append(
+                    count_boundaries(
+                        boundary_map,
+                        one.boundaries,
+                        thresholds=thresholds,
+                        thin=name not in THIN_ALREADY,
+                    )
+                )
+        if not cutters:
+            continue
+        reference = Reference(one.label_maps, original=original)
+        for cutter in cutters:
+            for setting, token_map in cutter(one.image, maps).items():
+                scores[cutter.name, setting].append(token_scores(token_map, reference))
+    return Report(
+        images.name,
+        len(images),
+        {name: score_boundaries(rows) for name, rows in counts.items()},
+        [TokenRow(*key, mean_scores(rows)) for key, rows in scores.items()],
+    )
+
+
+def write_report(folder: str | Path, reports: Sequence[Report]) -> list[Path]:
+    """Write ``report.json``, ``report.md`` and a plot or two a data set.
+
+    Parameters
+    ----------
+    folder : path
+        Made if missing.
+    reports : sequence of Report
+        One a data set.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    from subtok_data.evaluation.plots import plot_precision_recall, plot_tokens
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table, data = folder / "report.md", folder / "report.json"
+    table.write_text("\n".join(one.to_markdown() for one in reports), encoding="utf-8")
+    data.write_text(
+        json.dumps([one.to_dict() for one in reports], indent=1) + "\n", encoding="utf-8"
+    )
+    written = [table, data]
+    for report in reports:
+        stem = "".join(c if c.isalnum() else "_" for c in report.dataset.lower())
+        if report.boundaries:
+            written.append(folder / f"{stem}_boundaries.png")
+            plot_precision_recall(report).savefig(written[-1], dpi=110)
+        if report.tokens:
+            written.append(folder / f"{stem}_tokens.png")
+            plot_tokens(report).savefig(written[-1], dpi=110)
+    return written
