@@ -311,22 +311,8 @@ def test_demo_draws_bundled_photos_and_prints_a_table(tmp_path, capsys):
     out = tmp_path / "pictures"
     assert main(["demo", "--out", str(out), "--size", "64", "--thresholds", "0.1", "--counts"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == (
-        [
-            "image",
-            "source",
-            "cut",
-            "at",
-            "tokens",
-            "coverage",
-            "decode",
-            "ms",
-            "infer",
-            "ms",
-            "segment",
-            "ms",
-        ]
-    )
+    assert lines[0].startswith("image")
+    assert "segment ms" in lines[0]
     assert [line.split()[0] for line in lines[2:6]] == ["astronaut", "chelsea", "coffee", "rocket"]
     assert all("100.0%" in line for line in lines[2:6])
     assert len(list(out.glob("*.png"))) == 8
