@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import gc
 import os
+import re
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -19,3 +25,55 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("real images are absent: set SUBTOK_TEST_DATA to their folder")
     return folder
+
+
+def open_resources() -> dict[str, object]:
+    """What a loader could leave behind."""
+    process = psutil.Process()
+    children = {
+        child.pid
+        for child in process.children(recursive=True)
+        # The fork server and the resource tracker serve the whole test process.
+        if not {"forkserver", "resource_tracker"} & set(_words(child))
+    }
+    return {
+        "processes": children,
+        "threads": {t.name for t in threading.enumerate() if t.name.startswith("subtok")},
+        "shared memory": set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set(),
+        "descriptors": _descriptors(),
+    }
+
+
+def _words(child: psutil.Process) -> list[str]:
+    try:
+        return re.findall(r"forkserver|resource_tracker", " ".join(child.cmdline()))
+    except psutil.Error:
+        return []
+
+
+def _descriptors() -> int:
+    """Sockets and anonymous memory of this process; pipes and files of torch come and go."""
+    links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+    targets = [os.readlink(link) for link in links if os.path.islink(link)]
+    return sum(target.startswith(("socket:", "/memfd:")) for target in targets)
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail when a test leaves processes, threads, descriptors or shared memory behind."""
+    before = open_resources()
+    yield
+    deadline = time.monotonic() + 10
+    while True:
+        gc.collect()
+        after = open_resources()
+        left = {
+            name: after[name] - before[name]  # type: ignore[operator]
+            for name in ("processes", "threads", "shared memory")
+        }
+        left["descriptors"] = max(0, after["descriptors"] - before["descriptors"])  # type: ignore
+        if not any(left.values()):
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: { {name: value for name, value in left.items() if value} }")
+        time.sleep(0.1)

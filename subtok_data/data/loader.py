@@ -22,7 +22,7 @@ from subtok_data.data.sampler import BatchPlan, SubobjectBatchSampler, rank_and_
 from subtok_data.data.state import LoaderState
 from subtok_data.data.stats import LoaderStats, StatsRecorder
 from subtok_data.data.stream import SubobjectIterableDataset
-from subtok_data.errors import ConfigError
+from subtok_data.errors import ConfigError, WorkerCrashError
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
 
@@ -149,7 +149,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         self.image_column = image_column
         self.timeout_s = timeout_s
         self.max_restarts = max_restarts
-        options = _worker_options(num_workers, timeout_s, kwargs)
+        options = _worker_options(num_workers, kwargs)
         options |= _batching(
             dataset, sampler, batch_sampler, batch_size, shuffle, drop_last, seed, plan
         )
@@ -189,6 +189,9 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
                             "one loader for each iteration that goes on at the same time"
                         )
             state.begin(state.epoch + 1)
+        except WorkerCrashError:
+            self._end_dataloader_workers()  # torch cannot go on with some of them dead
+            raise
         finally:
             self.end_epoch()
             if self._running is running:
@@ -220,7 +223,14 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         if self.prefetch_batches == 0:
             return run_in_step(source, self.collator, pool, self.device, self._recorder, total)
         return run_ahead(
-            source, self.collator, pool, self.device, self._recorder, self.prefetch_batches, total
+            source,
+            self.collator,
+            pool,
+            self.device,
+            self._recorder,
+            self.prefetch_batches,
+            total,
+            self.timeout_s,
         )
 
     def _batches_left(self, state: LoaderState) -> int | None:
@@ -265,6 +275,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         """
         if self._resume is not None and self._resume.epoch != epoch:
             self._resume = None
+        if self._running is None:
+            self._state.begin(epoch)
         self._next_epoch = epoch
         self._forward_epoch(epoch)
 
@@ -360,7 +372,9 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         return getattr(sampler, "batch_size", self.__dict__.get("_batch_size"))
 
     @batch_size.setter
-    def batch_size(self, value: int | None) -> None:
+    def batch_size(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, value: int | None
+    ) -> None:
         self.__dict__["_batch_size"] = value
 
     # --- end ----------------------------------------------------------------------------------
@@ -439,13 +453,12 @@ def _wrap(dataset: Any, *, image_column: str, on_error: str, seed: int) -> Any:
     return wrapper(dataset, image_column=image_column, on_error=on_error, seed=seed)
 
 
-def _worker_options(num_workers: int, timeout_s: float, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _worker_options(num_workers: int, kwargs: dict[str, Any]) -> dict[str, Any]:
     options = dict(kwargs)
     if num_workers > 0:
         # A fork after CUDA and threads exist is unsafe, and both do exist here.
         options.setdefault("multiprocessing_context", "forkserver")
         options.setdefault("persistent_workers", True)
-        options.setdefault("timeout", timeout_s)
     return options
 
 

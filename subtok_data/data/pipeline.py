@@ -34,6 +34,7 @@ from subtok_data.segmenters import Launch
 __all__ = ["Delivery", "run_ahead", "run_in_step"]
 
 _JOIN_S = 30.0
+_WATCH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ def _raw_batches(
                 pending = next(source)
             except StopIteration:
                 return
+            except SubtokError:
+                raise
             except RuntimeError as error:
-                if "DataLoader" in str(error) and "worker" in str(error):
+                if "DataLoader" in str(error):
                     raise WorkerCrashError(
-                        f"a DataLoader worker died or did not answer: {error}. If memory ran "
-                        "out, use "
-                        "fewer num_workers; num_workers=0 shows the error in this process"
+                        f"a DataLoader worker died or did not answer: {error}. If memory ran out, "
+                        "use fewer num_workers; num_workers=0 shows the error in this process"
                     ) from error
                 raise
         if not isinstance(pending, PendingBatch):
@@ -167,13 +169,14 @@ def run_ahead(
     stats: StatsRecorder,
     depth: int,
     total: int | None,
+    timeout_s: float,
 ) -> Generator[Delivery]:
     """Give batches in order, preparing up to ``depth`` of them beside the caller.
 
     Where the number of batches is not known (``total`` None), one more is prepared: it tells
     whether the batch before it is the last.
     """
-    threads = _Threads(source, collator, pool, stats, depth + (total is None))
+    threads = _Threads(source, collator, pool, stats, depth + (total is None), timeout_s)
     try:
         yield from _deliver(threads, collator, device, stats, total)
     finally:
@@ -214,8 +217,11 @@ class _Threads:
         pool: SegmentPool,
         stats: StatsRecorder,
         depth: int,
+        timeout_s: float,
     ) -> None:
         self._source = source
+        self._timeout_s = timeout_s
+        self._decoding_since: float | None = None
         self._collator = collator
         self._pool = pool
         self._stats = stats
@@ -241,10 +247,28 @@ class _Threads:
 
     def get(self) -> Any:
         """Return the next batch in order, or ``_END``; raises what a stage raised."""
-        item = self._segmenting.get()
+        while True:
+            try:
+                item = self._segmenting.get(timeout=_WATCH_S)
+                break
+            except queue.Empty:
+                self._check_decoding()
         if isinstance(item, _Failure):
             raise item.error
         return item
+
+    def _check_decoding(self) -> None:
+        """Give up on DataLoader workers that hang; torch itself notices only those that died."""
+        since = self._decoding_since
+        if since is None or time.monotonic() - since < self._timeout_s:
+            return
+        # The feeder waits for them: torch ends its wait, with an error, when they are dead.
+        for process in getattr(self._source, "_workers", ()):
+            process.kill()
+        raise WorkerCrashError(
+            f"the DataLoader gave no batch within timeout_s={self._timeout_s:g} s: a worker hangs, or "
+            "decoding is slower than that; raise timeout_s, or find the sample with num_workers=0"
+        )
 
     def stop(self) -> None:
         """End both threads and wait for them; work that nobody waits for is cancelled."""
@@ -267,7 +291,9 @@ class _Threads:
                 self._permits.acquire()
                 if self._stopping:
                     break
+                self._decoding_since = time.monotonic()
                 raw = next(batches, None)
+                self._decoding_since = None
                 if raw is None:
                     break
                 flight = _open(raw, self._collator, self._stats)

@@ -315,8 +315,8 @@ class _Dealer:
         self._wake_read.close()
         self._wake_write.close()
         for job in jobs:
-            if not job.future.running():
-                job.future.cancel()
+            if self._broken is None and job.future.cancel():
+                continue
             if not job.future.done():
                 job.future.set_exception(
                     self._broken or WorkerCrashError("the segment pool was closed")
