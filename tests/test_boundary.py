@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,10 +187,19 @@ def test_batches_are_formed_by_canvas(monkeypatch):
             return super().forward(pixels)
 
     images = pictures((32, 64), (64, 64), (20, 50), (32, 64), (60, 33))
-    model = BoundaryModel(Spy(), dtype="float32")
+    spy = Spy()
+    model = BoundaryModel(spy, dtype="float32")
+    model.predict(images)
+    assert seen == [(1, 3, 32, 64)] * 3 + [(1, 3, 64, 64)] * 2
+    # SegFormer runs in pairs on a CPU, and in reduced precision never alone.
+    spy.config = SimpleNamespace(model_type="segformer")
+    seen.clear()
     model.predict(images)
     assert seen == [(2, 3, 32, 64), (1, 3, 32, 64), (2, 3, 64, 64)]
-    # A CPU takes two at a time; an accelerator as many pixels as batch_size squares of 512.
+    seen.clear()
+    assert len(BoundaryModel(spy, dtype="bfloat16").predict(images)) == 5
+    assert seen == [(2, 3, 32, 64)] * 2 + [(2, 3, 64, 64)]
+    # An accelerator takes as many pixels as batch_size squares of 512 have.
     monkeypatch.setattr(BoundaryModel, "device", torch.device("meta"))
     for canvas, length in (((512, 512), 16), ((32, 32), 16), ((1024, 1024), 4), ((8192, 8192), 1)):
         assert model._batch_length(canvas) == length

@@ -24,7 +24,7 @@ from subtok_data.boundary.loading import (
     save_network,
 )
 from subtok_data.boundary.maps import DeviceMaps
-from subtok_data.boundary.network import CPU_BATCH, BoundaryNetwork
+from subtok_data.boundary.network import BoundaryNetwork
 from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
 from subtok_data.errors import ConfigError
 
@@ -65,7 +65,8 @@ class BoundaryModel:
     overlap : int, default 128
         Least overlap of neighbouring tiles in pixels; a multiple of 32, at most half a tile.
     batch_size : int, default 16
-        Images of 512 x 512 that run together on an accelerator; fewer if larger. A CPU takes two.
+        Images of 512 x 512 that run together on an accelerator, fewer if larger; a CPU takes one
+        or two.
     name : str, optional
         For messages; the class of the module by default.
 
@@ -282,7 +283,7 @@ class BoundaryModel:
 
     def _batch_length(self, canvas: tuple[int, int]) -> int:
         if self.device.type == "cpu":
-            return min(self.batch_size, CPU_BATCH)
+            return min(self.batch_size, self._network.cpu_batch)
         pixels = canvas[0] * canvas[1]
         return max(1, min(self.batch_size, self.batch_size * _BATCH_SIDE**2 // pixels))
 

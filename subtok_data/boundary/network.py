@@ -1,4 +1,4 @@
-"""Running a boundary network: normalisation, precision, batches of a CPU."""
+"""Running a boundary network: normalisation, precision, batches on a CPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from subtok_data.boundary.device import Precision, compute_dtype, fixed_algorith
 from subtok_data.boundary.loading import Normalisation
 from subtok_data.errors import ConfigError
 
-__all__ = ["CPU_BATCH", "BoundaryNetwork"]
-
-#: On a CPU two images run together. One alone takes another path through the convolutions, about
-#: half as fast per image and with other roundings; more than two are no faster.
-CPU_BATCH = 2
+__all__ = ["BoundaryNetwork"]
 
 
 class BoundaryNetwork:
@@ -72,6 +68,17 @@ class BoundaryNetwork:
         self._std = 255 * torch.tensor(self.normalisation.std, device=device).view(3, 1, 1)
         self.device = device
 
+    @property
+    def cpu_batch(self) -> int:
+        """Images that run together on a CPU.
+
+        Two for SegFormer, whose reshaped tokens send a single image through slower convolutions
+        with other roundings. One for all else: more is no faster, and one image alone can have no
+        influence on another.
+        """
+        config = getattr(self.module, "config", None)
+        return 2 if getattr(config, "model_type", None) == "segformer" else 1
+
     @torch.inference_mode()
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits of uint8 pixels (N, H, W, 3) on the device: float32 (N, 1, h, w).
@@ -83,9 +90,9 @@ class BoundaryNetwork:
         """
         count = pixels.shape[0]
         reduced = self.dtype != torch.float32
-        if reduced and self.device.type == "cpu" and count == 1:
-            # See CPU_BATCH: alone, an image would get another map than in company.
-            pixels = pixels.expand(CPU_BATCH, *pixels.shape[1:])
+        if reduced and self.device.type == "cpu" and count < self.cpu_batch:
+            # Alone, an image would get another map than in company, by up to four levels.
+            pixels = pixels.expand(self.cpu_batch, *pixels.shape[1:])
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(self._mean).div_(self._std)
         autocast = torch.autocast(
             self.device.type, self.dtype if reduced else None, enabled=reduced
