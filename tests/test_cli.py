@@ -47,7 +47,7 @@ def photos(tmp_path):
 # --- the command itself ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["tokenize"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["tokenize"], ["bench"], ["train"], ["eval"]])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

@@ -40,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     """
     from subtok_data import __version__
     from subtok_data.cli import bench, demo, tokenize
+    from subtok_data.evaluation.cli import add_eval_parser
+    from subtok_data.training.cli import add_train_parser
 
     parser = argparse.ArgumentParser(
         prog="subtok",
-        description="Cut images into subobject tokens, look at them, store them.",
+        description="Subobject tokens: look at them, store them, measure them, train for them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -52,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     tokenize.add_parser(commands)
     bench.add_parser(commands)
+    add_eval_parser(commands)
+    add_train_parser(commands)
     return parser
 
 
