@@ -212,14 +212,18 @@ class _BoundaryLaunch:
             ]
             for host, boundary in zip(self._host_maps, self._device_maps, strict=True):
                 host.copy_(boundary, non_blocking=True)
+            flags = self._device_maps.finite
+            self._host_finite = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+            self._host_finite.copy_(flags, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record(self._stream)
 
     def result(self) -> list[Evidence]:
         """Wait for the copies and return the maps."""
         self._done.synchronize()
+        self._device_maps.raise_unless_finite(self._host_finite)
         # Only now may the device memory be reused by other streams.
-        self._device_maps = []
+        self._device_maps.clear()
         return [{"boundary_map": host.numpy()} for host in self._host_maps]
 
 
