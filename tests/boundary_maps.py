@@ -67,23 +67,11 @@ def drawn_maps(draw: Any, side: int = 12) -> Levels:
 
 def real_maps(folder: Path, count: int, side: int) -> list[Levels]:
     """Maps of the packaged boundary model on real photos, of ``side`` x ``side`` pixels."""
-    import torch
-    from PIL import Image
-    from transformers import SegformerForSemanticSegmentation
+    from subtok_data.boundary import BoundaryModel
+    from subtok_data.images import resize, to_rgb
 
-    import subtok_data.boundary
-
-    weights = Path(subtok_data.boundary.__file__).parent / "weights" / "boundary_nano"
-    model = SegformerForSemanticSegmentation.from_pretrained(weights).float().eval()
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     files = sorted((folder / "photos" / "open").glob("*.jpg"))
-    maps: list[Levels] = []
-    for file in files[:: max(len(files) // count, 1)][:count]:
-        photo = np.asarray(Image.open(file).convert("RGB").resize((side, side)))
-        pixels = (torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255 - mean) / std
-        with torch.inference_mode():
-            logits = model(pixel_values=pixels).logits
-            logits = torch.nn.functional.interpolate(logits, size=(side, side), mode="bicubic")
-        maps.append((logits.sigmoid()[0, 0] * 255).round().to(torch.uint8).numpy())
-    return maps
+    chosen = files[:: max(len(files) // count, 1)][:count]
+    return BoundaryModel.from_pretrained().predict(
+        [resize(to_rgb(file), (side, side)) for file in chosen]
+    )

