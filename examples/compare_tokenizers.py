@@ -33,11 +33,13 @@ from subtok_data import (
     SubobjectCollator,
     SubobjectTokenizer,
     SuperpixelSegmenter,
+    TokenEmbedding,
 )
 from subtok_data.pixels import PixelConfig
 from subtok_data.text import TextConfig, TextEncoder
 
 Row = dict[str, Any]
+STRIDE = 4  # of the small encoder
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,20 +91,23 @@ def load_rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
 
 def make_batches(
     rows: list[Row], tokenizer: SubobjectTokenizer, text: TextConfig, args: argparse.Namespace
-) -> list[dict[str, torch.Tensor]]:
+) -> list[dict[str, Any]]:
     """All batches, tokenized once: every seed and epoch sees the same ones in another order."""
     pixels = PixelConfig(size=(args.pixels, args.pixels), dtype="uint8")
     collator = SubobjectCollator(tokenizer, text=text, pixels=pixels, columns=[], shape_size=8)
     size = args.batch_size
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
-    return [
-        collator([rows[i] for i in order[first : first + size]])
-        for first in range(0, len(rows), size)
-    ]
+    batches: list[dict[str, Any]] = []
+    pooling = TokenEmbedding(1, 1)
+    for first in range(0, len(rows), size):
+        batch = dict(collator([rows[i] for i in order[first : first + size]]))
+        cells = args.pixels // STRIDE
+        batches.append({**batch, "token_cells": pooling.cells_of(batch, (cells, cells))})
+    return batches
 
 
-def evaluate(model: VLM, batches: list[dict[str, torch.Tensor]]) -> float:
+def evaluate(model: VLM, batches: list[dict[str, Any]]) -> float:
     """Perplexity per text token over all batches."""
     model.eval()
     total, count = 0.0, 0
@@ -115,8 +120,8 @@ def evaluate(model: VLM, batches: list[dict[str, torch.Tensor]]) -> float:
 
 
 def train(
-    train_batches: list[dict[str, torch.Tensor]],
-    val_batches: list[dict[str, torch.Tensor]],
+    train_batches: list[dict[str, Any]],
+    val_batches: list[dict[str, Any]],
     text: TextConfig,
     seed: int,
     args: argparse.Namespace,

@@ -119,7 +119,8 @@ class VLM(nn.Module):
 
     def inputs_embeds(self, batch: Mapping[str, Any]) -> Tensor:
         """Text embeddings with visual vectors at the placeholders."""
-        vectors = self.embedding(self.encoder(batch["pixel_values"]), batch)
+        features = self.encoder(batch["pixel_values"])
+        vectors = self.embedding(features, batch, cells=batch.get("token_cells"))
         ids = batch["input_ids"]
         text = self.llm.get_input_embeddings()(ids)
         return merge_visual_tokens(text, ids, vectors, self.placeholder_id)

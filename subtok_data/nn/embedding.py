@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subtok_data.errors import ConfigError
-from subtok_data.nn.cells import cell_size, pool_tokens, token_cells
+from subtok_data.nn.cells import TokenCells, cell_size, pool_tokens, token_cells
 from subtok_data.nn.roi import roi_pool_tokens
 from subtok_data.nn.shapes import shape_codes
 
@@ -122,6 +122,7 @@ class TokenEmbedding(nn.Module):
         batch: Mapping[str, Tensor],
         *,
         layout: Literal["packed", "padded"] = "packed",
+        cells: TokenCells | None = None,
     ) -> Tensor:
         """Vectors of all tokens of a batch.
 
@@ -136,6 +137,8 @@ class TokenEmbedding(nn.Module):
         layout : {"packed", "padded"}
             (T, h), image after image, which :func:`merge_visual_tokens` takes; or (I, N, h) with
             zeros on padding.
+        cells : TokenCells, optional
+            From :meth:`cells_of`, where one batch is used several times.
 
         Returns
         -------
@@ -147,7 +150,14 @@ class TokenEmbedding(nn.Module):
                 f"features have {features.shape[1]} channels, feature_dim is {self.feature_dim}"
             )
         counts: list[int] = batch["num_visual_tokens"].tolist()
-        content, shapes = self._content_and_shapes(features, batch, counts)
+        if self.pooling == "roi":
+            content, shapes = self._roi(features, batch, counts)
+        else:
+            if cells is None:
+                cells = self.cells_of(batch, (int(features.shape[-2]), int(features.shape[-1])))
+            with torch.autocast(features.device.type, enabled=False):
+                content = pool_tokens(features, cells)
+            shapes = self._shapes(batch, counts)
         boxes = self._flat(batch, "visual_token_boxes").float()
         low, high = boxes[:, :2], boxes[:, 2:]
         place = torch.cat([(low + high) / 2, high - low, shapes.flatten(1).float()], dim=1)
@@ -165,48 +175,54 @@ class TokenEmbedding(nn.Module):
         padded = vectors.new_zeros(*mask.shape, self.hidden_size)
         return padded.masked_scatter(mask[..., None], vectors)
 
-    def _content_and_shapes(
+    def cells_of(self, batch: Mapping[str, Tensor], feature_size: tuple[int, int]) -> TokenCells:
+        """Share of each feature cell in each token of a batch, for features of (h, w) cells.
+
+        Examples
+        --------
+        >>> batch = {
+        ...     "pixel_values": torch.zeros(1, 3, 8, 8),
+        ...     "visual_token_map": torch.zeros(1, 8, 8, dtype=torch.int16),
+        ...     "num_visual_tokens": torch.tensor([1]),
+        ... }
+        >>> TokenEmbedding(4, 8).cells_of(batch, (2, 2)).weight.tolist()
+        [0.25, 0.25, 0.25, 0.25]
+        """
+        return token_cells(
+            batch["visual_token_map"],
+            batch["num_visual_tokens"].tolist(),
+            feature_size,
+            pixel_size=(int(batch["pixel_values"].shape[-2]), int(batch["pixel_values"].shape[-1])),
+            map_sizes=_sizes(batch, "map_sizes"),
+            valid_sizes=_sizes(batch, "valid_sizes"),
+            stride=self.stride,
+            sampling="bilinear" if self.pooling == "bilinear" else "area",
+        )
+
+    def _roi(
         self, features: Tensor, batch: Mapping[str, Tensor], counts: list[int]
     ) -> tuple[Tensor, Tensor]:
-        token_map = batch["visual_token_map"]
-        map_sizes = batch["map_sizes"].tolist() if "map_sizes" in batch else None
-        valid_sizes = batch["valid_sizes"].tolist() if "valid_sizes" in batch else None
-        pixels = (int(batch["pixel_values"].shape[-2]), int(batch["pixel_values"].shape[-1]))
-        size = (int(features.shape[-2]), int(features.shape[-1]))
-        if self.pooling == "roi":
-            sides = zip(pixels, size, ("height", "width"), strict=True)
-            cells = [cell_size(p, c, self.stride, name) for p, c, name in sides]
-            extent = [c * n / d / p for (n, d), c, p in zip(cells, size, pixels, strict=True)]
-            return roi_pool_tokens(
-                features,
-                token_map,
-                counts,
-                self.shape_size,
-                map_sizes=map_sizes,
-                extent=(extent[0], extent[1]),
-            )
-        cells = token_cells(
-            token_map,
+        pixels, size = batch["pixel_values"].shape[-2:], features.shape[-2:]
+        extent: list[float] = []
+        for side, cells, name in zip(pixels, size, ("height", "width"), strict=True):
+            numerator, denominator = cell_size(side, cells, self.stride, name)
+            extent.append(cells * numerator / denominator / side)
+        return roi_pool_tokens(
+            features,
+            batch["visual_token_map"],
             counts,
-            size,
-            pixel_size=pixels,
-            map_sizes=map_sizes,
-            valid_sizes=valid_sizes,
-            stride=self.stride,
-            sampling=self.pooling,
+            self.shape_size,
+            map_sizes=_sizes(batch, "map_sizes"),
+            extent=(extent[0], extent[1]),
         )
-        with torch.autocast(features.device.type, enabled=False):
-            content = pool_tokens(features, cells)
-        return content, self._shapes(batch, counts, map_sizes)
 
-    def _shapes(
-        self, batch: Mapping[str, Tensor], counts: list[int], map_sizes: list[list[int]] | None
-    ) -> Tensor:
+    def _shapes(self, batch: Mapping[str, Tensor], counts: list[int]) -> Tensor:
+        token_map = batch["visual_token_map"]
         if self.shape_size == 0:
-            return batch["visual_token_map"].new_zeros(sum(counts), 0)
+            return token_map.new_zeros(sum(counts), 0)
         if "visual_token_shapes" not in batch:
-            token_map = batch["visual_token_map"]
-            return shape_codes(token_map, counts, self.shape_size, map_sizes=map_sizes)
+            sizes = _sizes(batch, "map_sizes")
+            return shape_codes(token_map, counts, self.shape_size, map_sizes=sizes)
         shapes = self._flat(batch, "visual_token_shapes")
         if shapes.shape[-1] != self.shape_size:
             raise ConfigError(
@@ -224,3 +240,7 @@ class TokenEmbedding(nn.Module):
         return (
             batch[name] if "visual_cu_seqlens" in batch else batch[name][batch["visual_token_mask"]]
         )
+
+
+def _sizes(batch: Mapping[str, Tensor], name: str) -> list[list[int]] | None:
+    return batch[name].tolist() if name in batch else None
