@@ -63,6 +63,13 @@ def test_drop_keeps_the_largest() -> None:
     assert (segmented.token_map == -1).sum() == (dropped.token_map == -1).sum()
 
 
+def test_islands_cannot_merge() -> None:
+    islands = Partition(np.array([[0, 1, -1, 2, -1, 3]], np.int16), 4)
+    assert apply_budget(islands, Budget(max_tokens=3)).num_tokens == 3
+    with pytest.raises(ValueError, match="3 groups of tokens do not touch .* merged to 2"):
+        apply_budget(islands, Budget(max_tokens=2))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

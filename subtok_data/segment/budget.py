@@ -110,6 +110,11 @@ def apply_budget(
         Covers what ``partition`` covers, unless ``overflow="drop"``. It has fewer tokens than
         ``num_tokens`` only if ``partition`` had, or ``min_area`` left fewer.
 
+    Raises
+    ------
+    ValueError
+        Pixels without a token separate the others, so that too few of them can merge.
+
     Examples
     --------
     >>> partition = Partition(np.array([[0, 1, 2]], np.int16), 3)
@@ -125,6 +130,11 @@ def apply_budget(
             partition, merge=budget.merge, min_area=budget.min_area, down_to=target, image=image
         )
         partition = hierarchy.cut(target)
+        if merging and partition.num_tokens > target:
+            raise ValueError(
+                f"{partition.num_tokens} groups of tokens do not touch each other, so they cannot "
+                f'be merged to {target}: allow more, or use overflow="drop"'
+            )
     if budget.overflow == "drop" and limit is not None and partition.num_tokens > limit:
         return _drop(partition, limit)
     return partition
