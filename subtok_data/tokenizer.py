@@ -278,9 +278,12 @@ class SubobjectTokenizer:
                 "options "
                 "as JSON values, so that stored tokens can be told apart"
             )
+        return self._own_config(describe())
+
+    def _own_config(self, segmenter: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
-            **describe(),
+            **segmenter,
             "budget": asdict(self.budget),
             "order": self.order,
             "canvas": asdict(self.canvas),
@@ -293,28 +296,48 @@ class SubobjectTokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write configuration and weights to a folder that :meth:`from_pretrained` reads."""
+        """Write configuration and weights to a folder that :meth:`from_pretrained` reads.
+
+        A segmenter of your own is named only: give it to :meth:`from_pretrained` again.
+        Transformers' ``Trainer`` calls this at each checkpoint, for its ``data_collator``.
+        """
         folder = Path(folder)
-        config = self.config()
-        if config.get("segmenter") not in SEGMENTERS:
-            raise ConfigError(
-                f"{type(self.segmenter).__name__} is not one of the library's segmenters "
-                f"({', '.join(sorted(SEGMENTERS))}), so from_pretrained could not build it again"
-            )
         folder.mkdir(parents=True, exist_ok=True)
+        known = hasattr(self.segmenter, "config")
+        config = (
+            self.config()
+            if known
+            else self._own_config({"segmenter": type(self.segmenter).__name__})
+        )
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        self.segmenter.save_model(folder)  # pyright: ignore[reportAttributeAccessIssue]
+        save_model = getattr(self.segmenter, "save_model", None)
+        if save_model is not None:
+            save_model(folder)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device | None = None
+        cls,
+        folder: str | Path,
+        *,
+        segmenter: Segmenter | None = None,
+        device: str | torch.device | None = None,
     ) -> SubobjectTokenizer:
         """Read what :meth:`save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Where it was written.
+        segmenter : Segmenter, optional
+            In place of the saved one; needed where that is not one of the library's.
+        device : str or torch.device, optional
+            Where the boundary model runs.
 
         Raises
         ------
         ConfigError
-            If the folder holds no tokenizer, or one of a newer format.
+            If the folder holds no tokenizer, one of another format version, or one with a segmenter
+            that the library does not know.
         """
         file = Path(folder) / CONFIG_FILE
         if not file.is_file():
@@ -325,7 +348,13 @@ class SubobjectTokenizer:
                 f"{str(file)!r} has format version {config['format_version']}, this version of "
                 f"subtok_data reads {FORMAT_VERSION}"
             )
-        segmenter = SEGMENTERS[config["segmenter"]].from_config(config, Path(folder), device)
+        if segmenter is None:
+            if config["segmenter"] not in SEGMENTERS:
+                raise ConfigError(
+                    f"{str(file)!r} was saved with the segmenter {config['segmenter']!r}, which is "
+                    f"none of {sorted(SEGMENTERS)}: give it as segmenter=…"
+                )
+            segmenter = SEGMENTERS[config["segmenter"]].from_config(config, Path(folder), device)
         return cls(
             segmenter,
             order=config["order"],

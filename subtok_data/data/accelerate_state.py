@@ -10,10 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from accelerate.data_loader import DataLoaderStateMixin
-from accelerate.state import GradientState
+from accelerate.state import GradientState, PartialState
 
-__all__ = ["AccelerateState"]
+__all__ = ["AccelerateState", "accelerate_device"]
+
+
+def accelerate_device() -> torch.device | None:
+    """Device of this process if an ``Accelerator`` (or a Trainer) exists, else None."""
+    if not PartialState._shared_state:  # pyright: ignore[reportPrivateUsage]
+        return None
+    device: Any = PartialState().device
+    return None if device.type == "cpu" else device
 
 
 class AccelerateState(DataLoaderStateMixin):

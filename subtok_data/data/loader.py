@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from subtok_data.data.accelerate_state import AccelerateState
+from subtok_data.data.accelerate_state import AccelerateState, accelerate_device
 from subtok_data.data.collate import SubobjectCollator
 from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.pipeline import Delivery, run_ahead, run_in_step
@@ -67,7 +67,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     prefetch_batches : int, optional
         Batches prepared ahead; 0 does everything in step, in the calling thread.
     device : torch.device or str, optional
-        Where finished batches shall be; the CPU by default.
+        Where finished batches shall be; by default accelerate's device where accelerate is in
+        use, else the CPU.
     seed : int, optional
         Seed of order, augmentation and replacement.
     on_error : {"raise", "replace"}, optional
@@ -220,13 +221,14 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         # Made here and not in the feeder: torch watches for dead workers only from the main thread.
         source = super().__iter__()
         pool = self._segment_pool()
+        device = self.device or accelerate_device()
         if self.prefetch_batches == 0:
-            return run_in_step(source, self.collator, pool, self.device, self._recorder, total)
+            return run_in_step(source, self.collator, pool, device, self._recorder, total)
         return run_ahead(
             source,
             self.collator,
             pool,
-            self.device,
+            device,
             self._recorder,
             self.prefetch_batches,
             total,
@@ -282,7 +284,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
 
     def _forward_epoch(self, epoch: int) -> None:
         for part in (self.batch_sampler, self.dataset):
-            forward = getattr(part, "set_epoch", None)
+            forward: Any = getattr(part, "set_epoch", None)
             if forward is not None:
                 forward(epoch)
 
@@ -488,5 +490,6 @@ def _batching(
             shuffle=shuffle,
             seed=seed,
             plan=plan,
+            dataset=dataset,
         )
     }

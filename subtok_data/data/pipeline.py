@@ -266,7 +266,8 @@ class _Threads:
         for process in getattr(self._source, "_workers", ()):
             process.kill()
         raise WorkerCrashError(
-            f"the DataLoader gave no batch within timeout_s={self._timeout_s:g} s: a worker hangs, or "
+            f"the DataLoader gave no batch within timeout_s={self._timeout_s:g} s: a worker "
+            "hangs, or "
             "decoding is slower than that; raise timeout_s, or find the sample with num_workers=0"
         )
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from subtok_data.errors import ConfigError
 
@@ -97,6 +97,8 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         Seed of the order.
     plan : BatchPlan, optional
         Grouping by length.
+    dataset : dataset, optional
+        Told about epochs too, also by frameworks that reach only the batch sampler.
 
     Attributes
     ----------
@@ -126,22 +128,30 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         shuffle: bool = False,
         seed: int = 0,
         plan: BatchPlan | None = None,
+        dataset: Any = None,
     ) -> None:
         if isinstance(batch_size, bool) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: give at least 1")
-        self.sampler = sampler
+        # The number of samples, or None under a framework's sampler, which decides on its own.
+        self.num_samples = sampler if isinstance(sampler, int) else None
+        # Lightning looks here to learn whether the loader shuffles.
+        self.sampler: Any = sampler
+        if self.num_samples is not None:
+            described = RandomSampler if shuffle and sampler else SequentialSampler
+            self.sampler = described(range(self.num_samples))
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.shuffle = shuffle
         self.seed = seed
         self.plan = plan or BatchPlan()
+        self.dataset = dataset
         self.epoch = 0
         self.start = 0
         self.even_batches = True  # accelerate's join_uneven_inputs sets it
         lengths = self.plan.lengths
-        if isinstance(sampler, int) and lengths is not None and len(lengths) != sampler:
+        if self.num_samples is not None and lengths is not None and len(lengths) != sampler:
             raise ConfigError(f"{len(lengths)} lengths for {sampler} samples: give one per sample")
-        if not isinstance(sampler, int) and self.is_grouped:
+        if self.num_samples is None and self.is_grouped:
             raise ConfigError(
                 "batches by length are planned for all ranks at once: leave the sampler to the "
                 "loader"
@@ -160,31 +170,31 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self.epoch = epoch
-        forward = getattr(self.sampler, "set_epoch", None)
-        if forward is not None:
-            forward(epoch)
+        for part in (self.sampler, self.dataset):
+            forward = getattr(part, "set_epoch", None)
+            if forward is not None:
+                forward(epoch)
 
     def __len__(self) -> int:
-        if not isinstance(self.sampler, int):
-            return self._count(len(self.sampler))
+        if self.num_samples is None:
+            return self._count(len(self.sampler), 1)
         _, world = rank_and_world_size()
         if not self.has_fixed_size:
-            return len(self._all_batches()) // world
-        return self._count(math.ceil(self.sampler / world), world)
+            return len(self._all_batches(self.num_samples)) // world
+        return self._count(self.num_samples, world)
 
-    def _count(self, samples: int, world: int = 1) -> int:
+    def _count(self, samples: int, world: int) -> int:
         if self.drop_last:
-            total = self.sampler if isinstance(self.sampler, int) else samples
-            return total // (self.batch_size * world)
-        return math.ceil(samples / self.batch_size)
+            return samples // (self.batch_size * world)
+        return math.ceil(math.ceil(samples / world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0
-        if not isinstance(self.sampler, int):
+        if self.num_samples is None:
             yield from self._of_sampler(start)
             return
         rank, world = rank_and_world_size()
-        for batch in self._all_batches()[rank::world][start:]:
+        for batch in self._all_batches(self.num_samples)[rank::world][start:]:
             yield batch.tolist()
 
     def _of_sampler(self, start: int) -> Iterator[list[int]]:
@@ -199,10 +209,9 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         if batch and not self.drop_last and number >= start:
             yield batch
 
-    def _all_batches(self) -> list[NDArray[np.int64]]:
+    def _all_batches(self, samples: int) -> list[NDArray[np.int64]]:
         """Batches of all ranks: batch i belongs to rank i modulo the number of ranks."""
         _, world = rank_and_world_size()
-        samples = int(self.sampler)
         order = np.arange(samples)
         random = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
