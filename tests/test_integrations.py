@@ -110,7 +110,7 @@ def test_save_state_and_load_state(accelerator, tmp_path):
 def trainer_of(tmp_path, route: str, **options):
     from transformers import Trainer, TrainingArguments
 
-    from subtok_data.integrations.trainer import SubobjectTrainerMixin
+    from subtok_data.integrations.trainer import EpochCallback, SubobjectTrainerMixin
 
     class PipelinedTrainer(SubobjectTrainerMixin, Trainer):
         loader_options = OPTIONS
@@ -149,6 +149,7 @@ def trainer_of(tmp_path, route: str, **options):
         # Augmented: a resumed epoch must draw the same crops too.
         train_dataset=SubobjectDataset(CodedImages(18), transform=v2.RandomCrop(40)),
         eval_dataset=SubobjectDataset(CodedImages(7)),
+        callbacks=[EpochCallback()] if route == "collator" else None,
     )
 
 

@@ -1,14 +1,17 @@
 """Transformers ``Trainer`` with a pipelined loader.
 
 Two routes. Without a subclass: ``Trainer(data_collator=SubobjectCollator(…))``, with
-``remove_unused_columns=False``; batches are right, without look-ahead. With look-ahead: this mixin.
+``remove_unused_columns=False``; batches are right, without look-ahead (and with live augmentation,
+:class:`EpochCallback`). With look-ahead: the mixin.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 
 from subtok_data.batch import model_inputs
 from subtok_data.data.collate import SubobjectCollator
@@ -20,7 +23,27 @@ if TYPE_CHECKING:
 else:
     Trainer = object
 
-__all__ = ["SubobjectTrainerMixin"]
+__all__ = ["EpochCallback", "SubobjectTrainerMixin"]
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training dataset its epoch, which keys live augmentation.
+
+    Needed with ``data_collator=`` alone: a Trainer that resumes in the middle of an epoch tells the
+    epoch to the sampler, but not to the dataset.
+
+    Examples
+    --------
+    >>> callbacks = [EpochCallback()]  # Trainer(callbacks=callbacks, …)
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See ``transformers.TrainerCallback``."""
+        del args, control
+        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            # state.epoch is a fraction, one rounding error away from the whole number.
+            dataset.set_epoch(math.floor(state.epoch + 1e-6))
 
 
 class SubobjectTrainerMixin(Trainer):
