@@ -73,23 +73,17 @@ def measure_tokens(
 def relabel(token_map: TokenMap, labels: NDArray[np.int64], renamed: TokenMap) -> None:
     """Write ``labels[token]`` for every token; labels below 0 stay as they are."""
     height, width = token_map.shape
-    changes = np.zeros((width + 7) // 8 * 8, np.uint8)
-    words = changes.view(np.uint64)
     for y in range(height):
         row, target = token_map[y], renamed[y]
-        mark_changes(row, changes)
-        for word in range(words.size):
-            start = 8 * word
-            if words[word] == 0 and start + 8 <= width:
-                # Eight equal pixels: one look-up, one store.
-                token = np.int64(row[start])
+        # Along a row the token seldom changes, so one look-up serves a whole run.
+        last = np.int64(-1)
+        label = np.int64(-1)
+        for x in range(width):
+            token = np.int64(row[x])
+            if token != last:
+                last = token
                 label = labels[token] if token >= 0 else token
-                for x in range(start, start + 8):
-                    target[x] = label
-            else:
-                for x in range(start, min(start + 8, width)):
-                    token = np.int64(row[x])
-                    target[x] = labels[token] if token >= 0 else token
+            target[x] = label
 
 
 @kernel
