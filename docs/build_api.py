@@ -1,0 +1,181 @@
+"""Write ``docs/api.md`` from the docstrings: run it after a change of a public name.
+
+    python docs/build_api.py
+
+One entry per public name: signature, what it is in one line, and its public methods. The full
+description, with shapes, ranges and examples, is the docstring: ``help(SubobjectTokenizer)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+HEAD = """\
+# API reference
+
+Every public name with its signature and what it is. The docstrings have the rest: parameters with
+ranges and units, shapes, what is raised, examples: `help(subtok_data.SubobjectTokenizer)`.
+This page is made from them by `python docs/build_api.py`.
+
+All names of the first sections come from `subtok_data` itself.
+"""
+
+SECTIONS: dict[str, list[str]] = {
+    "Images to tokens": [
+        "SubobjectTokenizer",
+        "TokenizedImage",
+        "EPOCSegmenter",
+        "PatchSegmenter",
+        "SuperpixelSegmenter",
+        "BoundaryModel",
+        "watershed_tokens",
+    ],
+    "Datasets to batches": [
+        "SubobjectDataset",
+        "SubobjectIterableDataset",
+        "ImageFiles",
+        "SubobjectCollator",
+        "SubobjectLoader",
+        "BatchPlan",
+        "PixelConfig",
+        "TextConfig",
+        "validate_batch",
+    ],
+    "Inside the model": ["TokenEmbedding", "merge_visual_tokens"],
+    "Errors": ["SubtokError", "SampleError", "WorkerCrashError"],
+}
+
+DEEPER: dict[str, list[str]] = {
+    "Stored tokens": [
+        "subtok_data.data.tokenize.tokenize_dataset",
+        "subtok_data.data.tokenize.TokenizeReport",
+        "subtok_data.data.stored.StoredTokens",
+    ],
+    "Batches and statistics": [
+        "subtok_data.batch.model_inputs",
+        "subtok_data.data.pending.PendingBatch",
+        "subtok_data.data.stats.LoaderStats",
+        "subtok_data.text.packing.pack_batch",
+        "subtok_data.text.packing.unpack_batch",
+    ],
+    "Features": [
+        "subtok_data.nn.FeatureEncoder",
+    ],
+    "Pictures": [
+        "subtok_data.viz.plot_tokens",
+        "subtok_data.viz.plot_thresholds",
+        "subtok_data.viz.outline_image",
+        "subtok_data.viz.mean_color_image",
+        "subtok_data.viz.boundary_picture",
+    ],
+    "Segmentation without torch": [
+        "subtok_data.segment.budget.Budget",
+        "subtok_data.segment.partition.Partition",
+        "subtok_data.segment.partition.Partitioner",
+        "subtok_data.segment.geometry.measure",
+        "subtok_data.segment.geometry.token_shapes",
+        "subtok_data.segment.adjacency.adjacency",
+    ],
+    "Images": [
+        "subtok_data.images.to_rgb",
+        "subtok_data.images.resize",
+        "subtok_data.images.canvas_size",
+    ],
+}
+
+
+def sections() -> dict[str, list[str]]:
+    """Sections of full names; a public name that stands in none comes under "More"."""
+    import subtok_data
+
+    listed = {name for names in SECTIONS.values() for name in names}
+    more = [name for name in subtok_data.__all__ if name not in listed]
+    own = {**SECTIONS, "More": more} if more else SECTIONS
+    return {
+        **{title: [f"subtok_data.{name}" for name in names] for title, names in own.items()},
+        **DEEPER,
+    }
+
+
+def signature(value: Any) -> str:
+    """Parameters with defaults, without annotations."""
+    try:
+        found = inspect.signature(value)
+    except ValueError:
+        return "(…)"
+    bare = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for name, parameter in found.parameters.items()
+        if name not in ("self", "cls")
+    ]
+    text = str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<factory>|<object object at \w+>|<class '([\w.]+)'>", r"\1…", text)
+
+
+def summary(value: Any) -> str:
+    """First sentence of a docstring, with reST roles as plain code."""
+    text = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+    text = re.sub(r":\w+:`~?(?:[\w]+\.)*([\w.]+)`", r"`\1`", text)
+    return text.replace("``", "`")
+
+
+def members(cls: type) -> list[str]:
+    """One line for each public method and property that a class defines itself."""
+    lines: list[str] = []
+    for name, value in vars(cls).items():
+        if name.startswith("_") and name != "__call__":
+            continue
+        if isinstance(value, property):
+            lines.append(f"- `.{name}`: {summary(value.fget)}")
+        elif isinstance(value, classmethod | staticmethod):
+            lines.append(f"- `{cls.__name__}.{name}{signature(value.__func__)}`: {summary(value)}")
+        elif inspect.isfunction(value) and inspect.getdoc(value):
+            shown = "" if name == "__call__" else f".{name}"
+            lines.append(f"- `{shown or 'tokens ='}{signature(value)}`: {summary(value)}")
+    return [line.replace("`tokens =(", "`(") for line in lines]
+
+
+def entry(full_name: str) -> str:
+    """Heading, signature, one line, and members of a class."""
+    module, name = full_name.rsplit(".", 1)
+    value = getattr(importlib.import_module(module), name)
+    title = name if module == "subtok_data" else full_name
+    parts = [f"### `{title}`"]
+    is_error = inspect.isclass(value) and issubclass(value, Exception)
+    is_protocol = getattr(value, "_is_protocol", False)
+    if not is_error and not is_protocol:
+        parts.append(f"```text\n{_wrapped(name + signature(value))}\n```")
+    parts.append(summary(value))
+    if inspect.isclass(value) and not is_error:
+        parts.append("\n".join(members(value)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _wrapped(call: str, width: int = 96) -> str:
+    """Break a long signature after commas."""
+    lines, indent = [""], " " * 4
+    for piece in call.split(", "):
+        piece = piece if lines == [""] else f", {piece}"
+        if len(lines[-1]) + len(piece) > width:
+            lines[-1] += ","
+            lines.append(indent + piece.removeprefix(", "))
+        else:
+            lines[-1] += piece
+    return "\n".join(lines)
+
+
+def render() -> str:
+    """Return the text of the page."""
+    pages = [HEAD]
+    for title, names in sections().items():
+        pages.append(f"## {title}\n")
+        pages += [entry(name) + "\n" for name in names]
+    return "\n".join(pages)
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("api.md").write_text(render(), encoding="utf-8")
