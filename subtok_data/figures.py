@@ -101,7 +101,7 @@ def picture_page(
         top += head
     for row, extra in zip(rows, heads, strict=True):
         if row.heading:
-            place.heading(row.heading, row.remark, top + 0.2, size=9)
+            place.heading(row.heading, row.remark, top + 0.2, size=10)
             top += extra
         for column, panel in enumerate(row.panels):
             left = _MARGIN + column * (panel_width + _GAP)
@@ -128,7 +128,7 @@ class _Place:
         if remark:
             extent = drawn.get_window_extent()
             x = extent.x1 / self.figure.dpi + 0.12
-            self.text(remark, x, y, fontsize=8, color=_SOFT, va="baseline")
+            self.text(remark, x, y, fontsize=9, color=_SOFT, va="baseline")
 
     def panel(self, panel: Panel, left: float, top: float, width: float, height: float) -> None:
         bottom = self.height - top - height
@@ -140,5 +140,5 @@ class _Place:
         for spine in axes.spines.values():
             spine.set(color=_FRAME, linewidth=0.5)
         y = top + height + 0.17
-        self.text(panel.label, left, y, fontsize=8, color=_INK, va="baseline")
-        self.text(panel.detail, left + width, y, fontsize=8, color=_SOFT, va="baseline", ha="right")
+        self.text(panel.label, left, y, fontsize=9, color=_INK, va="baseline")
+        self.text(panel.detail, left + width, y, fontsize=9, color=_SOFT, va="baseline", ha="right")

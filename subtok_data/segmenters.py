@@ -111,7 +111,8 @@ class EPOCSegmenter:
         A model, a folder, or a hub id. None means the packaged weights, loaded at first use.
     threshold : float, optional
         Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
-        threshold means fewer seeds and larger tokens. ``DEFAULT_THRESHOLD`` if not given.
+        threshold joins seeds, and adds some where no pixel was below the lower one, so the count
+        may go either way. ``DEFAULT_THRESHOLD`` if not given.
     backend : {"numba", "skimage"}, optional
         Which flood; the tokens are the same.
     device : str or torch.device, optional

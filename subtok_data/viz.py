@@ -204,7 +204,7 @@ def plot_tokens(tokenized: TokenizedImage, *, title: str = "") -> Figure:
         Panel(
             mean_color_image(image, token_map),
             "one colour per token",
-            f"largest {largest:.0%} of the image",
+            f"largest: {largest:.0%}",
         ),
     ]
     if width > _LANDSCAPE * height and len(panels) == 4:

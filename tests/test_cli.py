@@ -191,11 +191,11 @@ def test_another_configuration_is_refused(photos, tmp_path, capsys):
     assert main([*arguments, "--max-tokens", "2"]) == 2
     words = capsys.readouterr().err
     assert words.startswith("subtok: ")
-    assert "config_hash" in words
+    assert "holds tokens with max_tokens None, asked for max_tokens 2" in words
     assert words.count("\n") == 1
     save_photos(photos / "more", 1)
     assert main(arguments) == 2
-    assert "num_rows 6, asked for 7" in capsys.readouterr().err
+    assert "num_rows 6, asked for num_rows 7" in capsys.readouterr().err
 
 
 def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_path):

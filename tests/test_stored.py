@@ -136,7 +136,10 @@ def test_a_write_that_fails_leaves_no_shard(tmp_path, tokenizer, monkeypatch):
     assert list(writer.missing()) == [range(4, 6)]
 
 
-@pytest.mark.parametrize(("other", "name"), [({"size": 64}, "config_hash"), ({}, "num_rows")])
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [({"size": 64}, "size 32, asked for size 64"), ({}, "num_rows 6, asked for num_rows 7")],
+)
 def test_another_configuration_or_length_is_refused(tmp_path, tokenizer, other, name):
     writer_for(tmp_path, tokenizer)
     options = {"size": 32, **other}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -253,8 +253,36 @@ def _write_atomically(file: Path, content: Any) -> None:
 
 def _refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     for name in ("store_version", "config_hash", "num_rows", "shard_rows"):
-        if found.get(name) != wanted[name]:
-            raise ConfigError(
-                f"{str(folder)!r} holds tokens with {name} {found.get(name)!r}, asked for "
-                f"{wanted[name]!r}: give another folder, or delete this one"
-            )
+        if found.get(name) == wanted[name]:
+            continue
+        have, want = {name: found.get(name)}, {name: wanted[name]}
+        if name == "config_hash":  # options say more than their hash
+            have, want = _differing(found["config"], wanted["config"]) or (have, want)
+        raise ConfigError(
+            f"{str(folder)!r} holds tokens with {_listed(have)}, asked for {_listed(want)}: "
+            "give another folder, or delete this one"
+        )
+
+
+def _differing(
+    found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Options that two configurations do not share, with the value in each."""
+    old, new = _flat(found), _flat(wanted)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return None
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat.update(
+            _flat(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value!r}" for name, value in options.items())

@@ -175,8 +175,9 @@ def watershed_tokens(
         Boundary probability; ``v / 255`` for uint8. Floats are rounded to the nearest of 256
         levels.
     threshold : float, optional
-        Above 0, below 1. Seeds are the connected components of the pixels below it, so a higher
-        threshold gives fewer and larger tokens. 0.1 when neither this nor ``num_tokens`` is given.
+        Above 0, below 1. Seeds are the connected components of the pixels below it. A
+        higher threshold joins seeds, and adds some where no pixel was below the lower one, so the
+        count may go either way. 0.1 when neither this nor ``num_tokens`` is given.
     num_tokens : int or sequence of int, optional
         Exactly so many tokens, whatever the picture: more seeds than needed, then neighbours are
         merged. A sequence gives a list of maps from one flood: each token of a coarser map is a
