@@ -13,11 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from subtok_data.batch import PACKED_KEYS
 from subtok_data.nn import FeatureEncoder, TokenEmbedding, merge_visual_tokens
 
 __all__ = ["VLM", "small_encoder", "small_llm", "train_tokenizer"]
-
-PACKED_KEYS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class Block(nn.Module):

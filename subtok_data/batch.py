@@ -14,13 +14,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from subtok_data.segment.task import Segmented
 
-__all__ = ["EXTENSION_FIELDS", "RESERVED_KEYS", "model_inputs", "pad_tokens", "round_up"]
+__all__ = [
+    "EXTENSION_FIELDS",
+    "PACKED_KEYS",
+    "RESERVED_KEYS",
+    "model_inputs",
+    "pad_tokens",
+    "round_up",
+]
 
 EXTENSION_FIELDS = ("source", "class", "prompt")
 """Token fields that become ``visual_token_<field>`` (I, N) int64 with -1 for none."""
+
+PACKED_KEYS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""Keys by which a packed batch tells models where its samples begin."""
 
 RESERVED_KEYS = frozenset(
     {
@@ -28,7 +39,7 @@ RESERVED_KEYS = frozenset(
         "attention_mask",
         "labels",
         "mm_token_type_ids",
-        "position_ids",
+        *PACKED_KEYS,
         "pixel_values",
         "valid_sizes",
         "visual_token_map",
@@ -140,22 +151,35 @@ def model_inputs(batch: Mapping[str, Any], model: Callable[..., Any]) -> dict[st
     Parameters
     ----------
     batch : mapping
-        A batch of this library.
+        A batch of this library, padded or packed.
     model : torch.nn.Module or callable
-        Its ``forward`` (or the callable itself) names what it takes.
+        Its ``forward`` (or the callable itself) names what it takes. Data-parallel wrappers
+        are looked through.
 
     Returns
     -------
     dict
-        Entries whose key is a parameter; all of them if there is a ``**kwargs`` parameter.
+        Entries whose key is a parameter; all of them if there is a ``**kwargs`` parameter. The
+        ``**kwargs`` of a transformers model go on to its layers, which know nothing of images: such
+        a model gets what it names, its ``visual_inputs`` where it has that attribute, and with a
+        packed batch the positions and ``use_cache=False``.
 
     Examples
     --------
     >>> model_inputs({"pixel_values": 1, "sample_index": 2}, lambda pixel_values: None)
     {'pixel_values': 1}
     """
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
     forward = getattr(model, "forward", model)
     parameters = inspect.signature(forward).parameters
+    wanted = set(parameters)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return dict(batch)
-    return {name: value for name, value in batch.items() if name in parameters}
+        # All transformers models have these two; importing the library only to ask is slow.
+        if not (hasattr(model, "config") and hasattr(model, "main_input_name")):
+            return dict(batch)
+        wanted |= {*PACKED_KEYS, *getattr(model, "visual_inputs", ())}
+    inputs = {name: value for name, value in batch.items() if name in wanted}
+    if "cu_seq_lens_q" in inputs:
+        inputs["use_cache"] = False
+    return inputs

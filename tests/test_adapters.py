@@ -13,8 +13,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from subtok_data.batch import model_inputs
 from subtok_data.errors import ConfigError
-from subtok_data.integrations.llava import generation_inputs, model_inputs, use_subobject_tokens
+from subtok_data.integrations.llava import generation_inputs, use_subobject_tokens
 from subtok_data.integrations.naflex import to_naflex
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 from subtok_data.segment.geometry import measure
@@ -248,6 +249,18 @@ class TestLlava:
         model.to(torch.bfloat16)
         loss = model(**model_inputs(text_batch(text), model)).loss
         assert torch.isfinite(loss)
+
+    def test_inputs_are_what_forward_takes(self, text):
+        model = small_llava(len(text.config.tokenizer))
+        use_subobject_tokens(model, text.placeholder_id)
+        batch = {**text_batch(text), "url": ["a", "b"]}
+        chosen = model_inputs(batch, model)
+        assert {"input_ids", "labels", "pixel_values", "visual_token_map"} <= chosen.keys()
+        assert not {"sample_index", "url", "mm_token_type_ids"} & chosen.keys()
+        wrapped = torch.nn.DataParallel(model)
+        assert model_inputs(batch, wrapped).keys() == chosen.keys()
+        assert model_inputs(text_batch(text, packed=True), model)["use_cache"] is False
+        assert model_inputs(batch, lambda **kwargs: None) == batch
 
     def test_counts_that_differ_are_an_error(self, text):
         model = small_llava(len(text.config.tokenizer))

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 
-__all__ = ["generation_inputs", "model_inputs", "use_subobject_tokens"]
+__all__ = ["generation_inputs", "use_subobject_tokens"]
 
 _VISUAL = (
     "visual_token_map",
@@ -30,7 +30,6 @@ _VISUAL = (
     "visual_token_shapes",
     "visual_cu_seqlens",
 )
-_PACKED = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 _ATTRIBUTE = "subobject_features"
 
 
@@ -132,7 +131,8 @@ def use_subobject_tokens(
     Returns
     -------
     PreTrainedModel
-        The same model. The new parameters are under ``model.subobject_features`` of its inner
+        The same model, to be called with ``model(**model_inputs(batch, model))`` of
+        :mod:`subtok_data.batch`. The new parameters are under ``subobject_features`` of its inner
         model, so ``state_dict``, ``.to`` and optimizers see them; its projector is dropped.
 
     Raises
@@ -166,6 +166,7 @@ def use_subobject_tokens(
     base.get_image_features = features.get_image_features
     config.image_token_id = placeholder_id
     base.config.image_token_id = placeholder_id
+    model.visual_inputs = _VISUAL  # what model_inputs selects besides the arguments of forward
     model.register_forward_pre_hook(_take_visual_keys, with_kwargs=True)
     return model
 
@@ -177,36 +178,6 @@ def _take_visual_keys(
     features = getattr(model.model, _ATTRIBUTE)
     features.visual = {name: kwargs.pop(name) for name in _VISUAL if name in kwargs}
     return args, kwargs
-
-
-def model_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """Select what the model's ``forward`` takes, with the visual keys that its features need.
-
-    Parameters
-    ----------
-    batch : mapping
-        A finished batch with text, padded or packed.
-    model : PreTrainedModel
-        From :func:`use_subobject_tokens`.
-
-    Returns
-    -------
-    dict
-        Keyword arguments for ``model``; ``use_cache=False`` with a packed batch.
-
-    Examples
-    --------
-    >>> class Model:
-    ...     def forward(self, input_ids, **kwargs): ...
-    >>> sorted(model_inputs({"input_ids": 1, "sample_index": 2, "visual_token_map": 3}, Model()))
-    ['input_ids', 'visual_token_map']
-    """
-    named = inspect.signature(model.forward).parameters
-    wanted = {*named, *_VISUAL, *_PACKED}
-    inputs = {name: value for name, value in batch.items() if name in wanted}
-    if "cu_seq_lens_q" in batch:
-        inputs["use_cache"] = False
-    return inputs
 
 
 @torch.no_grad()
