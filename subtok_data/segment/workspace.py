@@ -16,8 +16,9 @@ __all__ = ["borrow"]
 
 Number = TypeVar("Number", bound=np.generic)
 
-# Larger arrays are made for the picture and given back: 32 MiB serve pictures of 4096 x 4096.
-_LARGEST = 32 << 20
+# Larger arrays are made for the picture and given back. Pictures of 4096 x 4096 need no more; pages
+# that no picture has written to take no memory.
+_LARGEST = 80 << 20
 
 
 class _Scratch(threading.local):
