@@ -114,8 +114,10 @@ def thin_edges(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     gy, gx = np.gradient(smooth)
     hyy, hyx = np.gradient(gy)
     hxx = np.gradient(gx, axis=1)
-    # The axis of greatest curvature value runs along a ridge; the normal is perpendicular to it.
-    normal = 0.5 * np.arctan2(2 * hyx, hxx - hyy) + np.pi / 2
+    # Of the two principal axes the one of greater absolute curvature crosses the line, on its crest
+    # (negative) and at its foot (positive).
+    largest = 0.5 * np.arctan2(2 * hyx, hxx - hyy)
+    normal = np.where(hxx + hyy > 0, largest, largest + np.pi / 2)
     y, x = np.indices(values.shape, dtype=np.float32)
     dy, dx = np.sin(normal), np.cos(normal)
     keep = values > 0
@@ -223,7 +225,7 @@ def sobel_map(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Gradient magnitude, the strongest channel of the blurred image (σ = 2): a lower bound."""
     blurred = ndimage.gaussian_filter(image.astype(np.float32), (2.0, 2.0, 0.0))
     magnitude = np.hypot(ndimage.sobel(blurred, 0), ndimage.sobel(blurred, 1)).max(2)
-    return _scaled(magnitude, 300.0)
+    return _scaled(magnitude, 410.0)  # a step from black to white
 
 
 def canny_map(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

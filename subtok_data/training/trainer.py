@@ -120,10 +120,10 @@ class Trainer:
     ) -> None:
         self.config = config
         self.output = Path(output)
+        # Precision is ours, below: accelerate's belongs to the process, and a second run in the
+        # same process could not choose another.
         self._accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.accumulate,
-            cpu=cpu,
+            mixed_precision="no", gradient_accumulation_steps=config.accumulate, cpu=cpu
         )
         main = self._accelerator.is_main_process
         self._progress = progress and main
@@ -250,7 +250,12 @@ class Trainer:
             pixels, label = next(batches)
             self._seed_dropout(micro)
             with accelerator.accumulate(self._module):
-                logits = forward(self._module, pixels, self._network)
+                with torch.autocast(
+                    accelerator.device.type,
+                    torch.bfloat16,
+                    enabled=config.mixed_precision == "bf16",
+                ):
+                    logits = forward(self._module, pixels, self._network)
                 if logits.shape[-2:] != label.shape[-2:]:
                     logits = F.interpolate(logits, label.shape[-2:], mode="bilinear")
                 loss = F.binary_cross_entropy_with_logits(logits.float(), label)
