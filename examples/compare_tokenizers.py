@@ -25,7 +25,7 @@ import torch
 from captions import caption_rows
 from scenes import SceneDataset
 from transformers import get_cosine_schedule_with_warmup
-from vlm import VLM, small_encoder, small_llm, train_tokenizer
+from vlm import VLM, small_encoder, small_llm, train_tokenizer, word_tokenizer
 
 from subtok_data import (
     EPOCSegmenter,
@@ -53,12 +53,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", default=["patch", "slic", "epoc"])
     parser.add_argument("--budgets", nargs="+", type=int, default=[16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=3000, help="training rows")
-    parser.add_argument("--val", type=int, default=400, help="held-out rows")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--size", type=int, default=192, help="side of the image that is cut")
-    parser.add_argument("--pixels", type=int, default=96, help="side of the encoder's input")
+    parser.add_argument("--train", type=int, default=2400, help="training rows")
+    parser.add_argument("--val", type=int, default=300, help="held-out rows")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128, help="side of the image that is cut")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the encoder's input")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -206,7 +206,9 @@ def main() -> None:
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(r["budget"], r["kind"], r["seed"]) for r in results}
     train_rows, val_rows = load_rows(args)
-    language = train_tokenizer((row["caption"] for row in train_rows), 1200)
+    captions = [row["caption"] for row in train_rows]
+    words = args.data == "scenes"
+    language = word_tokenizer(captions) if words else train_tokenizer(captions, 1200)
     text = TextConfig(language, caption="caption")
     for budget in args.budgets:
         for kind in args.kinds:

@@ -129,7 +129,7 @@ def _paint(canvas: NDArray[np.float64], thing: Thing) -> None:
     part[inside] = np.clip(colour, 0, 1)[inside]
 
 
-def draw_scene(seed: int, index: int, size: int = 192) -> tuple[NDArray[np.uint8], list[Thing]]:
+def draw_scene(seed: int, index: int, size: int = 128) -> tuple[NDArray[np.uint8], list[Thing]]:
     """Render one scene.
 
     Returns
@@ -139,7 +139,7 @@ def draw_scene(seed: int, index: int, size: int = 192) -> tuple[NDArray[np.uint8
         From left to right.
     """
     rng = np.random.default_rng([seed, index])
-    things = _place(rng, int(rng.integers(2, 7)))
+    things = _place(rng, int(rng.integers(1, 5)))
     fine = size * 2  # two samples per pixel and axis smooth the edges
     y, x = np.mgrid[:fine, :fine] / fine
     floor = 0.62 + 0.16 * y - 0.25 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
@@ -160,7 +160,7 @@ def caption_of(things: list[Thing]) -> str:
 class SceneDataset:
     """Scenes as a map-style dataset of ``{"image", "caption"}``."""
 
-    def __init__(self, length: int, *, seed: int = 0, size: int = 192) -> None:
+    def __init__(self, length: int, *, seed: int = 0, size: int = 128) -> None:
         self.length = length
         self.seed = seed
         self.size = size

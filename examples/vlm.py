@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from subtok_data.batch import PACKED_KEYS
 from subtok_data.nn import FeatureEncoder, TokenEmbedding, merge_visual_tokens
 
-__all__ = ["VLM", "small_encoder", "small_llm", "train_tokenizer"]
+__all__ = ["VLM", "small_encoder", "small_llm", "train_tokenizer", "word_tokenizer"]
 
 
 class Block(nn.Module):
@@ -86,6 +86,24 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 2000) -> PreTrainedT
     core.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Words and punctuation marks of the given texts as tokens, for texts of few words."""
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    )
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    names = ["<pad>", "<s>", "</s>", "<unk>", *sorted(words)]
+    core = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    core.pre_tokenizer = split
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
 
 
