@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+# Idle threads of torch that spin would slow everything down where cores are scarce.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 def find_data() -> Path | None:
     """Folder of the real images: $SUBTOK_TEST_DATA, or shared/data beside the checkout."""

@@ -10,6 +10,7 @@ as given; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -78,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     args = build_parser().parse_args(argv)
+    # Workers share the cores with torch, whose idle threads would spin on them: where cores are
+    # scarce, inference on the CPU then takes ten times as long. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(args.run(args))
     except ConfigError as error:
