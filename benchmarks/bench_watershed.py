@@ -8,8 +8,8 @@ scikit-image. All contenders run on one core, in one process, one after the othe
 after round. Times are of the processor (all contenders have one thread), and medians, so that other
 load on the machine meets all alike; it still costs them cache.
 
-One core of an AMD EPYC (Zen 4), scikit-image 0.26, OpenCV 5.0, 10 photos, other work on the machine;
-ms, and times subtok_data:
+One core of an AMD EPYC (Zen 4) with other work, scikit-image 0.26, OpenCV 5.0, 10 photos; ms, and
+times subtok_data:
 
                             768, t=0.1     768, t=0.5    1024, t=0.1    1024, t=0.5
     median tokens               83             34            112             36
@@ -19,8 +19,9 @@ ms, and times subtok_data:
     original procedure         135 (36x)      139 (56x)      328 (54x)      278 (71x)
     cv2.watershed              8.8 (2.3x)     3.8 (1.5x)    14.3 (2.4x)     6.2 (1.6x)
 
-num_tokens=60 at 1024: 38 ms, scikit-image backend 433 ms. Pixels: 0.94 ms at 256, 5.4 at 1024, 88 at
-4096. Tokens, 1024, the same share flooded: 7.3 ms for 9, 9.6 for 232, 12.2 for 883, 22.1 for 9,756.
+num_tokens=60 at 1024: 38 ms, scikit-image backend 433 ms. Pixels: 0.94 ms at 256, 5.4 at 1024, 88
+at 4096. Tokens at 1024, same share flooded: 7.3 ms for 9, 9.6 for 232, 12.2 for 883, 22.1 for
+9,756.
 """
 
 from __future__ import annotations

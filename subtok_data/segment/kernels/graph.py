@@ -79,12 +79,13 @@ def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs) -> Graph
         np.empty(size, np.int32),
     )
     for edge in range(num_edges):
-        key = pair_key(graph, pairs[edge, 0], pairs[edge, 1])
+        a, b = np.int64(pairs[edge, 0]), np.int64(pairs[edge, 1])
+        key = pair_key(graph, a, b)
         slot = find_slot(graph.keys, key)
         graph.keys[slot] = key
         graph.edges[slot] = edge
-        append(graph, pairs[edge, 0], 2 * edge)
-        append(graph, pairs[edge, 1], 2 * edge + 1)
+        append(graph, a, 2 * edge)
+        append(graph, b, 2 * edge + 1)
     return graph
 
 
@@ -114,21 +115,21 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     entry = graph.first[gone]
     while entry >= 0:
         following = graph.following[entry]
-        moved, side = entry >> 1, entry & 1
+        moved, side = np.int64(entry >> 1), entry & 1
         if graph.alive[moved]:
-            other = graph.ends[moved, 1 - side]
+            other = np.int64(graph.ends[moved, 1 - side])
             free_slot(graph.keys, graph.edges, find_slot(graph.keys, pair_key(graph, gone, other)))
             key = pair_key(graph, keep, other)
             slot = find_slot(graph.keys, key)
-            survivor = np.int64(moved)
+            survivor = moved
             if graph.keys[slot] == key:
-                survivor = np.int64(join_edges(graph, moved, graph.edges[slot]))
+                survivor = np.int64(join_edges(graph, moved, np.int64(graph.edges[slot])))
                 joined[count] = survivor
                 count += 1
             if survivor == moved:
                 graph.keys[slot] = key
                 graph.edges[slot] = moved
                 graph.ends[moved, side] = keep
-                append(graph, keep, entry)
+                append(graph, keep, np.int64(entry))
         entry = following
     return int(keep), count

@@ -68,4 +68,4 @@ def pop(heap: Heap) -> tuple[float, int]:
         at = down
     keys[at] = key
     items[at] = item
-    return least_key, least_item
+    return float(least_key), int(least_item)

@@ -104,8 +104,9 @@ def merge_phase(
         node[token] = num_tokens + done
         done += 1
         for i in range(count):
-            if smaller_area(graph, joined[i]) < below:
-                enter(graph, heap, queued, joined[i], rule)
+            edge = int(joined[i])
+            if smaller_area(graph, edge) < below:
+                enter(graph, heap, queued, edge, rule)
     return int(done)
 
 
@@ -148,10 +149,12 @@ def merge_neighbours(
     graph = build_graph(pairs, lengths, sums, areas)
     node = np.arange(areas.size)
     merges = np.empty((areas.size, 2), np.int64)
-    forced = merge_phase(graph, node, merges, 0, rule, min_area, 1) if min_area > 1 else 0
-    everything = np.iinfo(np.int64).max
+    # Numbers of one type, so that the phase is compiled once.
+    forced, one, everything = np.int64(0), np.int64(1), np.int64(np.iinfo(np.int64).max)
+    if min_area > 1:
+        forced = np.int64(merge_phase(graph, node, merges, forced, rule, min_area, one))
     done = merge_phase(graph, node, merges, forced, rule, everything, stop)
-    return merges[:done], forced
+    return merges[:done], int(forced)
 
 
 @kernel
