@@ -197,8 +197,6 @@ def test_mixin_refuses_another_collator(tmp_path):
 def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
     import lightning.pytorch as pl
 
-    from subtok_data.integrations.lightning import SubobjectDataModule
-
     class Module(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -212,13 +210,7 @@ def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     def fit(max_steps: int, checkpoint=None):
-        data = SubobjectDataModule(
-            SubobjectDataset(CodedImages(18)),
-            tokenizer=faulty_tokenizer(),
-            batch_size=4,
-            shuffle=True,
-            **OPTIONS,
-        )
+        loader = make(shuffle=True)
         module = Module()
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -229,7 +221,8 @@ def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
             enable_checkpointing=False,
             default_root_dir=tmp_path,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        with loader:
+            trainer.fit(module, loader, ckpt_path=checkpoint)
         return trainer, module.model.seen
 
     _, whole = fit(9)

@@ -1,0 +1,294 @@
+"""Images per second of the loader, against its stages alone and against three ways of today.
+
+    python benchmarks/bench_loader.py --model emulated --out docs/images
+    python benchmarks/bench_loader.py --model real
+
+``--model emulated`` replaces the boundary model by an asynchronous device: maps that were computed
+before, ready after a delay, without CPU time. It shows what the loader adds where a GPU does the
+inference. ``--model real`` runs the packaged model on this machine.
+
+Efficiency is images per second over the bound ``1 / max(slowest stage alone, core-seconds /
+cores)`` per image: no schedule can be faster than its slowest stage, or than its work spread over
+all cores. Stages and contenders are measured in one run, round after round; the tables give
+medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from today import CollateInWorker, CollateOriginal
+from torch.utils.data import DataLoader
+
+from subtok_data import (
+    EPOCSegmenter,
+    ImageFiles,
+    SubobjectCollator,
+    SubobjectDataset,
+    SubobjectLoader,
+    SubobjectTokenizer,
+)
+from subtok_data.data.pool import InlineSegmentPool
+from subtok_data.segment.task import run_task
+from subtok_data.segment.watershed import DEFAULT_THRESHOLD
+
+BATCH = 8
+PHOTOS = 40
+
+
+class EmulatedDevice:
+    """Knows the maps of its images, and gives them after a delay, one batch after the other."""
+
+    def __init__(self, tokenizer: SubobjectTokenizer, delay_s: float) -> None:
+        self.partitioner = tokenizer.segmenter.partitioner
+        self.is_asynchronous = True
+        self.delay_s = delay_s
+        self.free_at = 0.0
+        self.maps: dict[bytes, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def key(image: NDArray[np.uint8]) -> bytes:
+        return hashlib.blake2b(image[::37, ::37].tobytes()).digest()
+
+    def launch(self, images, sizes, prompts=None):
+        with self._lock:
+            self.free_at = max(self.free_at, time.perf_counter()) + self.delay_s * len(images)
+            return _Launch(self.free_at, [self.maps[self.key(image)] for image in images])
+
+    def infer(self, images, sizes, prompts=None):
+        return self.launch(images, sizes).result()
+
+    def config(self) -> dict[str, Any]:
+        return {"segmenter": "emulated"}
+
+
+class _Launch:
+    def __init__(self, ready_at: float, maps: list[NDArray[np.uint8]]) -> None:
+        self.ready_at, self.maps = ready_at, maps
+
+    def result(self):
+        time.sleep(max(0.0, self.ready_at - time.perf_counter()))
+        return [{"boundary_map": boundary} for boundary in self.maps]
+
+
+class Rows:
+    """Decoded rows again and again, so that an epoch is long enough to measure."""
+
+    def __init__(self, dataset: Any, length: int) -> None:
+        self.dataset, self.length = dataset, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index % len(self.dataset)]
+
+
+def photos() -> Any:
+    """Real photos: SUBTOK_TEST_DATA, shared/data beside the checkout, or scikit-image's own."""
+    named = os.environ.get("SUBTOK_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if (folder / "photos" / "open").is_dir():
+        files = ImageFiles(folder / "photos" / "open")
+        return torch.utils.data.Subset(files, range(0, len(files), len(files) // PHOTOS))
+    from skimage import data
+
+    return [{"image": getattr(data, n)()} for n in ("astronaut", "chelsea", "coffee", "rocket")]
+
+
+def per_image(call: Callable[[], Any], images: int) -> float:
+    """Seconds per image of one call."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) / images
+
+
+def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dict[str, float]:
+    """Seconds per image of each stage alone, on one core; inference on all of them."""
+    collator = SubobjectCollator(tokenizer)
+    dataset = SubobjectDataset(rows)
+    torch.set_num_threads(1)
+    raws: list[Any] = []
+
+    def decode() -> None:
+        for at in range(0, 4 * BATCH, BATCH):
+            pending = collator.worker_half.collate([dataset[i] for i in range(at, at + BATCH)])
+            raws.append(pending.raw)
+
+    found = {"decode": per_image(decode, 4 * BATCH)}
+    works = [collator.finisher.open(raw) for raw in raws]
+    torch.set_num_threads(os.cpu_count() or 1 if not emulated else 1)
+    evidence: list[Any] = []
+    found["infer"] = per_image(
+        lambda: evidence.extend(collator.finisher.launch(work).result() for work in works),
+        4 * BATCH,
+    )
+    task = tokenizer.segment_task()
+    pairs = [
+        (one, image.shape[:2])
+        for work, maps in zip(works, evidence, strict=True)
+        for one, image in zip(maps, (i for s in work.samples for i in s.images), strict=True)
+    ]
+    found["segment"] = per_image(lambda: [run_task(task, e, s) for e, s in pairs], len(pairs))
+    torch.set_num_threads(1)
+    for work, maps in zip(works, evidence, strict=True):
+        collator.finisher.segment(work, maps, InlineSegmentPool())
+    found["finish"] = per_image(
+        lambda: [collator.finisher.close(work) for work in works], 4 * BATCH
+    )
+    return found
+
+
+def epoch_rate(batches: Iterator[Any], warm_batches: int, step_s: float = 0.0) -> float:
+    """Images per second after the pipeline is full."""
+    iterator = iter(batches)
+    for _ in range(warm_batches):
+        next(iterator)
+    images, started = 0, time.perf_counter()
+    for batch in iterator:
+        images += len(batch["pixel_values"])
+        if step_s:
+            time.sleep(step_s)
+    return images / (time.perf_counter() - started)
+
+
+def contenders(
+    tokenizer: SubobjectTokenizer, rows: Any, workers: int, emulated: bool
+) -> dict[str, Callable[[], float]]:
+    """What is compared: a name and a function that gives images per second."""
+    dataset = SubobjectDataset(rows)
+    length = len(rows)
+    cores = os.cpu_count() or 1
+
+    def ours(executor: str) -> float:
+        torch.set_num_threads(1 if emulated else cores)
+        with SubobjectLoader(
+            dataset,
+            tokenizer,
+            batch_size=BATCH,
+            num_workers=workers,
+            segment_workers=max(1, cores - 1),
+            executor=executor,
+        ) as loader:
+            return epoch_rate(iter(loader), 6)
+
+    def in_main() -> float:
+        torch.set_num_threads(1 if emulated else cores)
+        loader = DataLoader(dataset, BATCH, collate_fn=SubobjectCollator(tokenizer))
+        return epoch_rate(iter(loader), 1)
+
+    found = {
+        "SubobjectLoader, processes": lambda: ours("process"),
+        "SubobjectLoader, threads": lambda: ours("thread"),
+        "collator in the main process": in_main,
+    }
+    if not emulated:
+        options = {"num_workers": cores, "multiprocessing_context": "spawn"}
+        short = [rows[i] for i in range(min(length, 8 * BATCH))]
+
+        def in_workers(collate: Any) -> float:
+            loader = DataLoader(_Decoded(short), BATCH, collate_fn=collate, **options)
+            return epoch_rate(iter(loader), min(cores, 4))
+
+        found["model in spawned workers"] = lambda: in_workers(CollateInWorker(tokenizer))
+        found["procedure of the paper's code"] = lambda: in_workers(
+            CollateOriginal(tokenizer, DEFAULT_THRESHOLD)
+        )
+    return found
+
+
+class _Decoded:
+    """Rows decoded in the worker, as plain dicts."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": SubobjectDataset(self.rows)[index].image}
+
+
+def overlap(tokenizer: SubobjectTokenizer, rows: Any, workers: int, seconds: float) -> float:
+    """Time of an epoch beside a training step as long as a batch takes, over that time alone."""
+    with SubobjectLoader(
+        SubobjectDataset(rows), tokenizer, batch_size=BATCH, num_workers=workers
+    ) as loader:
+        rate = epoch_rate(iter(loader), 6, step_s=seconds)
+    return BATCH / rate / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=("emulated", "real"), default="emulated")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--images", type=int, default=480, help="images per epoch and contender")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="DataLoader workers")
+    parser.add_argument("--device-ms", type=float, default=2.0, help="emulated, per image")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    emulated = args.model == "emulated"
+    source = photos()
+    rows = Rows(source, args.images)
+    tokenizer = SubobjectTokenizer(EPOCSegmenter(device="cpu"), size=args.size)
+    if emulated:
+        device = EmulatedDevice(tokenizer, args.device_ms / 1000)
+        for index in range(len(source)):
+            sample = SubobjectDataset(source)[index]
+            image = tokenizer.canvas.fit(sample.image)
+            (boundary,) = tokenizer.segmenter.infer([image], [image.shape[:2]])
+            device.maps[device.key(image)] = boundary["boundary_map"]
+        tokenizer = SubobjectTokenizer(device, size=args.size)
+    cores = os.cpu_count() or 1
+    stages: list[dict[str, float]] = []
+    rates: dict[str, list[float]] = {}
+    efficiency: dict[str, list[float]] = {}
+    overlaps: list[float] = []
+    for _ in range(args.rounds):
+        times = stage_times(tokenizer, rows, emulated)
+        stages.append(times)
+        core_s = sum(t for name, t in times.items() if name != "infer")
+        core_s += 0.0 if emulated else times["infer"] * cores
+        bound = 1 / max(times["infer"], times["finish"], core_s / cores)
+        for name, call in contenders(tokenizer, rows, args.workers, emulated).items():
+            rates.setdefault(name, []).append(call())
+            efficiency.setdefault(name, []).append(rates[name][-1] / bound)
+        fastest = rates["SubobjectLoader, processes"][-1]
+        overlaps.append(overlap(tokenizer, rows, args.workers, BATCH / fastest))
+    report(args, stages, rates, efficiency, overlaps)
+
+
+def report(args, stages, rates, efficiency, overlaps) -> None:
+    print(f"{args.model} model, {args.size} px, {os.cpu_count()} cores, batch {BATCH}\n")
+    print("| stage alone | ms per image |\n|---|---|")
+    for name in stages[0]:
+        print(f"| {name} | {1000 * statistics.median(s[name] for s in stages):.2f} |")
+    print("\n| loader | images/s | of the bound |\n|---|---|---|")
+    for name in rates:
+        print(
+            f"| {name} | {statistics.median(rates[name]):.1f} "
+            f"| {statistics.median(efficiency[name]):.2f} |"
+        )
+    print(f"\nEpoch beside a step as long as a batch: {statistics.median(overlaps):.2f}x the step")
+    if args.json:
+        figures = {"stages": stages, "rates": rates, "efficiency": efficiency, "overlap": overlaps}
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
