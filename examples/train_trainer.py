@@ -23,8 +23,7 @@ class PhotoModel(Classifier):
         return {"loss": torch.nn.functional.cross_entropy(logits, label), "logits": logits}
 
 
-class SubobjectTrainer(SubobjectTrainerMixin, Trainer):
-    pass
+class SubobjectTrainer(SubobjectTrainerMixin, Trainer): ...
 
 
 def main() -> None:
