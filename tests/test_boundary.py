@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from boundary_worker import Constant, PredictsInWorker
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from subtok_data.boundary import DEFAULT_WEIGHTS, BoundaryModel
 from subtok_data.boundary.canvas import canvas_of
@@ -42,18 +43,6 @@ def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
             )
         found.append((image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8))
     return found
-
-
-class Constant(nn.Module):
-    """The same logit everywhere, at a quarter of the side."""
-
-    def __init__(self, value: float = 0.7) -> None:
-        super().__init__()
-        self.value = nn.Parameter(torch.tensor(value))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        count, _, height, width = pixels.shape
-        return self.value.expand(count, 1, height // 4, width // 4)
 
 
 class Red(nn.Module):
@@ -640,24 +629,6 @@ def test_device_choice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda", 3)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
-
-
-class PredictsInWorker(Dataset):
-    def __init__(self, model: BoundaryModel, device: str) -> None:
-        self.model = model
-        self.device = device
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> str:
-        torch.set_num_threads(1)
-        try:
-            if self.device != "cpu":
-                self.model.to(self.device)
-            return str(self.model.predict(np.zeros((8, 8, 3), np.uint8))[0].shape)
-        except DeviceError as error:
-            return str(error)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
