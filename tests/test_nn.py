@@ -180,6 +180,14 @@ def test_patches_that_do_not_divide_are_not_stretched():
         token_cells(token, [3], (36, 36), pixel_size=(512, 512))
 
 
+def test_a_stride_that_is_none_is_refused():
+    token = torch.zeros(1, 64, 64, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"no stride of 4.*about 16"):
+        token_cells(token, [1], (4, 4), pixel_size=(64, 64), stride=4)
+    with pytest.raises(ConfigError, match="no stride of 32"):
+        token_cells(token, [1], (4, 4), pixel_size=(64, 64), stride=32)
+
+
 def test_map_of_another_resolution_gives_the_same_mean():
     token = torch.arange(4).view(2, 2).repeat_interleave(16, 0).repeat_interleave(16, 1)[None]
     features = torch.randn(1, 3, 8, 8)
@@ -409,6 +417,14 @@ class TestEncoders:
         assert encoder.stride == 14
         assert encoder(self.pixels).shape == (2, 16, 4, 3)
         assert not encoder.train().module.training
+
+    def test_stages_have_no_common_stride(self):
+        from transformers import ConvNextBackbone, ConvNextConfig
+
+        config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+        encoder = FeatureEncoder(ConvNextBackbone(config))
+        assert encoder.stride is None
+        assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 4, 4)
 
     def test_sequence_of_a_vision_transformer(self):
         from transformers import ViTConfig, ViTModel

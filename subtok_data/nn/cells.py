@@ -58,6 +58,13 @@ class TokenCells:
 def cell_size(pixels: int, cells: int, stride: int | None, axis: str) -> tuple[int, int]:
     """Size of a feature cell along one axis, in pixels, as a fraction (numerator, denominator)."""
     if stride is not None:
+        # Off by a cell is what patches that do not divide the image leave; more is another stride.
+        if not pixels - stride < cells * stride < pixels + stride:
+            raise ConfigError(
+                f"feature map has {cells} cells for {pixels} pixels along its {axis}, which is no "
+                f"stride of {stride}: give the encoder's pixels per cell as stride=, about "
+                f"{round(pixels / cells)}"
+            )
         return stride, 1
     if pixels % cells and cells % pixels:
         raise ConfigError(
@@ -187,7 +194,8 @@ def token_cells(
     Raises
     ------
     ConfigError
-        When the cells do not divide the encoder input and no ``stride`` is given.
+        When the cells do not divide the encoder input and no ``stride`` is given, or the one given
+        does not fit.
     ValueError
         When a token has no pixel, or the map holds an index beyond ``num_visual_tokens``.
 

@@ -19,6 +19,8 @@ def _patch_size(module: nn.Module) -> int | None:
     config: Any = getattr(module, "config", None)
     # timm keeps it in patch_embed, transformers in the configuration.
     size: Any = getattr(config, "patch_size", None)
+    if hasattr(config, "depths"):  # stages: the patch is only where the first one begins
+        return None
     if size is None:
         size = getattr(getattr(module, "patch_embed", None), "patch_size", None)
     if isinstance(size, (tuple, list)):
