@@ -98,6 +98,10 @@ class TrainConfig:
         Keep the encoder's batch statistics: right for pretrained encoders and small batches.
     mixed_precision : {"no", "bf16"}
         Autocast of the forward pass.
+    logit_shift : float
+        Added to the logits of the weights that are saved. Soft labels of overlapping masks are far
+        below 1 even on sure boundaries; the shift puts the best threshold near 0.5, and gives small
+        probabilities more of the 256 levels of a map.
     seed : int
         Of crops, order and initial weights.
     checkpoint_every, validate_every, log_every : int
@@ -116,7 +120,7 @@ class TrainConfig:
     architecture: Literal["lite", "segformer"] = "lite"
     label_stride: int = 2
     labels: Literal["soft", "exact"] = "soft"
-    steps: int = 2600
+    steps: int = 1200
     batch_size: int = 8
     accumulate: int = 1
     learning_rate: float = 1e-3
@@ -128,6 +132,7 @@ class TrainConfig:
     ema: float = 0.998
     freeze_encoder_norm: bool = True
     mixed_precision: Literal["no", "bf16"] = "no"
+    logit_shift: float = 2.4
     seed: int = 0
     checkpoint_every: int = 250
     validate_every: int = 250
@@ -215,6 +220,7 @@ PRESETS: dict[str, TrainConfig] = {
         clip_norm=0.0,
         ema=0.0,
         freeze_encoder_norm=False,
+        logit_shift=0.0,
         checkpoint_every=1000,
         validate_every=1000,
         augment=replace(

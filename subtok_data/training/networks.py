@@ -26,6 +26,7 @@ __all__ = ["Network", "build_network"]
 
 #: Name prefixes of the encoder's parameters.
 _ENCODER = {"lite": ("stem.", "stages."), "segformer": ("segformer.",)}
+_LAST_BIAS = {"lite": "classify.bias", "segformer": "decode_head.classifier.bias"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ class Network:
         Normalisation of RGB in [0, 1].
     encoder : tuple of str
         Name prefixes of the encoder's parameters.
+    last_bias : str
+        Name of the bias of the logits.
     """
 
     module: nn.Module
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     encoder: tuple[str, ...]
+    last_bias: str
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Parameters of the encoder, and of the rest."""
@@ -61,10 +65,12 @@ class Network:
             if name.startswith(self.encoder) and isinstance(module, nn.BatchNorm2d):
                 yield module
 
-    def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    def save(self, folder: Path, state: dict[str, torch.Tensor], logit_shift: float = 0.0) -> None:
         """Write `state` in float16 and the configuration, as `BoundaryModel` loads them."""
         module = copy.deepcopy(self.module).cpu()
         module.load_state_dict(state)
+        with torch.no_grad():
+            module.get_parameter(self.last_bias).add_(logit_shift)
         save_network(module.half().eval(), Normalisation(self.mean, self.std), folder)
 
 
@@ -99,13 +105,19 @@ def build_network(architecture: str, init: str | Path | None = None) -> Network:
         if isinstance(loaded.module, LiteBoundaryNet) != (architecture == "lite"):
             raise WeightsError(f"{init} does not hold a network of the architecture {architecture}")
         mean, std = loaded.normalisation.mean, loaded.normalisation.std
-        return Network(loaded.module, mean, std, _ENCODER[architecture])
+        return Network(loaded.module, mean, std, _ENCODER[architecture], _LAST_BIAS[architecture])
     if architecture == "lite":
         net = LiteBoundaryNet()
         if init is not None:
             net.load_imagenet(_read_state(Path(init)))
         config = net.config
-        return Network(net, config.image_mean, config.image_std, _ENCODER[architecture])
+        return Network(
+            net,
+            config.image_mean,
+            config.image_std,
+            _ENCODER[architecture],
+            _LAST_BIAS[architecture],
+        )
     if init is not None:
         raise WeightsError(
             f"{init}: SegFormer starts from a folder with config.json or from nothing"
@@ -116,7 +128,13 @@ def build_network(architecture: str, init: str | Path | None = None) -> Network:
     shape: Any = SegformerConfig
     segformer = SegformerForSemanticSegmentation(shape(num_labels=1))
     norm = IMAGENET_NORMALISATION
-    return Network(cast(nn.Module, segformer), norm.mean, norm.std, _ENCODER[architecture])
+    return Network(
+        cast(nn.Module, segformer),
+        norm.mean,
+        norm.std,
+        _ENCODER[architecture],
+        _LAST_BIAS[architecture],
+    )
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -383,7 +383,8 @@ class Trainer:
         if self._accelerator.is_main_process:
             partial = self.output / "final.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            self._network.save(partial, {k: v.cpu() for k, v in self._weights().items()})
+            weights = {key: value.cpu() for key, value in self._weights().items()}
+            self._network.save(partial, weights, self.config.logit_shift)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         self._accelerator.wait_for_everyone()
