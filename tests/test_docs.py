@@ -44,6 +44,12 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
 
 
+def test_readme_leads_to_every_page():
+    linked = set(_LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= linked, pages - linked
+
+
 def test_api_page_is_up_to_date_and_complete():
     spec = importlib.util.spec_from_file_location("build_api", ROOT / "docs" / "build_api.py")
     build_api = importlib.util.module_from_spec(spec)
