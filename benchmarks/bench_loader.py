@@ -255,6 +255,7 @@ def main() -> None:
             device.maps[device.key(image)] = boundary["boundary_map"]
         tokenizer = SubobjectTokenizer(device, size=args.size)
     cores = os.cpu_count() or 1
+    stage_times(tokenizer, rows, emulated)  # loads compiled code, fills caches
     stages: list[dict[str, float]] = []
     rates: dict[str, list[float]] = {}
     efficiency: dict[str, list[float]] = {}

@@ -138,6 +138,9 @@ def _token_problems(batch: Mapping[str, Tensor], *, full: bool) -> Iterator[str]
         height, width = (int(side) for side in sizes[image])
         picture = maps[image, :height, :width]
         n = int(counts[image])
+        if n > length:
+            yield f"image {image}: {n} tokens, but there are {length} places for them"
+            continue
         found = torch.bincount(picture.reshape(-1).long().clamp(min=-1) + 1, minlength=n + 1)
         if found.numel() > n + 1:
             yield f"image {image}: token {found.numel() - 2} in the map, but it has {n} tokens"

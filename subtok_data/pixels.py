@@ -63,6 +63,12 @@ class PixelConfig:
                 f"size={self.size}, multiple={self.multiple}: sides must be at least 1 pixel"
             )
 
+    @property
+    def affine(self) -> tuple[list[float], list[float]]:
+        """Scale and shift that take bytes to normalised values, one per channel."""
+        scale = [1 / (255 * s) for s in self.std]
+        return scale, [-m / s for m, s in zip(self.mean, self.std, strict=True)]
+
     @classmethod
     def from_image_processor(cls, processor: Any, *, dtype: str = "float32") -> PixelConfig:
         """Read size, mean and std from a transformers image processor.
@@ -136,24 +142,37 @@ def stack_pixels(
     """
     height = max((image.shape[0] for image in images), default=1)
     width = max((image.shape[1] for image in images), default=1)
-    dtype = _DTYPES[config.dtype]
-    away = device is not None and device.type != "cpu"
-    raw_dtype = torch.uint8 if away or dtype == torch.uint8 else torch.float32
-    stacked = torch.zeros((len(images), 3, height, width), dtype=raw_dtype)
+    if device is not None and device.type != "cpu":
+        raw = torch.from_numpy(_pad(images, height, width)).pin_memory()
+        return _normalise_on(raw.to(device, non_blocking=True), images, config)
+    if config.dtype == "uint8":
+        return torch.from_numpy(_pad(images, height, width))
+    # numpy, not torch: its threads would wait for cores that the other stages are busy on.
+    stacked = np.empty((len(images), 3, height, width), np.float32)
+    scale, shift = (np.array(values, np.float32)[:, None, None] for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
         rows, columns = image.shape[:2]
-        slot[:, :rows, :columns] = torch.from_numpy(image).permute(2, 0, 1)  # (3, h, w)
-    if away:
-        stacked = stacked.pin_memory().to(device, non_blocking=True)
-    if dtype == torch.uint8:
-        return stacked
-    stacked = stacked.float()
-    scale = torch.tensor([1 / (255 * s) for s in config.std], device=stacked.device)
-    shift = torch.tensor(
-        [-m / s for m, s in zip(config.mean, config.std, strict=True)], device=stacked.device
-    )
+        picture = slot[:, :rows, :columns]
+        np.multiply(np.ascontiguousarray(image.transpose(2, 0, 1)), scale, out=picture)
+        picture += shift
+        slot[:, rows:] = 0
+        slot[:, :rows, columns:] = 0
+    return torch.from_numpy(stacked).to(_DTYPES[config.dtype])
+
+
+def _pad(images: Sequence[NDArray[np.uint8]], height: int, width: int) -> NDArray[np.uint8]:
+    padded = np.zeros((len(images), 3, height, width), np.uint8)
+    for slot, image in zip(padded, images, strict=True):
+        slot[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)  # (3, h, w)
+    return padded
+
+
+def _normalise_on(raw: Tensor, images: Sequence[NDArray[np.uint8]], config: PixelConfig) -> Tensor:
+    if config.dtype == "uint8":
+        return raw
+    stacked = raw.float()
+    scale, shift = (torch.tensor(values, device=raw.device) for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
-        rows, columns = image.shape[:2]
-        picture = slot[:, :rows, :columns]  # only the picture: padding stays 0
+        picture = slot[:, : image.shape[0], : image.shape[1]]  # padding stays 0
         picture.mul_(scale[:, None, None]).add_(shift[:, None, None])
-    return stacked.to(dtype)
+    return stacked.to(_DTYPES[config.dtype])

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from skimage import data
+
+from subtok_data import (
+    EPOCSegmenter,
+    PatchSegmenter,
+    SubobjectTokenizer,
+    SuperpixelSegmenter,
+    watershed_tokens,
+)
+from subtok_data.errors import ConfigError, ImageError
+from subtok_data.tokenizer import Canvas
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return data.chelsea()
+
+
+def test_default_tokenizer_covers_a_photo(photo):
+    tokens = SubobjectTokenizer(size=256, device="cpu")(photo)
+    assert tokens.token_map.shape == tokens.image.shape[:2] == tokens.boundary_map.shape
+    assert tokens.areas.sum() == tokens.token_map.size
+    assert tokens.source_size == photo.shape[:2]
+    assert (np.diff(tokens.areas) <= 0).all()
+    labels, areas = np.unique(tokens.token_map, return_counts=True)
+    assert labels.tolist() == list(range(tokens.num_tokens))
+    assert (areas == tokens.areas).all()
+    expected = watershed_tokens(tokens.boundary_map)
+    assert (tokens.token_map == expected).all()
+
+
+@pytest.mark.parametrize(
+    "segmenter", [None, PatchSegmenter(24), SuperpixelSegmenter("slic", n_segments=60)]
+)
+def test_every_segmenter_hits_an_exact_count(photo, segmenter):
+    tokenizer = SubobjectTokenizer(segmenter, num_tokens=20, size=160)
+    found = tokenizer([photo, photo[:, ::-1], photo[:200]])
+    assert [tokens.num_tokens for tokens in found] == [20, 20, 20]
+
+
+def test_list_and_single_image_agree(photo):
+    tokenizer = SubobjectTokenizer(SuperpixelSegmenter(n_segments=20), size=96)
+    one, many = tokenizer(photo), tokenizer([photo, data.coffee()])
+    assert (one.token_map == many[0].token_map).all()
+    assert len(many) == 2
+
+
+def test_shapes_are_never_empty(photo):
+    tokens = SubobjectTokenizer(num_tokens=40, size=128)(photo, shape_size=8)
+    assert tokens.shapes.shape == (40, 8, 8)
+    assert tokens.shapes.any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": 0.1, "num_tokens": 5}, "both set the granularity"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"num_tokens": 0}, "num_tokens"),
+        ({"min_area": -1}, "min_area"),
+        ({"order": "size"}, "order"),
+        ({"merge": "cheap"}, "merge"),
+        ({"size": 8}, "size=8"),
+        ({"size": None, "square": True}, "square"),
+        ({"segmenter": PatchSegmenter(), "threshold": 0.1}, "belong to the segmenter"),
+    ],
+)
+def test_impossible_options_are_refused_at_once(options, words):
+    with pytest.raises(ConfigError, match=words):
+        SubobjectTokenizer(**options)
+
+
+def test_bad_image_is_an_image_error():
+    with pytest.raises(ImageError):
+        SubobjectTokenizer(PatchSegmenter())(b"no image")
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        SubobjectTokenizer(EPOCSegmenter(threshold=0.25), max_tokens=30, size=128),
+        SubobjectTokenizer(PatchSegmenter(20), order="raster", size=96, square=True),
+        SubobjectTokenizer(SuperpixelSegmenter("felzenszwalb", n_segments=50), size=96),
+    ],
+)
+def test_save_and_load_give_the_same_tokens(tokenizer, photo, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = SubobjectTokenizer.from_pretrained(tmp_path, device="cpu")
+    assert loaded.config_hash == tokenizer.config_hash
+    assert (loaded(photo).token_map == tokenizer(photo).token_map).all()
+
+
+def test_config_hash_tells_configurations_apart():
+    hashes = {
+        SubobjectTokenizer(**options).config_hash
+        for options in ({}, {"threshold": 0.2}, {"num_tokens": 9}, {"size": 256}, {"min_area": 4})
+    }
+    assert len(hashes) == 5
+    assert SubobjectTokenizer().config_hash == SubobjectTokenizer().config_hash
+
+
+class OwnSegmenter:
+    """A segmenter of the user's own, without config()."""
+
+    partitioner = PatchSegmenter(16).partitioner
+
+    def infer(self, images, sizes, prompts=None):
+        return [{} for _ in images]
+
+
+def test_own_segmenter(photo, tmp_path):
+    tokenizer = SubobjectTokenizer(OwnSegmenter(), size=64)
+    assert tokenizer(photo).num_tokens == 8
+    with pytest.raises(ConfigError, match=r"no config\(\)"):
+        _ = tokenizer.config_hash
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="segmenter=…"):
+        SubobjectTokenizer.from_pretrained(tmp_path)
+    again = SubobjectTokenizer.from_pretrained(tmp_path, segmenter=OwnSegmenter())
+    assert again(photo).num_tokens == 8
+
+
+def test_from_pretrained_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        SubobjectTokenizer.from_pretrained(tmp_path)
+    SubobjectTokenizer(PatchSegmenter()).save_pretrained(tmp_path)
+    file = tmp_path / "subtok_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 99}))
+    with pytest.raises(ConfigError, match="format version 99"):
+        SubobjectTokenizer.from_pretrained(tmp_path)
+
+
+def test_prompts_are_refused_by_segmenters_without_them(photo):
+    with pytest.raises(ConfigError, match="takes no prompts"):
+        PatchSegmenter().infer([photo], [photo.shape[:2]], prompts=[[(0, 0, 4, 4)]])
+
+
+def test_canvas_depends_on_the_image_alone():
+    canvas = Canvas(128)
+    assert canvas.fit(np.zeros((100, 50, 3), np.uint8)).shape == (128, 64, 3)
+    assert canvas.fit(np.zeros((1, 5000, 3), np.uint8)).shape == (32, 128, 3)
+    assert Canvas(128, square=True).fit(np.zeros((100, 50, 3), np.uint8)).shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (32, 32), (5000, 1)])
+def test_extreme_sizes_have_tokens(shape):
+    image = np.full((*shape, 3), 90, np.uint8)
+    for size in (64, None):
+        tokens = SubobjectTokenizer(size=size, device="cpu")(image)
+        assert tokens.num_tokens >= 1
+        assert tokens.areas.sum() == tokens.token_map.size
