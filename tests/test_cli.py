@@ -133,6 +133,7 @@ def test_bad_files_are_reported_with_their_reason_and_exit_code_1(photos, tmp_pa
     assert "3 of 6 rows have no tokens" in words.err
     for name, reason in (("00", "truncated"), ("03", "empty"), ("04", "not an image")):
         line = next(line for line in words.err.splitlines() if f"{name}.png" in line)
+        assert line.count(f"{name}.png") == 1
         assert reason in line
     # Reading them back: bad samples say why, or are replaced, and the others are there.
     dataset = SubobjectDataset(ImageFiles(photos), tokens=out, on_error="replace")

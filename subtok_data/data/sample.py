@@ -152,7 +152,8 @@ def decode_row(
             images.append(to_rgb(one, max_pixels=max_pixels))
         except (OSError, ValueError, TypeError) as error:
             known = index if index >= 0 else None
-            raise SampleError(str(error), index=known, path=path, stage="decode") from error
+            cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
+            raise SampleError(cause, index=known, path=path, stage="decode") from error
         paths.append(path)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     return Sample(images, columns, index, many, sizes, paths)
