@@ -58,7 +58,7 @@ class FaultyPartitioner:
 
 @dataclass
 class FaultySegmenter:
-    """Gives the image as evidence; ``fail_on`` raises in inference for images with that red value."""
+    """Gives the image as evidence; raises for images whose red value is ``fail_on``."""
 
     partitioner: FaultyPartitioner
     fail_on: int = -1

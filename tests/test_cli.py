@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from faulty import KillsDecoder
 from PIL import Image
 
 from subtok_data import (
@@ -21,7 +22,7 @@ from subtok_data.boundary.model import BoundaryModel
 from subtok_data.cli import bench, main
 from subtok_data.data import stored
 from subtok_data.data.tokenize import tokenize_dataset
-from subtok_data.errors import ConfigError, SubtokError
+from subtok_data.errors import ConfigError, SubtokError, WorkerCrashError
 
 PATCH = ["--segmenter", "patch", "--size", "64", "--executor", "inline"]
 
@@ -230,6 +231,15 @@ def test_impossible_options_are_one_clear_line(photos, tmp_path, capsys, options
     assert "Traceback" not in message
 
 
+def test_an_output_folder_that_is_a_file_is_one_clear_line(photos, capsys):
+    taken = photos / "00.png"
+    assert main(["tokenize", str(photos), "--out", str(taken), *PATCH]) == 1
+    assert main(["demo", "--image", str(taken), "--out", str(taken), "--segmenter", "patch"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("subtok: ") and "00.png" in line for line in lines)
+
+
 def test_a_dataset_on_disk_with_splits(photos, tmp_path, capsys):
     datasets = pytest.importorskip("datasets")
     files = sorted(str(file) for file in photos.iterdir())
@@ -272,6 +282,19 @@ def test_workers_and_executors_store_the_same_bytes(photos, tmp_path):
         assert report.images == sum(done) == 6
         found.append((out / "tokens-00000.arrow").read_bytes())
     assert found[0] == found[1] == found[2]
+
+
+def test_a_decoding_worker_that_dies_is_an_error_that_says_how_to_go_on(tmp_path):
+    tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    with pytest.raises(WorkerCrashError, match="run again to go on"):
+        tokenize_dataset(
+            KillsDecoder(6),
+            tokenizer,
+            tmp_path / "t",
+            num_workers=1,
+            executor="inline",
+            batch_size=1,
+        )
 
 
 class _Picky(PatchSegmenter):

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"subtok: {error}", file=sys.stderr)
         return 2
-    except SubtokError as error:
+    except (SubtokError, OSError) as error:  # OSError: a full disk, a folder that is a file
         print(f"subtok: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.stored import StoredRow, TokenWriter
-from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.errors import ConfigError, SampleError, SubtokError, WorkerCrashError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.segment.task import Segmented
 from subtok_data.segmenters import Evidence
@@ -133,7 +133,7 @@ def tokenize_dataset(
     SubtokError
         If inference fails on every image of a batch: then the model is at fault, not an image.
     WorkerCrashError
-        If segment workers die again and again; run again to go on.
+        If a decoding worker dies, or segment workers die again and again; run again to go on.
 
     Examples
     --------
@@ -223,15 +223,22 @@ def _decode(
     ]
     # As in the loader: a fork after CUDA and threads exist is unsafe.
     context = "forkserver" if num_workers else None
-    return iter(
-        DataLoader(
-            rows,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=list,
-            multiprocessing_context=context,
-        )
+    loader = DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=list,
+        multiprocessing_context=context,
     )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerCrashError(
+            f"a worker that decodes died: {error}. What is stored is kept; run again to go on, "
+            "with fewer workers if memory ran out, or with none to see the error"
+        ) from error
 
 
 _Pending = tuple[_FittedRow, list[Future[Segmented]]]
