@@ -166,7 +166,7 @@ def report(results: list[dict[str, Any]], out: Path) -> None:
         "|---|---|---|---|---|",
     ]
     for (budget, kind), group in sorted(groups.items()):
-        values = np.array([r["best"] for r in group])
+        values = np.array([r["perplexity"] for r in group])
         spread = values.std(ddof=1) if len(values) > 1 else float("nan")
         tokens = np.mean([r["tokens"] for r in group])
         score = f"{values.mean():.4f} ± {spread:.4f}"

@@ -17,7 +17,7 @@ from subtok_data import (
     TextConfig,
     validate_batch,
 )
-from subtok_data.errors import SampleError
+from subtok_data.errors import ConfigError, SampleError
 from subtok_data.text import text_efficiency, unpack_batch
 
 
@@ -101,6 +101,20 @@ def test_packed_is_the_same_batch(cutter):
     assert before["text_padding"] > 0
     assert after["text_padding"] == 0
     assert packed["input_ids"].shape[1] == before["packed_length"]
+
+
+def test_packing_is_refused_by_the_dispatcher(cutter):
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    own = collator(cutter, packing=True, caption="caption")
+    config = DataLoaderConfiguration(dispatch_batches=True)
+    loader = DataLoader(SubobjectDataset(rows(4)), batch_size=2, collate_fn=own)
+    prepared = Accelerator(cpu=True, dataloader_config=config).prepare(loader)
+    with pytest.raises(ConfigError, match="dispatch_batches=False"):
+        next(iter(prepared))
+    prepared.end()
+    assert "cu_seq_lens_q" in next(iter(loader))
 
 
 def test_visual_tokens_shrink_to_fit(cutter):

@@ -7,7 +7,7 @@ from typing import Any
 
 from subtok_data.text.encoded import EncodedText
 from subtok_data.text.encoder import TextEncoder
-from subtok_data.text.packing import pack_batch
+from subtok_data.text.packing import pack_batch, refuse_dispatcher
 from subtok_data.text.rows import pad_rows
 
 __all__ = ["layout_text"]
@@ -48,7 +48,11 @@ def layout_text(
     ------
     ValueError
         When the visual tokens of a sample do not fit; see :meth:`EncodedText.check_fits`.
+    ConfigError
+        When packed batches would go through accelerate's dispatcher.
     """
+    if packing:
+        refuse_dispatcher()
     rows = [text.expand(own) for text, own in zip(texts, counts, strict=True)]
     padded = pad_rows(
         rows,

@@ -7,6 +7,7 @@ a cache, stock models attend across samples.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,13 @@ from torch import Tensor
 from subtok_data.errors import ConfigError
 from subtok_data.text.rows import IGNORE
 
-__all__ = ["pack_batch", "packing_refusal", "text_efficiency", "unpack_batch"]
+__all__ = [
+    "pack_batch",
+    "packing_refusal",
+    "refuse_dispatcher",
+    "text_efficiency",
+    "unpack_batch",
+]
 
 _TEXT = ("input_ids", "labels", "mm_token_type_ids")
 _PACKED_ONLY = frozenset(
@@ -255,6 +262,23 @@ def packing_refusal(
             f"taken from a grid of patches, while packed rows have one position per token. Use "
             f"padded batches, or a model with plain rotary positions"
         )
+
+
+def refuse_dispatcher() -> None:
+    """Refuse packing while accelerate's dispatcher iterates: it cuts batches along the first axis.
+
+    Raises
+    ------
+    ConfigError
+        See :func:`packing_refusal`.
+    """
+    if "accelerate.data_loader" not in sys.modules:  # nobody can be iterating one
+        return
+    from accelerate.data_loader import DataLoaderDispatcher
+    from accelerate.state import GradientState
+
+    if isinstance(GradientState().active_dataloader, DataLoaderDispatcher):
+        packing_refusal(dispatch_batches=True)
 
 
 def _is_multimodal_rope(config: Any) -> bool:
