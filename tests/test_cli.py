@@ -280,6 +280,11 @@ def test_workers_and_executors_store_the_same_bytes(photos, tmp_path):
             **options,
         )
         assert report.images == sum(done) == 6
+        again = []
+        tokenize_dataset(
+            ImageFiles(photos), tokenizer, out, on_progress=lambda *n, again=again: again.append(n)
+        )
+        assert again == [(6, 0)]
         found.append((out / "tokens-00000.arrow").read_bytes())
     assert found[0] == found[1] == found[2]
 

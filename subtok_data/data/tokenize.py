@@ -118,8 +118,8 @@ def tokenize_dataset(
     max_pixels : int, optional
         Images with more pixels are not decoded.
     on_progress : callable, optional
-        Called as ``on_progress(rows done, rows failed among them)`` whenever rows are done, in this
-        run.
+        Called as ``on_progress(rows done, rows failed among them)`` whenever rows are done; first
+        for the rows that an earlier run has stored, as (rows, 0).
 
     Returns
     -------
@@ -157,6 +157,9 @@ def tokenize_dataset(
         out, config=tokenizer.config(), config_hash=config_hash, num_rows=len(samples)
     )
     shards = list(writer.missing())
+    done_before = len(samples) - sum(len(shard) for shard in shards)
+    if on_progress is not None and done_before:
+        on_progress(done_before, 0)
     started = time.perf_counter()
     counts = np.zeros(2, np.int64)  # images, tokens
     if shards:
@@ -177,7 +180,7 @@ def tokenize_dataset(
     return TokenizeReport(
         folder=writer.folder,
         rows=len(samples),
-        rows_done_before=len(samples) - sum(len(shard) for shard in shards),
+        rows_done_before=done_before,
         images=int(counts[0]),
         tokens=int(counts[1]),
         seconds=time.perf_counter() - started,
