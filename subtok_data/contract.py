@@ -116,7 +116,9 @@ def _layout_problems(batch: Mapping[str, Any]) -> Iterator[str]:
             elif bound.setdefault(letter, (length, key))[0] != length:
                 other, where = bound[letter]
                 yield f"{key!r} has {letter} = {length}, but {where!r} has {letter} = {other}"
-    images, samples = bound.get("I", (0, ""))[0], bound.get("B", (0, ""))[0]
+    if "I" not in bound or "B" not in bound:
+        return
+    images, samples = bound["I"][0], bound["B"][0]
     if "image_to_sample" not in batch and images != samples:
         yield f"{images} images for {samples} samples, but 'image_to_sample' is missing"
 

@@ -42,7 +42,7 @@ def open_resources() -> dict[str, object]:
     return {
         "processes": children,
         "threads": {t.name for t in threading.enumerate() if t.name.startswith("subtok")},
-        "shared memory": set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set(),
+        "shared memory": _shared_memory(),
         "descriptors": _descriptors(),
     }
 
@@ -52,6 +52,25 @@ def _words(child: psutil.Process) -> list[str]:
         return re.findall(r"forkserver|resource_tracker", " ".join(child.cmdline()))
     except psutil.Error:
         return []
+
+
+def _shared_memory() -> set[str]:
+    """Named shared memory, without what processes that have nothing to do with the tests use."""
+    if not os.path.isdir("/dev/shm"):
+        return set()
+    # By inode: a semaphore is mapped under the name it had before it got its own.
+    named = {entry.inode(): entry.name for entry in os.scandir("/dev/shm")}
+    family = {os.getpid(), *(c.pid for c in psutil.Process().children(recursive=True))}
+    for process in psutil.process_iter():
+        if process.pid in family or not named:
+            continue
+        try:
+            maps = Path(f"/proc/{process.pid}/maps").read_text()
+        except OSError:
+            continue
+        for inode in re.findall(r" (\d+) +/dev/shm/", maps):
+            named.pop(int(inode), None)
+    return set(named.values())
 
 
 def _descriptors() -> int:

@@ -127,3 +127,12 @@ def shard_rows(shards):
     for shard in shards:
         for index in range(7 * shard, 7 * shard + 7):
             yield {"image": {"bytes": png(coded_image(index)), "path": None}, "label": index}
+
+
+class Rows:
+    """A re-iterable stream of 21 rows, three of them bad, without a state of its own."""
+
+    def __iter__(self):
+        for index in range(21):
+            bad = index in (3, 4, 11)
+            yield {"image": b"bad" if bad else coded_image(index), "label": index}

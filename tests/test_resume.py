@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from batches import assert_same_batches, faulty_tokenizer
-from faulty import CodedImages, coded_image, shard_rows
+from faulty import CodedImages, Rows, shard_rows
 from torchvision.transforms import v2
 
 from subtok_data import SubobjectDataset, SubobjectIterableDataset, SubobjectLoader
@@ -149,21 +149,6 @@ def test_state_of_another_run_is_refused():
 
 
 # --- streams --------------------------------------------------------------------------------------
-
-
-def stream_rows(length: int):
-    for index in range(length):
-        if index in (3, 4, 11):
-            yield {"image": b"bad", "label": index}
-        else:
-            yield {"image": coded_image(index), "label": index}
-
-
-class Rows:
-    """A re-iterable stream without a state of its own."""
-
-    def __iter__(self):
-        return stream_rows(21)
 
 
 def hugging_face_stream():
