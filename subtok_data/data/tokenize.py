@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from subtok_data.data.dataset import SubobjectDataset
+from subtok_data.data.fitted import FittedRow, FittedRows, decode_ahead
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.stored import StoredRow, TokenWriter
-from subtok_data.errors import ConfigError, SampleError, SubtokError, WorkerCrashError
+from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.segment.task import Segmented
 from subtok_data.segmenters import Evidence
-from subtok_data.tokenizer import Canvas, SubobjectTokenizer
+from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["FailedRow", "TokenizeReport", "tokenize_dataset"]
 
@@ -163,7 +163,9 @@ def tokenize_dataset(
     started = time.perf_counter()
     counts = np.zeros(2, np.int64)  # images, tokens
     if shards:
-        decoded = _decode(_FittedRows(samples, tokenizer.canvas), shards, batch_size, num_workers)
+        decoded = decode_ahead(
+            FittedRows(samples, tokenizer.canvas), shards, batch_size, num_workers
+        )
         with make_pool(executor, segment_workers) as pool:
             done = _in_order(_launch(decoded, tokenizer, pool))
             for shard in shards:
@@ -190,65 +192,11 @@ def tokenize_dataset(
     )
 
 
-@dataclass
-class _FittedRow:
-    """A row as it leaves a decoding worker: images at the size that is cut, or what failed."""
-
-    index: int
-    path: str | None
-    images: list[NDArray[np.uint8]]
-    error: str | None = None
-
-
-class _FittedRows(Dataset[_FittedRow]):
-    """Decodes and resizes; a bad image is a value here, since one must not stop the others."""
-
-    def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
-        self.samples = samples
-        self.canvas = canvas
-
-    def __getitem__(self, index: int) -> _FittedRow:
-        try:
-            sample = self.samples.load(index)
-        except SampleError as error:
-            return _FittedRow(index, error.path, [], str(error))
-        path = sample.paths[0] if sample.paths else None
-        return _FittedRow(index, path, [self.canvas.fit(image) for image in sample.images])
-
-
-def _decode(
-    rows: _FittedRows, shards: Sequence[range], batch_size: int, num_workers: int
-) -> Iterator[list[_FittedRow]]:
-    batches = [
-        list(shard[start : start + batch_size])
-        for shard in shards
-        for start in range(0, len(shard), batch_size)
-    ]
-    # As in the loader: a fork after CUDA and threads exist is unsafe.
-    context = "forkserver" if num_workers else None
-    loader = DataLoader(
-        rows,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=list,
-        multiprocessing_context=context,
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerCrashError(
-            f"a worker that decodes died: {error}. What is stored is kept; run again to go on, "
-            "with fewer workers if memory ran out, or with none to see the error"
-        ) from error
-
-
-_Pending = tuple[_FittedRow, list[Future[Segmented]]]
+_Pending = tuple[FittedRow, list[Future[Segmented]]]
 
 
 def _launch(
-    decoded: Iterator[list[_FittedRow]], tokenizer: SubobjectTokenizer, pool: SegmentPool
+    decoded: Iterator[list[FittedRow]], tokenizer: SubobjectTokenizer, pool: SegmentPool
 ) -> Iterator[list[_Pending]]:
     """Infer each batch and hand its images to the pool."""
     task = tokenizer.segment_task()
@@ -265,7 +213,7 @@ def _launch(
         yield pending
 
 
-def _infer(rows: Sequence[_FittedRow], tokenizer: SubobjectTokenizer) -> list[Evidence]:
+def _infer(rows: Sequence[FittedRow], tokenizer: SubobjectTokenizer) -> list[Evidence]:
     """Evidence for each image of the good rows; rows whose images cannot be inferred become bad."""
     infer = tokenizer.segmenter.infer
     good = [row for row in rows if row.error is None and row.images]
@@ -299,7 +247,7 @@ def _in_order(launched: Iterator[list[_Pending]]) -> Iterator[list[StoredRow]]:
         yield [_collect(*one) for one in waiting.popleft()]
 
 
-def _collect(row: _FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow:
+def _collect(row: FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow:
     cut: list[Segmented] = []
     for future in futures:
         try:
@@ -313,7 +261,7 @@ def _collect(row: _FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow
     )
 
 
-def _reason(error: Exception, row: _FittedRow, stage: str) -> str:
+def _reason(error: Exception, row: FittedRow, stage: str) -> str:
     if isinstance(error, SampleError) and error.index is not None:
         return str(error)
     cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"

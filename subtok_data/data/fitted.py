@@ -1,0 +1,77 @@
+"""Rows of a dataset at the size that is cut, decoded in DataLoader workers; bad ones are values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from subtok_data.data.dataset import SubobjectDataset
+from subtok_data.errors import SampleError, WorkerCrashError
+from subtok_data.tokenizer import Canvas
+
+__all__ = ["FittedRow", "FittedRows", "decode_ahead"]
+
+
+@dataclass
+class FittedRow:
+    """A row as it leaves a decoding worker: images at the size that is cut, or what failed."""
+
+    index: int
+    path: str | None
+    images: list[NDArray[np.uint8]]
+    error: str | None = None
+
+
+class FittedRows(Dataset[FittedRow]):
+    """Decodes and resizes; a bad image is a value here, since one must not stop the others."""
+
+    def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
+        self.samples = samples
+        self.canvas = canvas
+
+    def __getitem__(self, index: int) -> FittedRow:
+        try:
+            sample = self.samples.load(index)
+        except SampleError as error:
+            return FittedRow(index, error.path, [], str(error))
+        path = sample.paths[0] if sample.paths else None
+        return FittedRow(index, path, [self.canvas.fit(image) for image in sample.images])
+
+
+def decode_ahead(
+    rows: FittedRows, shards: Sequence[range], batch_size: int, num_workers: int
+) -> Iterator[list[FittedRow]]:
+    """Decode the rows of some shards, batch by batch; no batch reaches over the end of a shard.
+
+    Raises
+    ------
+    WorkerCrashError
+        If a worker dies.
+    """
+    batches = [
+        list(shard[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard), batch_size)
+    ]
+    # As in the loader: a fork after CUDA and threads exist is unsafe.
+    context = "forkserver" if num_workers else None
+    loader = DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=list,
+        multiprocessing_context=context,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerCrashError(
+            f"a worker that decodes died: {error}. What is stored is kept; run again to go on, "
+            "with fewer workers if memory ran out, or with none to see the error"
+        ) from error
