@@ -19,7 +19,6 @@ import torch
 from skimage import data as bundled
 
 from subtok_data.boundary import BoundaryModel
-from subtok_data.boundary.lite import LiteBoundaryNet
 from subtok_data.boundary.loading import load_network
 from subtok_data.images import resize
 
@@ -30,10 +29,6 @@ def photos(side: int) -> list[np.ndarray]:
 
 
 def networks() -> dict[str, Callable[[], torch.nn.Module]]:
-    def lite() -> torch.nn.Module:
-        torch.manual_seed(0)  # every way gets the same weights
-        return LiteBoundaryNet()
-
     def b0() -> torch.nn.Module:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -41,8 +36,7 @@ def networks() -> dict[str, Callable[[], torch.nn.Module]]:
         return SegformerForSemanticSegmentation(SegformerConfig(num_labels=1))
 
     return {
-        "boundary_nano": lambda: load_network(None).module,
-        "subtok-lite": lite,
+        "packaged": lambda: load_network(None).module,
         "segformer-b0": b0,
     }
 

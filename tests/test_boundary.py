@@ -77,21 +77,21 @@ def test_shapes_dtypes_and_order(packaged):
 
 
 def test_against_the_definition():
-    """One image through transformers by hand: pad, normalise, upsample the logits, round."""
+    """One image through the network by hand: pad, normalise, upsample the logits, round."""
     image = pictures((50, 90))[0]
     loaded = load_network(None)
-    padded = np.pad(image, ((0, 14), (0, 6), (0, 0)), mode="edge")
+    padded = np.pad(image, ((0, 14), (0, 6), (0, 0)), mode="reflect")
     pixels = torch.from_numpy(padded).permute(2, 0, 1)[None] / 255
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
+    norm = loaded.normalisation
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (norm.mean, norm.std))
     with torch.no_grad():
-        logits = loaded.module.eval()((pixels - mean) / std).logits
+        logits = loaded.module.eval()((pixels - mean) / std)
         probability = F.interpolate(
             logits, size=(64, 96), mode="bicubic", align_corners=False
         ).sigmoid()
     expected = (probability[0, 0, :50, :90] * 255).round().numpy()
-    found = BoundaryModel(loaded.module, dtype="float32").predict([image])[0]
+    model = BoundaryModel(loaded.module, mean=norm.mean, std=norm.std, dtype="float32")
+    found = model.predict([image])[0]
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 1e-3
 
@@ -194,13 +194,13 @@ def test_batches_are_formed_by_canvas(monkeypatch):
         assert model._batch_length(canvas) == length
 
 
-def test_padding_repeats_the_border():
+def test_padding_mirrors_the_image():
     image = np.zeros((30, 40, 3), np.uint8)
     image[:, :, 0] = np.arange(40) * 5
     levels = BoundaryModel(Red(), mean=(0.5, 0, 0), std=(0.25, 1, 1), dtype="float32").predict(
         [image]
     )[0]
-    # Constant padding would bend the last columns; repeated ones keep them rising.
+    # Constant padding would bend the last columns; mirrored ones keep them rising.
     assert (np.diff(levels[15].astype(int)) >= 0).all()
     assert levels[-1].tolist() == levels[0].tolist()
 
@@ -419,15 +419,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_packaged_weights():
     model = BoundaryModel.from_pretrained(device="cpu", dtype="float32")
-    assert model.num_parameters == pytest.approx(1.06e6, rel=0.01)
-    assert model.name == DEFAULT_WEIGHTS.name == "boundary_nano"
+    assert model.num_parameters == pytest.approx(3.01e6, rel=0.01)
+    assert model.name == DEFAULT_WEIGHTS.name == "lite0"
     assert str(model.device) == "cpu"
     assert repr(model) == (
-        "BoundaryModel('boundary_nano', 1.06 M parameters, device='cpu', dtype='float32')"
+        "BoundaryModel('lite0', 3.01 M parameters, device='cpu', dtype='float32')"
     )
     card = (DEFAULT_WEIGHTS / "README.md").read_text(encoding="utf-8")
-    assert "Research only" in card
-    assert "replaced" in card
+    assert "license: apache-2.0" in card
+    assert "CC BY-SA 4.0" in card
 
 
 def test_round_trip(tiny_folder: Path, tmp_path: Path):

@@ -91,8 +91,8 @@ def chunked(members: Sequence[int], length: int) -> list[list[int]]:
 def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.device) -> torch.Tensor:
     """Bring images onto their canvas and the device, without waiting for the device.
 
-    The border below and right of an image repeats its last row and column: a constant would draw
-    an edge there.
+    The border below and right of an image mirrors it: a constant would draw an edge along the
+    image's frame, and a repeated last row or column is a pattern of stripes, which ends there too.
 
     Parameters
     ----------
@@ -118,14 +118,20 @@ def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.devic
         for row, image in zip(target, images, strict=True):
             height, width = image.shape[:2]
             row[:height, :width] = torch.as_tensor(image).to(device, non_blocking=True)
-            row[:height, width:] = row[:height, width - 1 : width].clone()
-            row[height:] = row[height - 1 : height].clone()
+            row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
+            row[height:] = row[_mirrored(height, canvas[0])]
         return target
     # torch hands out pinned memory again only after the copies from it are done.
     host = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     for row, image in zip(host.numpy(), images, strict=True):
         height, width = image.shape[:2]
         row[:height, :width] = image.numpy() if isinstance(image, torch.Tensor) else image
-        row[:height, width:] = row[:height, width - 1 : width]
-        row[height:] = row[height - 1 : height]
+        row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
+        row[height:] = row[_mirrored(height, canvas[0])]
     return host.to(device, non_blocking=True)
+
+
+def _mirrored(size: int, total: int) -> list[int]:
+    """Where positions size..total-1 come from when 0..size-1 is mirrored, the last not repeated."""
+    period = max(1, 2 * (size - 1))
+    return [min(at % period, period - at % period) for at in range(size, total)]

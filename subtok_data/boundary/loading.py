@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 #: Folder of the packaged weights that are used when none are named.
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "boundary_nano"
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -101,7 +101,7 @@ def load_network(name_or_folder: str | os.PathLike[str] | None) -> LoadedNetwork
     Examples
     --------
     >>> load_network(None).name
-    'boundary_nano'
+    'lite0'
     """
     folder, name = _folder_of(name_or_folder)
     _check_files(folder, name)

@@ -41,7 +41,7 @@ _BATCH_SIDE = 512
 class BoundaryModel:
     """A one-channel segmentation network that gives boundary probabilities as uint8 maps.
 
-    Each image is padded by itself to multiples of 32 pixels (its last row and column repeated), the
+    Each image is padded by itself to multiples of 32 pixels (mirrored), the
     logits are upsampled bicubically to that canvas, and the sigmoid times 255, rounded half to
     even, is cropped to the image. So a map depends on its image and on the configuration, and on
     the other images of a batch by at most one level, through rounding.
@@ -142,7 +142,7 @@ class BoundaryModel:
         Examples
         --------
         >>> BoundaryModel.from_pretrained(device="cpu", dtype="float32")
-        BoundaryModel('boundary_nano', 1.06 M parameters, device='cpu', dtype='float32')
+        BoundaryModel('lite0', 3.01 M parameters, device='cpu', dtype='float32')
         """
         loaded = load_network(name_or_folder)
         return cls(

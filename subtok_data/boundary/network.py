@@ -38,10 +38,10 @@ class BoundaryNetwork:
     --------
     >>> from subtok_data.boundary.loading import load_network
     >>> loaded = load_network(None)
-    >>> network = BoundaryNetwork(loaded.module, loaded.normalisation, "float32", False, "nano")
+    >>> network = BoundaryNetwork(loaded.module, loaded.normalisation, "float32", False, "lite0")
     >>> network.to(torch.device("cpu"))
     >>> network.logits(torch.zeros(1, 64, 96, 3, dtype=torch.uint8)).shape
-    torch.Size([1, 1, 16, 24])
+    torch.Size([1, 1, 32, 48])
     """
 
     def __init__(
