@@ -191,7 +191,7 @@ def report(results: list[dict[str, Any]], out: Path) -> None:
             epochs = np.arange(1, values.shape[1] + 1)
             axis.plot(epochs, values.mean(0), color=colour, label=kind)
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.25)
-        axis.set(title=f"{budget} visual tokens", xlabel="epoch", yscale="log")
+        axis.set(title=f"{budget} visual tokens", xlabel="epoch")
         axis.legend()
     axes[0][0].set_ylabel("validation perplexity")
     figure.tight_layout()
