@@ -286,9 +286,10 @@ class SubobjectCollator:
         evidence = self.finisher.launch(work).result()
         with InlineSegmentPool() as pool:
             self.finisher.segment(work, evidence, pool)
-            batch = self.finisher.close(work, target)
+        self.finisher.collect(work)
+        self.finisher.replace_failures(work)
         self.replaced += work.replaced
-        return batch
+        return self.finisher.build(work, target)
 
     @contextmanager
     def deferred(self) -> Generator[None]:

@@ -120,9 +120,9 @@ class BatchWork:
     replaced: list[Replacement]
 
     @property
-    def num_images(self) -> int:
-        """Images of all samples."""
-        return sum(len(sample.images) for sample in self.samples)
+    def has_failures(self) -> bool:
+        """Whether a sample failed."""
+        return any(sample.error is not None for sample in self.samples)
 
 
 class _Ready:
@@ -136,7 +136,7 @@ class _Ready:
 
 
 class BatchFinisher:
-    """Steps from raw batch to finished batch: open, launch, segment, close.
+    """Steps from raw batch to finished batch: open, launch, segment, collect, replace, build.
 
     Parameters
     ----------
@@ -253,14 +253,16 @@ class BatchFinisher:
             return SegmentTask(_GIVEN, Budget(max_tokens=max_tokens), task.order, task.shape_size)
         return task
 
-    def close(self, work: BatchWork, device: torch.device | None = None) -> dict[str, Any]:
-        """Wait for the pool and build the batch."""
+    def collect(self, work: BatchWork) -> None:
+        """Wait for the pool; a failure stays with its sample."""
         for sample in work.samples:
             self._collect(sample)
+
+    def replace_failures(self, work: BatchWork) -> None:
+        """Raise the first failure, or put other samples in place of all that failed."""
         for place, sample in enumerate(work.samples):
             if sample.error is not None:
                 self._replace(work, place, sample.error)
-        return self._build(work, device)
 
     def _collect(self, sample: SampleWork) -> None:
         for future in sample.futures:
@@ -307,7 +309,8 @@ class BatchFinisher:
             raise TypeError("a collated batch came back finished")
         return raw
 
-    def _build(self, work: BatchWork, device: torch.device | None) -> dict[str, Any]:
+    def build(self, work: BatchWork, device: torch.device | None = None) -> dict[str, Any]:
+        """Pad what was collected into the batch."""
         samples = work.samples
         cut = [one for sample in samples for one in sample.cut]
         encoder_images = [image for sample in samples for image in sample.encoder_images]

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from subtok_data.data.accelerate_state import AccelerateState, accelerate_device
 from subtok_data.data.collate import SubobjectCollator
 from subtok_data.data.dataset import SubobjectDataset
-from subtok_data.data.pipeline import Delivery, run_ahead, run_in_step
+from subtok_data.data.flight import Delivery, Stages
+from subtok_data.data.pipeline import LookAhead, run_ahead, run_in_step
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.sampler import BatchPlan, SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.state import LoaderState
@@ -59,7 +60,7 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     plan : BatchPlan, optional
         Batches by length, where lengths are known.
     num_workers : int, optional
-        DataLoader workers that decode; 0 decodes in the main process.
+        DataLoader workers that decode; 0 decodes in the thread that iterates.
     segment_workers : int, optional
         Images cut at once; by default the cores of this rank, less one.
     executor : {"process", "thread", "inline"}, optional
@@ -222,18 +223,16 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         source = super().__iter__()
         pool = self._segment_pool()
         device = self.device or accelerate_device()
+        stages = Stages(self.collator, pool, device, self._recorder)
         if self.prefetch_batches == 0:
-            return run_in_step(source, self.collator, pool, device, self._recorder, total)
-        return run_ahead(
-            source,
-            self.collator,
-            pool,
-            device,
-            self._recorder,
-            self.prefetch_batches,
-            total,
-            self.timeout_s,
+            return run_in_step(source, stages, total)
+        ahead = LookAhead(
+            depth=self.prefetch_batches,
+            total=total,
+            timeout_s=self.timeout_s,
+            decode_in_caller=self.num_workers == 0,
         )
+        return run_ahead(source, stages, ahead)
 
     def _batches_left(self, state: LoaderState) -> int | None:
         if isinstance(self.dataset, IterableDataset):
