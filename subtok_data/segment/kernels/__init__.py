@@ -22,6 +22,7 @@ def warm_up() -> None:
     import numpy as np
 
     from subtok_data.segment.budget import Budget, apply_budget
+    from subtok_data.segment.masks import MaskPartitioner, PackedMasks
     from subtok_data.segment.pipeline import arrange
     from subtok_data.segment.watershed import WatershedPartitioner
 
@@ -30,3 +31,5 @@ def warm_up() -> None:
     for partitioner in (WatershedPartitioner(0.01), WatershedPartitioner(num_tokens=3)):
         partition = partitioner(evidence, (1, 5))
         arrange(apply_budget(partition, Budget(num_tokens=2)), shape_size=1)
+    masks = PackedMasks.from_masks([levels == 0])
+    MaskPartitioner()(masks.to_evidence(), masks.size)
