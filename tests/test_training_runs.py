@@ -25,8 +25,8 @@ from subtok_data.training.config import preset
 from subtok_data.training.make_masks import MaskConfig, make_masks
 from subtok_data.training.mobilesam import MobileSAM, PointMasks
 from subtok_data.training.networks import build_network
+from subtok_data.training.readers import LabelMapSource
 from subtok_data.training.rle import decode_mask
-from subtok_data.training.sources import LabelMapSource
 from subtok_data.training.trainer import CHECKPOINT, Trainer, train
 
 TINY: dict[str, Any] = {

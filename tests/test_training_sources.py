@@ -14,8 +14,9 @@ from PIL import Image
 from subtok_data.errors import ConfigError
 from subtok_data.training.augment import draw_crop
 from subtok_data.training.config import AugmentConfig, TrainConfig, preset
+from subtok_data.training.readers import parse_source
 from subtok_data.training.rle import MaskSet, encode_mask, write_masks
-from subtok_data.training.sources import Sample, check_sources, parse_source
+from subtok_data.training.sources import Sample, check_sources
 
 
 def quadrants(height: int = 48, width: int = 64) -> NDArray[np.uint8]:

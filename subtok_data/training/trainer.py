@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from subtok_data.errors import ConfigError, SubtokError
-from subtok_data.training.augment import draw_crop
+from subtok_data.training.average import MovingAverage
 from subtok_data.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from subtok_data.training.config import TrainConfig
+from subtok_data.training.draws import Draws
 from subtok_data.training.networks import Network, build_network
 from subtok_data.training.progress import RunLog
 from subtok_data.training.sources import BoundarySource, CheckedSamples, check_sources
@@ -38,36 +37,6 @@ __all__ = ["Trainer", "train"]
 CHECKPOINT = "checkpoint.safetensors"
 #: Settings that may change between the parts of one run.
 _FREE = ("checkpoint_every", "validate_every", "log_every", "workers")
-
-
-class _Draws(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Crops by number: number k is the same crop in every run of the same seed and data."""
-
-    def __init__(
-        self, samples: CheckedSamples, config: TrainConfig, first: int, count: int
-    ) -> None:
-        self._samples, self._config = samples, config
-        self._first, self._count = first, count
-        self._order: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        number = self._first + index
-        epoch, position = divmod(number, len(self._samples))
-        if self._order[0] != epoch:
-            order = list(range(len(self._samples)))
-            random.Random(f"{self._config.seed} epoch {epoch}").shuffle(order)
-            self._order = (epoch, order)
-        image, label = draw_crop(
-            self._samples[self._order[1][position]],
-            random.Random(f"{self._config.seed} crop {number}"),
-            self._config.augment,
-            label_stride=self._config.label_stride,
-        )
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        return pixels, torch.from_numpy(label)[None]
 
 
 class Trainer:
@@ -133,14 +102,14 @@ class Trainer:
         self.problems = (*self._samples.problems, *held_out_problems)
         torch.manual_seed(config.seed)
         self._network = build_network(config.architecture, init)
-        self._average: dict[str, torch.Tensor] = {}
+        self._average = MovingAverage(config.ema)
         self.step = 0
         self.output.mkdir(parents=True, exist_ok=True)
         checkpoint = self._find_checkpoint()
         if checkpoint is not None:
             self.step = checkpoint.step
             self._network.module.load_state_dict(checkpoint.network)
-            self._average = dict(checkpoint.average)
+            self._average.state = dict(checkpoint.average)
         self._module, self._optimiser = self._prepare(checkpoint)
         self._log = RunLog(self.output, self.step, tensorboard=tensorboard, active=main)
         self._stop = False
@@ -181,7 +150,8 @@ class Trainer:
                 started = time.perf_counter()
                 loss, norm = self._train_step(batches)
                 self.step += 1
-                self._update_average()
+                if config.ema:
+                    self._average.update(self._raw_module(), self.step)
                 self._report(loss, norm, time.perf_counter() - started)
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
@@ -210,13 +180,10 @@ class Trainer:
             state = optimiser.state_dict()
             state["state"] = checkpoint.optimiser
             optimiser.load_state_dict(state)
-        if config.ema and not self._average:
-            self._average = {
-                key: value.detach().clone() for key, value in network.module.state_dict().items()
-            }
-        self._average = {
-            key: value.to(self._accelerator.device) for key, value in self._average.items()
-        }
+        if config.ema and not self._average.state:
+            self._average.start(network.module)
+        device = self._accelerator.device
+        self._average.state = {k: v.to(device) for k, v in self._average.state.items()}
         module.train()
         if config.freeze_encoder_norm:
             for norm in network.encoder_norms():
@@ -226,7 +193,7 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
         per_step = config.batch_size * config.accumulate * self._accelerator.num_processes
-        draws = _Draws(
+        draws = Draws(
             self._samples, config, self.step * per_step, (config.steps - self.step) * per_step
         )
         loader: Any = DataLoader(
@@ -290,18 +257,6 @@ class Trainer:
         # Ends at half a per cent, not at nothing: the last steps still train.
         return rise * (0.5 + 0.5 * math.cos(math.pi * self.step / config.steps) + 0.005)
 
-    def _update_average(self) -> None:
-        if not self._average:
-            return
-        # Early on a long memory would hold the initial weights.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for key, value in self._raw_module().state_dict().items():
-                if value.dtype.is_floating_point:
-                    self._average[key].lerp_(value, 1 - decay)
-                else:
-                    self._average[key].copy_(value)
-
     def _raw_module(self) -> nn.Module:
         return cast(nn.Module, self._accelerator.unwrap_model(self._module))
 
@@ -339,7 +294,7 @@ class Trainer:
         self._log.write(self.step, validation_loss=loss)
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return self._average or dict(self._raw_module().state_dict())
+        return self._average.state or dict(self._raw_module().state_dict())
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a run to go on."""
@@ -371,7 +326,7 @@ class Trainer:
                 Checkpoint(
                     self.step,
                     dict(self._raw_module().state_dict()),
-                    self._average,
+                    self._average.state,
                     state,
                     self._identity(),
                 ),

@@ -1,0 +1,353 @@
+"""Readers of common layouts: BSDS500, COCO, SA-1B, folders of label maps, a teacher's maps."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from subtok_data.errors import ConfigError
+from subtok_data.images import to_rgb
+from subtok_data.training.labels import (
+    boundary_from_labels,
+    boundary_from_masks,
+    edge_strength,
+    edges_of_labels,
+    mask_from_segmentation,
+    mean_strength,
+)
+from subtok_data.training.rle import MaskSet, decode_mask, encode_mask, read_masks
+from subtok_data.training.sources import BoundarySource, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BSDSSource",
+    "CocoInstanceSource",
+    "CocoPanopticSource",
+    "LabelMapSource",
+    "MaskSource",
+    "TeacherSource",
+    "parse_source",
+]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+#: Strength of an edge that a human drew without saying how sure they were: below certainty, since
+#: annotators trace outlines with an error of a pixel or two.
+HUMAN = 230
+
+
+class _FileSource:
+    """Base of the readers: a list of pairs (image file, whatever its label is read from)."""
+
+    def __init__(self, pairs: Sequence[tuple[Path, Any]], soft: bool, where: str) -> None:
+        if not pairs:
+            raise ConfigError(f"{where}: no image with a label; check the folders and file names")
+        self._pairs = list(pairs)
+        self.soft = soft
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def name(self, index: int) -> str:
+        return str(self._pairs[index][0])
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self._pairs[index]
+        image = to_rgb(path)
+        strength, thin = self._label(label, (image.shape[0], image.shape[1]))
+        if strength.shape != image.shape[:2]:
+            raise ConfigError(
+                f"{path}: the label is {strength.shape}, the image {image.shape[:2]} "
+                "(height, width)"
+            )
+        return Sample(image, strength, thin)
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        raise NotImplementedError
+
+
+class BSDSSource(_FileSource):
+    """BSDS500: ``images/SPLIT/*.jpg`` and ``groundTruth/SPLIT/*.mat`` with 4 to 9 annotators.
+
+    Parameters
+    ----------
+    root : path
+        Folder with ``images`` and ``groundTruth``.
+    split : str
+        ``train``, ``val`` or ``test``.
+    soft : bool
+        Share of annotators, or the union of all.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", *, soft: bool = True) -> None:
+        root = Path(root)
+        pairs = [
+            (path, root / "groundTruth" / split / f"{path.stem}.mat")
+            for path in _images(root / "images" / split).values()
+        ]
+        super().__init__(pairs, soft, str(root))
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        maps = read_bsds(label)
+        if self.soft:
+            return mean_strength([edges_of_labels(one) for one in maps]), True
+        return _exact(np.any([boundary_from_labels(one) for one in maps], axis=0))
+
+
+class CocoPanopticSource(_FileSource):
+    """COCO panoptic: ``panoptic.json`` and one label PNG an image.
+
+    Parameters
+    ----------
+    images, annotations, maps : path
+        Image folder, JSON file, folder of the PNGs.
+    soft : bool
+        Thin strength, or the paper's lines.
+    licences : collection of int, optional
+        Ids of photo licences to admit; all by default. 4, 5 and 7 are open.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        maps: str | Path,
+        *,
+        soft: bool = True,
+        licences: Collection[int] | None = None,
+    ) -> None:
+        data, files = _read_coco(annotations, images, licences)
+        pairs = [
+            (files[one["image_id"]], Path(maps) / one["file_name"])
+            for one in data["annotations"]
+            if one["image_id"] in files
+        ]
+        super().__init__(pairs, soft, str(annotations))
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        with Image.open(label) as file:
+            colours = np.asarray(file.convert("RGB"), np.int32)
+        ids = colours @ np.array([1, 256, 65536], np.int32)
+        if self.soft:
+            return np.where(edges_of_labels(ids), np.uint8(HUMAN), np.uint8(0)), True
+        return _exact(boundary_from_labels(ids))
+
+
+class CocoInstanceSource(_FileSource):
+    """COCO instances: things only, so what lies between them counts as free of boundaries.
+
+    Parameters
+    ----------
+    images, annotations : path
+        Image folder, JSON file.
+    soft, licences
+        As for `CocoPanopticSource`.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        *,
+        soft: bool = True,
+        licences: Collection[int] | None = None,
+    ) -> None:
+        data, files = _read_coco(annotations, images, licences)
+        grouped: dict[int, list[Any]] = defaultdict(list)
+        for one in data["annotations"]:
+            if one["image_id"] in files:
+                grouped[one["image_id"]].append(one["segmentation"])
+        super().__init__(
+            [(files[key], value) for key, value in sorted(grouped.items())], soft, str(annotations)
+        )
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        masks = [mask_from_segmentation(one, _size) for one in label]
+        if not self.soft:
+            return _exact(boundary_from_masks(masks))
+        edges = np.any([edges_of_labels(one) for one in masks], axis=0)
+        return np.where(edges, np.uint8(HUMAN), np.uint8(0)), True
+
+
+class MaskSource(_FileSource):
+    """Overlapping masks, one file an image of the same stem.
+
+    Parameters
+    ----------
+    images : path
+        Folder of images.
+    masks : path
+        Folder of npz files of ``make_masks``, or of SA-1B's JSON files.
+    soft : bool
+        Votes of all masks (`edge_strength`), or the paper's union of dilation minus erosion.
+    """
+
+    def __init__(self, images: str | Path, masks: str | Path, *, soft: bool = True) -> None:
+        files = _images(images)
+        pairs = [
+            (files[path.stem], path)
+            for path in sorted(Path(masks).iterdir())
+            if path.suffix in (".npz", ".json") and path.stem in files
+        ]
+        super().__init__(pairs, soft, str(masks))
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        masks = read_masks(label) if label.suffix == ".npz" else read_sa1b(label)
+        if self.soft:
+            return edge_strength(masks), True
+        if not len(masks):
+            return np.zeros(_size, np.uint8), False
+        return _exact(boundary_from_masks([decode_mask(one, masks.size) for one in masks.runs]))
+
+
+class LabelMapSource(_FileSource):
+    """A folder of images and a folder of label PNGs of the same stem (any integers, one a region).
+
+    Parameters
+    ----------
+    images, labels : path
+        Folders.
+    soft : bool
+        Thin strength, or the paper's lines.
+    """
+
+    def __init__(self, images: str | Path, labels: str | Path, *, soft: bool = True) -> None:
+        super().__init__(_paired(images, labels), soft, str(labels))
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        with Image.open(label) as file:
+            values = np.asarray(file, np.int64)
+        if values.ndim == 3:
+            values = values[..., :3] @ np.array([1, 256, 65536])
+        if self.soft:
+            return np.where(edges_of_labels(values), np.uint8(HUMAN), np.uint8(0)), True
+        return _exact(boundary_from_labels(values))
+
+
+class TeacherSource(_FileSource):
+    """Boundary maps of a teacher: grey PNGs, 255 = boundary, of the same stem as the images.
+
+    Parameters
+    ----------
+    images, maps : path
+        Folders.
+    """
+
+    def __init__(self, images: str | Path, maps: str | Path) -> None:
+        super().__init__(_paired(images, maps), True, str(maps))
+
+    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        with Image.open(label) as file:
+            return np.array(file.convert("L"), np.uint8), False
+
+
+def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
+    """Build a source from ``KIND:FOLDER[,FOLDER…]``, as the command line takes it.
+
+    Parameters
+    ----------
+    text : str
+        ``bsds:ROOT,SPLIT``; ``panoptic:IMAGES,JSON,MAPS``; ``instances:IMAGES,JSON``;
+        ``masks:IMAGES,MASKS``; ``labels:IMAGES,LABELS``; ``teacher:IMAGES,MAPS``. A ``+open`` after
+        a COCO kind admits photos of open licences only.
+    soft : bool
+        Which form of label.
+
+    Raises
+    ------
+    ConfigError
+        An unknown kind, or a wrong number of folders.
+    """
+    kind, _, rest = text.partition(":")
+    kind, _, option = kind.partition("+")
+    parts = [part for part in rest.split(",") if part]
+    count = {"bsds": 2, "panoptic": 3, "instances": 2, "masks": 2, "labels": 2, "teacher": 2}
+    if kind not in count:
+        raise ConfigError(f"{text!r}: no such kind of data; there are {', '.join(count)}")
+    if len(parts) != count[kind]:
+        raise ConfigError(
+            f"{text!r}: {kind} takes {count[kind]} places separated by commas, got {len(parts)}"
+        )
+    if option and (option != "open" or kind not in ("panoptic", "instances")):
+        raise ConfigError(
+            f"{text!r}: '+{option}' is not known; panoptic and instances take '+open'"
+        )
+    licences = (4, 5, 7) if option else None
+    if kind == "bsds":
+        return BSDSSource(parts[0], parts[1], soft=soft)
+    if kind == "panoptic":
+        return CocoPanopticSource(*parts, soft=soft, licences=licences)
+    if kind == "instances":
+        return CocoInstanceSource(*parts, soft=soft, licences=licences)
+    if kind == "masks":
+        return MaskSource(*parts, soft=soft)
+    if kind == "labels":
+        return LabelMapSource(*parts, soft=soft)
+    return TeacherSource(*parts)
+
+
+def read_bsds(path: str | Path) -> list[NDArray[np.int32]]:
+    """Label maps of a BSDS ``.mat`` file, (H, W) int32 each, one an annotator."""
+    from scipy.io import loadmat  # slow to import
+
+    try:
+        entries = loadmat(str(path))["groundTruth"][0]
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is not a BSDS annotation: {error}") from error
+    return [one["Segmentation"][0, 0].astype(np.int32) for one in entries]
+
+
+def read_sa1b(path: str | Path) -> MaskSet:
+    """Masks of one of SA-1B's JSON files."""
+    try:
+        data = json.loads(Path(path).read_text())
+        size = (int(data["image"]["height"]), int(data["image"]["width"]))
+        entries = data["annotations"]
+        masks = [mask_from_segmentation(one["segmentation"], size) for one in entries]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not an SA-1B annotation: {error}") from error
+    return MaskSet(
+        size,
+        [encode_mask(one) for one in masks],
+        np.array([one.get("predicted_iou", 1.0) for one in entries], np.float32),
+        np.array([one.get("stability_score", 1.0) for one in entries], np.float32),
+    )
+
+
+def _exact(lines: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
+    return np.where(lines, np.uint8(255), np.uint8(0)), False
+
+
+def _images(folder: str | Path) -> dict[str, Path]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
+
+
+def _paired(images: str | Path, labels: str | Path) -> list[tuple[Path, Path]]:
+    files, maps = _images(images), _images(labels)
+    return [(files[stem], maps[stem]) for stem in files if stem in maps]
+
+
+def _read_coco(
+    annotations: str | Path, images: str | Path, licences: Collection[int] | None
+) -> tuple[dict[str, Any], dict[int, Path]]:
+    try:
+        data = json.loads(Path(annotations).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{annotations} is not a COCO annotation file: {error}") from error
+    files = {
+        one["id"]: Path(images) / one["file_name"]
+        for one in data["images"]
+        if licences is None or one["license"] in licences
+    }
+    return data, files
