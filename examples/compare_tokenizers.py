@@ -69,9 +69,8 @@ def parse_args() -> argparse.Namespace:
 def make_tokenizer(kind: str, budget: int, size: int) -> SubobjectTokenizer:
     """Tokenizer with at most ``budget`` tokens on square pictures of ``size`` pixels."""
     if kind == "patch":
-        return SubobjectTokenizer(
-            PatchSegmenter(size // math.isqrt(budget)), size=size, square=True, order="raster"
-        )
+        side = -(-size // math.isqrt(budget))  # rounded up: a narrow last column would be one more
+        return SubobjectTokenizer(PatchSegmenter(side), size=size, square=True, order="raster")
     if kind == "slic":
         # A little too many, then merged: SLIC alone only comes near the number it is given.
         segmenter = SuperpixelSegmenter("slic", n_segments=round(1.3 * budget))
