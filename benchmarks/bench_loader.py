@@ -1,7 +1,7 @@
 """Images per second of the loader, against its stages alone and against three ways of today.
 
-    python benchmarks/bench_loader.py --model emulated --out docs/images
-    python benchmarks/bench_loader.py --model real
+    python benchmarks/bench_loader.py --model emulated --plot docs/images/loader_emulated.png
+    python benchmarks/bench_loader.py --model real --images 160 --plot docs/images/loader_real.png
 
 ``--model emulated`` replaces the boundary model by an asynchronous device: maps that were computed
 before, ready after a delay, without CPU time. It shows what the loader adds where a GPU does the
@@ -22,6 +22,10 @@ import os
 import statistics
 import threading
 import time
+
+# Idle threads of torch sleep instead of spinning on cores that other stages need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,10 +150,33 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
     torch.set_num_threads(1)
     for work, maps in zip(works, evidence, strict=True):
         collator.finisher.segment(work, maps, InlineSegmentPool())
-    found["finish"] = per_image(
-        lambda: [collator.finisher.close(work) for work in works], 4 * BATCH
-    )
+    for work in works:
+        collator.finisher.collect(work)
+
+    def finish() -> None:
+        for work in works:
+            collator.finisher.build(work)  # let go at once, as a training loop does
+
+    finish()  # first touch of fresh memory is slow, and happens once
+    found["finish"] = per_image(finish, 4 * BATCH)
     return found
+
+
+def decoding_alone(rows: Any, tokenizer: SubobjectTokenizer, workers: int) -> float:
+    """Seconds per image of decoding and transport, with the workers that the loader has."""
+    loader = DataLoader(
+        SubobjectDataset(rows),
+        BATCH,
+        collate_fn=SubobjectCollator(tokenizer),
+        num_workers=workers,
+        multiprocessing_context="forkserver",
+    )
+    iterator = iter(loader)
+    for _ in range(2 * workers + 2):
+        next(iterator)
+    started = time.perf_counter()
+    images = sum(len(pending.raw.sample_index) for pending in iterator)
+    return (time.perf_counter() - started) / images
 
 
 def epoch_rate(batches: Iterator[Any], warm_batches: int, step_s: float = 0.0) -> float:
@@ -238,9 +265,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--images", type=int, default=480, help="images per epoch and contender")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="DataLoader workers")
+    parser.add_argument("--workers", type=int, default=3, help="DataLoader workers")
     parser.add_argument("--device-ms", type=float, default=2.0, help="emulated, per image")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--plot", type=Path, help="also draw them here")
     args = parser.parse_args()
     emulated = args.model == "emulated"
     source = photos()
@@ -262,10 +290,13 @@ def main() -> None:
     overlaps: list[float] = []
     for _ in range(args.rounds):
         times = stage_times(tokenizer, rows, emulated)
-        stages.append(times)
         core_s = sum(t for name, t in times.items() if name != "infer")
         core_s += 0.0 if emulated else times["infer"] * cores
-        bound = 1 / max(times["infer"], times["finish"], core_s / cores)
+        pipe = f"decode, {args.workers} workers and transport"
+        times[pipe] = decoding_alone(rows, tokenizer, args.workers)
+        stages.append(times)
+        slowest = max(times["infer"], times["finish"], times[pipe])
+        bound = 1 / max(slowest, core_s / cores)
         for name, call in contenders(tokenizer, rows, args.workers, emulated).items():
             rates.setdefault(name, []).append(call())
             efficiency.setdefault(name, []).append(rates[name][-1] / bound)
@@ -289,6 +320,31 @@ def report(args, stages, rates, efficiency, overlaps) -> None:
     if args.json:
         figures = {"stages": stages, "rates": rates, "efficiency": efficiency, "overlap": overlaps}
         args.json.write_text(json.dumps(figures, indent=2))
+    if args.plot:
+        plot(args, rates, efficiency)
+
+
+def plot(args, rates, efficiency) -> None:
+    """Bars of images per second, and where the bound lies."""
+    from matplotlib.figure import Figure
+
+    names = list(rates)[::-1]
+    medians = [statistics.median(rates[name]) for name in names]
+    first = next(iter(rates))
+    bound = statistics.median(r / e for r, e in zip(rates[first], efficiency[first], strict=True))
+    figure = Figure(figsize=(7, 0.8 + 0.42 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    ours = ["#2b6cb0" if name.startswith("Subobject") else "#a0aec0" for name in names]
+    bars = axes.barh(names, medians, color=ours, height=0.65)
+    axes.bar_label(bars, fmt="%.1f", padding=4)
+    axes.axvline(bound, color="#c53030", linewidth=1.2)
+    axes.annotate("bound", (bound, len(names) - 0.45), color="#c53030", ha="center", va="bottom")
+    axes.set_xlim(0, 1.15 * max(bound, *medians))
+    axes.set_xlabel(
+        f"images per second ({args.model} model, {args.size} px, {os.cpu_count()} cores)"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(args.plot, dpi=140)
 
 
 if __name__ == "__main__":
