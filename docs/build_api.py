@@ -31,6 +31,7 @@ SECTIONS: dict[str, list[str]] = {
         "EPOCSegmenter",
         "PatchSegmenter",
         "SuperpixelSegmenter",
+        "PanopticSegmenter",
         "BoundaryModel",
         "watershed_tokens",
     ],

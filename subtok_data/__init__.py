@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from subtok_data.nn import TokenEmbedding, merge_visual_tokens
     from subtok_data.pixels import PixelConfig
     from subtok_data.segment.watershed import watershed_tokens
-    from subtok_data.segmenters import EPOCSegmenter, PatchSegmenter, SuperpixelSegmenter
+    from subtok_data.segmenters import (
+        EPOCSegmenter,
+        PanopticSegmenter,
+        PatchSegmenter,
+        SuperpixelSegmenter,
+    )
     from subtok_data.text import TextConfig
     from subtok_data.tokenizer import SubobjectTokenizer, TokenizedImage
 
@@ -33,6 +38,7 @@ _HOME = {
     "BoundaryModel": "subtok_data.boundary.model",
     "EPOCSegmenter": "subtok_data.segmenters",
     "ImageFiles": "subtok_data.data.files",
+    "PanopticSegmenter": "subtok_data.segmenters",
     "PatchSegmenter": "subtok_data.segmenters",
     "PixelConfig": "subtok_data.pixels",
     "SampleError": "subtok_data.errors",
@@ -57,6 +63,7 @@ __all__ = [
     "BoundaryModel",
     "EPOCSegmenter",
     "ImageFiles",
+    "PanopticSegmenter",
     "PatchSegmenter",
     "PixelConfig",
     "SampleError",

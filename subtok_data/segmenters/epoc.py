@@ -1,0 +1,149 @@
+"""The default segmenter: boundary model, then seeded watershed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from subtok_data.boundary.model import BoundaryModel
+from subtok_data.segment.flooding import Backend
+from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
+from subtok_data.segmenters.protocol import (
+    Evidence,
+    Images,
+    Launch,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+)
+
+__all__ = ["EPOCSegmenter"]
+
+
+class EPOCSegmenter:
+    """Boundary model, then seeded watershed: subobject tokens (EPOC, arXiv 2402.14327, section 3).
+
+    Parameters
+    ----------
+    model : BoundaryModel, str, Path or None, optional
+        A model, a folder, or a hub id. None means the packaged weights, loaded at first use.
+    threshold : float, optional
+        Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
+        threshold joins seeds, and adds some where no pixel was below the lower one, so the count
+        may go either way. ``DEFAULT_THRESHOLD`` if not given.
+    backend : {"numba", "skimage"}, optional
+        Which flood; the tokens are the same.
+    device : str or torch.device, optional
+        Where the model runs; None picks a CUDA device if there is one.
+
+    Examples
+    --------
+    >>> from subtok_data import EPOCSegmenter, SubobjectTokenizer
+    >>> tokenizer = SubobjectTokenizer(EPOCSegmenter(threshold=0.3))
+    """
+
+    name: ClassVar[str] = "epoc"
+
+    def __init__(
+        self,
+        model: BoundaryModel | str | Path | None = None,
+        *,
+        threshold: float | None = None,
+        backend: Backend = "numba",
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.partitioner = WatershedPartitioner(
+            threshold=DEFAULT_THRESHOLD if threshold is None else threshold, backend=backend
+        )
+        self.device = device
+        self._model = model
+
+    @property
+    def model(self) -> BoundaryModel:
+        """The boundary model, loaded on first use."""
+        if not isinstance(self._model, BoundaryModel):
+            self._model = BoundaryModel.from_pretrained(self._model, device=self.device)
+        return self._model
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """True on CUDA devices."""
+        return self.model.device.type == "cuda"
+
+    def to(self, device: str | torch.device) -> EPOCSegmenter:
+        """Move the model to a device."""
+        self.device = device
+        if isinstance(self._model, BoundaryModel):
+            self._model.to(device)
+        return self
+
+    def infer(
+        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
+    ) -> list[Evidence]:
+        """Return ``{"boundary_map": (H, W) uint8}`` for each image; see :class:`Segmenter`."""
+        del sizes
+        refuse_prompts(self, prompts)
+        return [{"boundary_map": boundary} for boundary in self.model.predict(images)]
+
+    def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
+        """Start inference on the model's own stream; see :class:`LaunchingSegmenter`."""
+        del sizes
+        refuse_prompts(self, prompts)
+        return _BoundaryLaunch(self.model, images)
+
+    def config(self) -> dict[str, Any]:
+        """Options and the identity of the weights, as JSON values."""
+        return {
+            "segmenter": self.name,
+            "partitioner": partitioner_config(self.partitioner),
+            "model": self.model.config_hash,
+        }
+
+    def save_model(self, folder: Path) -> None:
+        """Write the weights below ``folder``."""
+        self.model.save_pretrained(folder / "boundary_model")
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
+    ) -> EPOCSegmenter:
+        """Build from what :meth:`config` and :meth:`save_model` wrote."""
+        options = config["partitioner"]
+        return cls(
+            folder / "boundary_model",
+            threshold=options["threshold"],
+            backend=options["backend"],
+            device=device,
+        )
+
+
+class _BoundaryLaunch:
+    """Boundary maps on their way from a CUDA device into pinned memory."""
+
+    def __init__(self, model: BoundaryModel, images: Images) -> None:
+        self._stream = model.stream
+        with torch.cuda.stream(self._stream):
+            self._device_maps = model.predict_on_device(images)
+            # torch keeps pinned blocks for reuse: after a few batches this allocates nothing.
+            self._host_maps = [
+                torch.empty(boundary.shape, dtype=torch.uint8, pin_memory=True)
+                for boundary in self._device_maps
+            ]
+            for host, boundary in zip(self._host_maps, self._device_maps, strict=True):
+                host.copy_(boundary, non_blocking=True)
+            flags = self._device_maps.finite
+            self._host_finite = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+            self._host_finite.copy_(flags, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record(self._stream)
+
+    def result(self) -> list[Evidence]:
+        """Wait for the copies and return the maps."""
+        self._done.synchronize()
+        self._device_maps.raise_unless_finite(self._host_finite)
+        # Only now may the device memory be reused by other streams.
+        self._device_maps.clear()
+        return [{"boundary_map": host.numpy()} for host in self._host_maps]

@@ -1,0 +1,264 @@
+"""Panoptic models as segmenters: things and stuff become tokens that know their class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.budget import check_count
+from subtok_data.segment.parts import LabelMapPartitioner, PartRules
+from subtok_data.segmenters.loading import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.protocol import (
+    Evidence,
+    Images,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+)
+
+__all__ = ["PanopticSegmenter"]
+
+_FOLDER = "panoptic_model"
+
+
+class PanopticSegmenter:
+    """Mask2Former, or a model like it, then connected parts: tokens with a class.
+
+    Takes models of transformers whose image processor has ``post_process_panoptic_segmentation``.
+    Each segment's connected parts become tokens; pixels that the model leaves open join the
+    nearest one. Token fields: ``class`` (the model's id, −1 for none), ``score``, ``source``.
+
+    Parameters
+    ----------
+    model : str, Path or nn.Module
+        A folder or hub id, loaded at first use (safetensors only); or a model, with ``processor``.
+    processor : object, optional
+        Image processor, for a model that is given as a module.
+    rules : PartRules, optional
+        Which parts become tokens. By default those of 16 pixels or more, and no gap.
+    threshold : float
+        Least score of a segment, in [0, 1].
+    mask_threshold : float
+        Least probability of a segment's pixel, in [0, 1].
+    overlap_threshold : float
+        A segment of which other segments take more than ``1 - overlap_threshold`` is left out.
+    fuse : collection of int
+        Classes whose segments are one label, so that those that touch are one token: sky, road.
+    batch_size : int
+        Images per call of the model, at most.
+    device : str or torch.device, optional
+        Where the model runs; None picks a CUDA device if there is one.
+
+    Raises
+    ------
+    ConfigError
+        A threshold or batch size out of range, or a module without its processor.
+    WeightsError
+        At first use: nothing loadable under that name.
+
+    Examples
+    --------
+    >>> from subtok_data import PanopticSegmenter, SubobjectTokenizer
+    >>> segmenter = PanopticSegmenter("facebook/mask2former-swin-tiny-coco-panoptic")
+    >>> tokenizer = SubobjectTokenizer(segmenter, max_tokens=64)
+    """
+
+    name: ClassVar[str] = "panoptic"
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        processor: Any = None,
+        *,
+        rules: PartRules | None = None,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_threshold: float = 0.8,
+        fuse: Collection[int] = (),
+        batch_size: int = 8,
+        device: str | torch.device | None = None,
+    ) -> None:
+        for name, value in (
+            ("threshold", threshold),
+            ("mask_threshold", mask_threshold),
+            ("overlap_threshold", overlap_threshold),
+        ):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name}={value}: expected a number from 0 to 1")
+        check_count("batch_size", batch_size, optional=False)
+        if isinstance(model, torch.nn.Module) == (processor is None):
+            raise ConfigError(
+                "give a folder or hub id alone, or a module together with its image processor: "
+                f"PanopticSegmenter({type(model).__name__}, processor={type(processor).__name__})"
+            )
+        self.partitioner = LabelMapPartitioner() if rules is None else LabelMapPartitioner(rules)
+        if self.partitioner.has_cost_map:
+            raise ConfigError(
+                'fill="boundary": a panoptic model gives no boundary map, so use fill="nearest"'
+            )
+        self.thresholds = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "overlap_mask_area_threshold": overlap_threshold,
+        }
+        self.fuse = frozenset(fuse)
+        self.batch_size = batch_size
+        self._device = device
+        self._name = None if isinstance(model, torch.nn.Module) else str(model)
+        self._loaded: tuple[Any, Any] | None = None
+        self._hash: str | None = None
+        if isinstance(model, torch.nn.Module):
+            self._loaded = model.eval().to(best_device(device)), processor
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+            model, processor = load_pretrained(
+                AutoModelForUniversalSegmentation, AutoImageProcessor, self._name or ""
+            )
+            if not hasattr(processor, "post_process_panoptic_segmentation"):
+                raise ConfigError(
+                    f"{self._name!r}: {type(processor).__name__} has no "
+                    "post_process_panoptic_segmentation; give a panoptic model"
+                )
+            self._loaded = model.to(best_device(self._device)), processor
+        return self._loaded
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded on first use."""
+        return self._load()[0]
+
+    def to(self, device: str | torch.device) -> PanopticSegmenter:
+        """Move the model to a device."""
+        self._device = device
+        if self._loaded is not None:
+            self._loaded[0].to(device)
+        return self
+
+    def infer(
+        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
+    ) -> list[Evidence]:
+        """Return ``label_map`` (H, W) int32, ``label_class`` and ``label_score`` of each image.
+
+        Images of one input size share a call of the model, others do not: padding would let them
+        change one another's result.
+        """
+        refuse_prompts(self, prompts)
+        _, processor = self._load()
+        inputs = [
+            processor(images=[image], input_data_format="channels_last", return_tensors="pt")
+            for image in images
+        ]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(inputs):
+            groups.setdefault(tuple(one["pixel_values"].shape[1:]), []).append(place)
+        found: dict[int, Evidence] = {}
+        for members in groups.values():
+            for start in range(0, len(members), self.batch_size):
+                chunk = members[start : start + self.batch_size]
+                outputs = self._forward([inputs[place] for place in chunk])
+                for row, place in enumerate(chunk):
+                    found[place] = self._read(outputs, row, inputs[place], sizes[place])
+        return [found[place] for place in range(len(images))]
+
+    @torch.inference_mode()
+    def _forward(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> Any:
+        model, _ = self._load()
+        accepted = inspect.signature(model.forward).parameters
+        joined = {
+            key: torch.cat([one[key] for one in inputs]).to(model.device)
+            for key in inputs[0]
+            if key in accepted
+        }
+        return model(**joined)
+
+    @torch.inference_mode()
+    def _read(
+        self,
+        outputs: Any,
+        row: int,
+        inputs: Mapping[str, torch.Tensor],
+        size: tuple[int, int],
+    ) -> Evidence:
+        _, processor = self._load()
+        masks = outputs.masks_queries_logits[row : row + 1]
+        own = SimpleNamespace(
+            class_queries_logits=outputs.class_queries_logits[row : row + 1],
+            masks_queries_logits=_without_padding(masks, inputs.get("pixel_mask")),
+        )
+        options: dict[str, Any] = dict(self.thresholds)
+        process = processor.post_process_panoptic_segmentation
+        if "label_ids_to_fuse" in inspect.signature(process).parameters:
+            # Fused there, segments can get the number of another one; they are fused below.
+            options["label_ids_to_fuse"] = set[int]()
+        (result,) = process(own, target_sizes=[tuple(size)], **options)
+        return self._evidence(result["segmentation"].cpu().numpy(), result["segments_info"])
+
+    def _evidence(self, segments: NDArray[Any], described: Sequence[Any]) -> Evidence:
+        classes = np.array([one["label_id"] for one in described], np.int64)
+        scores = np.array([one["score"] for one in described], np.float32)
+        # Models number from 0 or 1, and mark the rest by 0 or −1: only what is described counts.
+        highest = max((int(one["id"]) for one in described), default=-1)
+        labels = np.full(max(highest, int(segments.max())) + 2, -1, np.int32)
+        first: dict[int, int] = {}
+        for place, one in enumerate(described):
+            kind = int(classes[place])
+            labels[one["id"]] = first.setdefault(kind, place) if kind in self.fuse else place
+        return {
+            "label_map": labels[segments.astype(np.int64)],  # the index −1 is the last entry
+            "label_class": classes,
+            "label_score": scores,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """Options and the identity of the weights, as JSON values."""
+        if self._hash is None:
+            self._hash = model_hash(*self._load())
+        return {
+            "segmenter": self.name,
+            "partitioner": partitioner_config(self.partitioner),
+            "thresholds": self.thresholds,
+            "fuse": sorted(self.fuse),
+            "model": self._hash,
+        }
+
+    def save_model(self, folder: Path) -> None:
+        """Write model and processor below ``folder``."""
+        for part in self._load():
+            part.save_pretrained(folder / _FOLDER)
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
+    ) -> PanopticSegmenter:
+        """Build from what :meth:`config` and :meth:`save_model` wrote."""
+        options = config["thresholds"]
+        return cls(
+            folder / _FOLDER,
+            rules=PartRules(**config["partitioner"]["rules"]),
+            threshold=options["threshold"],
+            mask_threshold=options["mask_threshold"],
+            overlap_threshold=options["overlap_mask_area_threshold"],
+            fuse=config["fuse"],
+            device=device,
+        )
+
+
+def _without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """Cut off what a processor padded right and below; its post-processing does not."""
+    if pixel_mask is None:
+        return masks
+    height, width = pixel_mask.shape[-2:]
+    rows = round(int(pixel_mask[0].any(1).sum()) * masks.shape[-2] / height)
+    columns = round(int(pixel_mask[0].any(0).sum()) * masks.shape[-1] / width)
+    return masks[..., : max(rows, 1), : max(columns, 1)]
