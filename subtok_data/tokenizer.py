@@ -24,9 +24,11 @@ from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Evidence, Segmente
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DEFAULT_SIZE", "Canvas", "SubobjectTokenizer", "TokenizedImage"]
+__all__ = ["DEFAULT_MIN_AREA", "DEFAULT_SIZE", "Canvas", "SubobjectTokenizer", "TokenizedImage"]
 
 DEFAULT_SIZE = 512
+DEFAULT_MIN_AREA = 64
+"""Pixels: on photos at the default size, tokens below it follow texture rather than things."""
 CONFIG_FILE = "subtok_config.json"
 FORMAT_VERSION = 1
 """Raised when the same configuration would give other tokens than before."""
@@ -137,7 +139,9 @@ class SubobjectTokenizer:
     max_tokens : int, optional
         At most this many tokens per image, by merging neighbours.
     min_area : int, optional
-        Tokens smaller than this many pixels are merged into a neighbour.
+        Tokens smaller than this many pixels are merged into a neighbour. By default
+        ``DEFAULT_MIN_AREA`` for tokens by threshold, where texture near it leaves crumbs;
+        0 for everything else. ``min_area=0`` is the paper's.
     merge : {"balanced", "boundary"}, optional
         Merge cost; see :class:`~subtok_data.segment.budget.Budget`.
     overflow : {"merge", "drop"}, optional
@@ -169,7 +173,7 @@ class SubobjectTokenizer:
         threshold: float | None = None,
         num_tokens: int | None = None,
         max_tokens: int | None = None,
-        min_area: int = 0,
+        min_area: int | None = None,
         merge: MergeCost = "balanced",
         overflow: Overflow = "merge",
         order: Order = "area",
@@ -189,6 +193,9 @@ class SubobjectTokenizer:
                 "threshold and device belong to the segmenter when one is given: "
                 f"{type(segmenter).__name__}(threshold=…, device=…)"
             )
+        if min_area is None:
+            by_threshold = isinstance(segmenter, EPOCSegmenter) and num_tokens is None
+            min_area = DEFAULT_MIN_AREA if by_threshold else 0
         self.segmenter = segmenter
         self.canvas = Canvas(size, square)
         self.budget = Budget(

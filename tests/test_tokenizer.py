@@ -14,7 +14,7 @@ from subtok_data import (
     watershed_tokens,
 )
 from subtok_data.errors import ConfigError, ImageError
-from subtok_data.tokenizer import Canvas
+from subtok_data.tokenizer import DEFAULT_MIN_AREA, Canvas
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_default_tokenizer_covers_a_photo(photo):
     labels, areas = np.unique(tokens.token_map, return_counts=True)
     assert labels.tolist() == list(range(tokens.num_tokens))
     assert (areas == tokens.areas).all()
-    expected = watershed_tokens(tokens.boundary_map)
+    expected = watershed_tokens(tokens.boundary_map, min_area=DEFAULT_MIN_AREA)
     assert (tokens.token_map == expected).all()
 
 

@@ -51,7 +51,10 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-tokens", type=int, metavar="N", help="at most N tokens per image")
     group.add_argument(
-        "--min-area", type=int, default=0, metavar="PX", help="merge tokens of fewer pixels"
+        "--min-area",
+        type=int,
+        metavar="PX",
+        help="merge tokens of fewer pixels (default: 64 by threshold, else 0)",
     )
     group.add_argument(
         "--order", choices=("area", "raster"), default="area", help="(default: area)"
