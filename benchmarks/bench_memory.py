@@ -84,7 +84,7 @@ def main() -> None:
     print(f"largest step above the first: {max(tail) - tail[0]:.1f} MB")
     print(
         f"peak bytes in flight: {stats.peak_bytes_in_flight}, "
-        f"bound prefetch_batches x bytes of a batch: 3 x {per_batch} = {3 * per_batch}"
+        f"bound (prefetch_batches + 2) x bytes of a batch: 5 x {per_batch} = {5 * per_batch}"
     )
     if args.plot:
         plot(found, args.plot)

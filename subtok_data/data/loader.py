@@ -17,7 +17,7 @@ from subtok_data.data.accelerate_state import AccelerateState, accelerate_device
 from subtok_data.data.collate import SubobjectCollator
 from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.flight import Delivery, Stages
-from subtok_data.data.pipeline import LookAhead, run_ahead, run_in_step
+from subtok_data.data.pipeline import IN_STAGES, LookAhead, run_ahead, run_in_step
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.sampler import BatchPlan, SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.state import LoaderState
@@ -66,7 +66,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     executor : {"process", "thread", "inline"}, optional
         Where images are cut.
     prefetch_batches : int, optional
-        Batches prepared ahead; 0 does everything in step, in the calling thread.
+        Finished batches that may wait for you; two more are under way, one at the device and one
+        being cut. 0 does everything in step, in the calling thread.
     device : torch.device or str, optional
         Where finished batches shall be; by default accelerate's device where accelerate is in
         use, else the CPU.
@@ -87,8 +88,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
 
     Notes
     -----
-    At most ``prefetch_batches`` batches are between decoding and the user (one more for streams,
-    whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared memory.
+    At most ``prefetch_batches + 2`` batches are between decoding and the user (one more for
+    streams, whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared memory.
 
     Examples
     --------
@@ -254,7 +255,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
         size = self.tokenizer.canvas.size
         if self.num_workers == 0 or size is None or not os.path.isdir("/dev/shm"):
             return
-        batches = self.num_workers * (self.prefetch_factor or 2) + self.prefetch_batches
+        batches = self.num_workers * (self.prefetch_factor or 2)
+        batches += self.prefetch_batches + IN_STAGES
         needed = batches * (self.batch_size or 1) * size * size * 3
         free = shutil.disk_usage("/dev/shm").free
         if needed > free:

@@ -26,8 +26,10 @@ from subtok_data.data.flight import Delivery, Flight, Stages, raw_batches
 from subtok_data.data.pending import RawBatch
 from subtok_data.errors import WorkerCrashError
 
-__all__ = ["LookAhead", "run_ahead", "run_in_step"]
+__all__ = ["IN_STAGES", "LookAhead", "run_ahead", "run_in_step"]
 
+IN_STAGES = 2
+"""Batches under way beside those that wait: with fewer, the device idles while one is cut."""
 _JOIN_S = 30.0
 _WATCH_S = 1.0
 _END = object()
@@ -40,7 +42,8 @@ class LookAhead:
     Parameters
     ----------
     depth : int
-        Batches between decoding and the user.
+        Finished batches that may wait for the user. Two more are under way: one at the device, one
+        being cut.
     total : int or None
         Batches to come; None if nobody knows. Then one more is prepared: it tells whether the batch
         before it is the last.
@@ -83,7 +86,7 @@ def run_in_step(source: Iterator[Any], stages: Stages, total: int | None) -> Gen
 
 
 def run_ahead(source: Iterator[Any], stages: Stages, ahead: LookAhead) -> Generator[Delivery]:
-    """Give batches in order, preparing up to ``ahead.depth`` of them beside the caller."""
+    """Give batches in order, with up to ``ahead.depth`` of them waiting."""
     threads = _Threads(source, stages, ahead)
     try:
         yield from _deliver(threads, stages, ahead.total)
@@ -116,7 +119,7 @@ class _Threads:
         self._source = source
         self._batches = raw_batches(source, stages.collator, stages.stats)
         self._ahead = ahead
-        self._permits = threading.Semaphore(ahead.depth + (ahead.total is None))
+        self._permits = threading.Semaphore(ahead.depth + IN_STAGES + (ahead.total is None))
         self._decoding_since: float | None = None
         self._decoded_all = False
         self._stopping = False

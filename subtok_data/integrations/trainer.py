@@ -62,7 +62,7 @@ class SubobjectTrainerMixin(Trainer):
     Notes
     -----
     A resumed Trainer builds the loader of the interrupted epoch anew, as a plain DataLoader: the
-    rest of that epoch has the same batches, without look-ahead. ``prefetch_batches`` +
+    rest of that epoch has the same batches, without look-ahead. ``prefetch_batches + 2`` +
     ``gradient_accumulation_steps`` batches are held at most.
 
     Examples
