@@ -89,7 +89,8 @@ class SubobjectLoader(AccelerateState, DataLoader[Any]):
     Notes
     -----
     At most ``prefetch_batches + 2`` batches are between decoding and the user (one more for
-    streams, whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared memory.
+    streams, whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared
+    memory.
 
     Examples
     --------
