@@ -32,6 +32,7 @@ SECTIONS: dict[str, list[str]] = {
         "PatchSegmenter",
         "SuperpixelSegmenter",
         "PanopticSegmenter",
+        "SAMSegmenter",
         "BoundaryModel",
         "watershed_tokens",
     ],
@@ -72,6 +73,11 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.viz.outline_image",
         "subtok_data.viz.mean_color_image",
         "subtok_data.viz.boundary_picture",
+    ],
+    "Mask generation": [
+        "subtok_data.segmenters.generation.GenerationOptions",
+        "subtok_data.segmenters.generation.generate_masks",
+        "subtok_data.segmenters.generation.PointDecoder",
     ],
     "Segmentation without torch": [
         "subtok_data.segment.budget.Budget",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         EPOCSegmenter,
         PanopticSegmenter,
         PatchSegmenter,
+        SAMSegmenter,
         SuperpixelSegmenter,
     )
     from subtok_data.text import TextConfig
@@ -41,6 +42,7 @@ _HOME = {
     "PanopticSegmenter": "subtok_data.segmenters",
     "PatchSegmenter": "subtok_data.segmenters",
     "PixelConfig": "subtok_data.pixels",
+    "SAMSegmenter": "subtok_data.segmenters",
     "SampleError": "subtok_data.errors",
     "SubobjectCollator": "subtok_data.data.collate",
     "SubobjectDataset": "subtok_data.data.dataset",
@@ -66,6 +68,7 @@ __all__ = [
     "PanopticSegmenter",
     "PatchSegmenter",
     "PixelConfig",
+    "SAMSegmenter",
     "SampleError",
     "SubobjectCollator",
     "SubobjectDataset",

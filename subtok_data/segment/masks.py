@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
+from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, Partition
 from subtok_data.segment.parts import PartRules, edge_levels, fill_parts, pick
 
@@ -270,11 +271,14 @@ class MaskPartitioner:
         the other measure, then the earlier.
     rules : PartRules
         Which parts become tokens, and who gets the rest.
+    min_region : int
+        Holes and islands of masks below this many pixels are cleaned first, and duplicates that
+        this makes left out (:func:`~subtok_data.segment.regions.clean_masks`); 0: masks as given.
 
     Raises
     ------
     ConfigError
-        An unknown order.
+        An unknown order, or a negative area.
 
     Examples
     --------
@@ -287,8 +291,10 @@ class MaskPartitioner:
 
     paint: PaintOrder = "area"
     rules: PartRules = field(default_factory=PartRules)
+    min_region: int = 0
 
     def __post_init__(self) -> None:
+        check_count("min_region", self.min_region, least=0, optional=False)
         if self.paint not in get_args(PaintOrder):
             raise ConfigError(f"paint={self.paint!r}: expected one of {get_args(PaintOrder)}")
 
@@ -319,6 +325,7 @@ class MaskPartitioner:
             Masks of another size than the picture.
         """
         from subtok_data.segment.kernels.masks import paint_masks
+        from subtok_data.segment.regions import clean_masks  # which knows PackedMasks
 
         masks = PackedMasks.from_evidence(evidence)
         if masks.size != tuple(size):
@@ -326,6 +333,7 @@ class MaskPartitioner:
                 f"masks of {masks.size[0]} × {masks.size[1]} pixels for a picture of "
                 f"{size[0]} × {size[1]}: masks must have the size of the picture that is cut"
             )
+        masks = clean_masks(masks, self.min_region)
         levels = edge_levels(evidence, size, self.rules)
         canvas = np.full((size[1], size[0]), -1, np.int32)
         paint_masks(masks.counts, masks.offsets, self._order(masks), canvas.reshape(-1))

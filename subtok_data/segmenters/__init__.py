@@ -14,6 +14,7 @@ from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
 from subtok_data.segmenters.protocol import Evidence, Launch, LaunchingSegmenter, Segmenter
+from subtok_data.segmenters.sam import SAMSegmenter
 
 __all__ = [
     "SEGMENTERS",
@@ -23,11 +24,13 @@ __all__ = [
     "LaunchingSegmenter",
     "PanopticSegmenter",
     "PatchSegmenter",
+    "SAMSegmenter",
     "Segmenter",
     "SuperpixelSegmenter",
 ]
 
 SEGMENTERS: dict[str, Any] = {
-    cls.name: cls for cls in (EPOCSegmenter, PanopticSegmenter, PatchSegmenter, SuperpixelSegmenter)
+    cls.name: cls
+    for cls in (EPOCSegmenter, PanopticSegmenter, PatchSegmenter, SAMSegmenter, SuperpixelSegmenter)
 }
 """Segmenters by the name that stands in a saved configuration."""

@@ -1,0 +1,257 @@
+"""SAM and SAM 2 as segmenters: masks of everything in a picture, then a complete partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.masks import MaskPartitioner, PaintOrder
+from subtok_data.segment.parts import PartRules
+from subtok_data.segmenters.generation import GenerationOptions, PointDecoder, generate_masks
+from subtok_data.segmenters.loading import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.protocol import (
+    Evidence,
+    Images,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+)
+
+__all__ = ["SAMDecoder", "SAMSegmenter"]
+
+_FOLDER = "sam_model"
+
+
+@dataclass(frozen=True, eq=False)
+class _Embedding:
+    """What the encoder made of a crop, and where the crop lies in the model's input.
+
+    SAM scales a picture and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
+    over the whole input, so ``inside`` is None.
+    """
+
+    features: list[Tensor]
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    inside: tuple[int, int] | None
+
+
+class SAMDecoder:
+    """A promptable model of transformers, as mask generation sees it.
+
+    Parameters
+    ----------
+    model : SamModel or Sam2Model
+        Or a model that is called like these.
+    processor : object
+        Its image processor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[_Embedding]:
+        """Embed (h, w, 3) crops in one call of the encoder."""
+        inputs = self.processor(
+            images=list(crops), input_data_format="channels_last", return_tensors="pt"
+        )
+        pixels = inputs["pixel_values"].to(self.model.device)
+        features = self.model.get_image_embeddings(pixels)
+        levels: list[Tensor] = [features] if isinstance(features, Tensor) else list(features)
+        canvas = (pixels.shape[-2], pixels.shape[-1])
+        inside: Any = inputs.get("reshaped_input_sizes")
+        return [
+            _Embedding(
+                [level[place : place + 1] for level in levels],
+                (crop.shape[0], crop.shape[1]),
+                canvas,
+                None if inside is None else (int(inside[place][0]), int(inside[place][1])),
+            )
+            for place, crop in enumerate(crops)
+        ]
+
+    def decode(self, embedding: _Embedding, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Return logits (P, 3, h, w) and predicted IoU (P, 3) for (x, y) points of the crop."""
+        height, width = embedding.size
+        inside = embedding.inside or embedding.canvas
+        scale = (inside[1] / width, inside[0] / height)
+        features = embedding.features
+        prompts = torch.from_numpy((points * scale).astype(np.float32)).to(features[0].device)
+        outputs = self.model(
+            image_embeddings=features[0] if len(features) == 1 else features,
+            input_points=prompts[None, :, None],
+            input_labels=torch.ones(1, len(points), 1, dtype=torch.int64, device=prompts.device),
+            multimask_output=True,
+        )
+        return outputs.pred_masks[0].float(), outputs.iou_scores[0].float()
+
+    def upscale(self, embedding: _Embedding, logits: Tensor) -> Tensor:
+        """Bring logits (K, h, w) to the size of the crop, (K, H, W)."""
+        scaled = logits[None]
+        if embedding.inside is not None:
+            height, width = embedding.inside
+            scaled = _resize(scaled, embedding.canvas)[..., :height, :width]
+        return _resize(scaled, embedding.size)[0]
+
+
+def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+class SAMSegmenter:
+    """Automatic masks of SAM or SAM 2, made a complete partition.
+
+    The masks are those of the published procedure
+    (:func:`~subtok_data.segmenters.generation.generate_masks`); worker processes paint them over
+    one another, turn large gaps into tokens and share out the rest
+    (:class:`~subtok_data.segment.masks.MaskPartitioner`). Token fields: ``source`` (0 for a mask, 1
+    for a gap), ``score`` (predicted IoU).
+
+    Parameters
+    ----------
+    model : str, Path, nn.Module or PointDecoder
+        A folder or hub id of a model that ``AutoModelForMaskGeneration`` loads (safetensors only,
+        at first use); such a model, with ``processor``; or a decoder of your own.
+    processor : object, optional
+        Image processor, for a model that is given as a module.
+    options : GenerationOptions, optional
+        Grid of points, filters, crops; SAM's defaults.
+    paint : {"area", "score"}
+        Which of two masks lies on top: the smaller one, or the one of higher predicted IoU.
+    rules : PartRules, optional
+        Which parts become tokens, and who gets the rest.
+    min_region : int
+        Holes and islands of masks below this many pixels are cleaned; 0: masks as they are.
+    device : str or torch.device, optional
+        Where the model runs; None picks a CUDA device if there is one.
+
+    Raises
+    ------
+    ConfigError
+        Options out of range, or a module without its processor.
+    WeightsError
+        At first use: nothing loadable under that name.
+
+    Examples
+    --------
+    >>> from subtok_data import SAMSegmenter, SubobjectTokenizer
+    >>> tokenizer = SubobjectTokenizer(SAMSegmenter("facebook/sam-vit-base"), max_tokens=128)
+    """
+
+    name: ClassVar[str] = "sam"
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module | PointDecoder,
+        processor: Any = None,
+        *,
+        options: GenerationOptions | None = None,
+        paint: PaintOrder = "area",
+        rules: PartRules | None = None,
+        min_region: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.options = options or GenerationOptions()
+        self.partitioner = MaskPartitioner(paint, rules or PartRules(), min_region)
+        if self.partitioner.has_cost_map:
+            raise ConfigError(
+                'fill="boundary": masks come without a boundary map, so use fill="nearest"'
+            )
+        if isinstance(model, torch.nn.Module) == (processor is None):
+            raise ConfigError(
+                "give a folder or hub id alone, or a module together with its image processor: "
+                f"SAMSegmenter({type(model).__name__}, processor={type(processor).__name__})"
+            )
+        self._device = device
+        self._name = model if isinstance(model, str | Path) else None
+        self._hash: str | None = None
+        self._decoder: PointDecoder | None = None
+        if isinstance(model, torch.nn.Module):
+            self._decoder = SAMDecoder(model.eval().to(best_device(device)), processor)
+        elif not isinstance(model, str | Path):
+            self._decoder = model
+
+    @property
+    def decoder(self) -> PointDecoder:
+        """The model as mask generation sees it, loaded on first use."""
+        if self._decoder is None:
+            from transformers import AutoImageProcessor, AutoModelForMaskGeneration
+
+            model, processor = load_pretrained(
+                AutoModelForMaskGeneration, AutoImageProcessor, self._name or ""
+            )
+            self._decoder = SAMDecoder(model.to(best_device(self._device)), processor)
+        return self._decoder
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded on first use; None for a decoder of your own that has none."""
+        return getattr(self.decoder, "model", None)
+
+    def to(self, device: str | torch.device) -> SAMSegmenter:
+        """Move the model to a device."""
+        self._device = device
+        if isinstance(self._decoder, SAMDecoder):
+            self._decoder.model.to(device)
+        return self
+
+    def infer(
+        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
+    ) -> list[Evidence]:
+        """Return the masks of each image, packed; see :class:`~subtok_data.segment.masks`."""
+        refuse_prompts(self, prompts)
+        generated = generate_masks(self.decoder, images, self.options)
+        return [
+            masks.pack((size[0], size[1])).to_evidence()
+            for masks, size in zip(generated, sizes, strict=True)
+        ]
+
+    def _saved(self) -> SAMDecoder:
+        if not isinstance(self.decoder, SAMDecoder):
+            raise ConfigError(
+                f"{type(self.decoder).__name__} cannot be saved or told apart from others: give "
+                "SAMSegmenter a model of transformers, or write a segmenter with its own config()"
+            )
+        return self.decoder
+
+    def config(self) -> dict[str, Any]:
+        """Options and the identity of the weights, as JSON values."""
+        decoder = self._saved()
+        if self._hash is None:
+            self._hash = model_hash(decoder.model, decoder.processor)
+        return {
+            "segmenter": self.name,
+            "partitioner": partitioner_config(self.partitioner),
+            "generation": asdict(self.options),
+            "model": self._hash,
+        }
+
+    def save_model(self, folder: Path) -> None:
+        """Write model and processor below ``folder``."""
+        decoder = self._saved()
+        decoder.model.save_pretrained(folder / _FOLDER)
+        decoder.processor.save_pretrained(folder / _FOLDER)
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
+    ) -> SAMSegmenter:
+        """Build from what :meth:`config` and :meth:`save_model` wrote."""
+        options = config["partitioner"]
+        return cls(
+            folder / _FOLDER,
+            options=GenerationOptions(**config["generation"]),
+            paint=options["paint"],
+            rules=PartRules(**options["rules"]),
+            min_region=options["min_region"],
+            device=device,
+        )
