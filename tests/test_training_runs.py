@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,11 +145,27 @@ def test_another_run_is_not_continued(source: LabelMapSource, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_two_processes_learn_from_the_same_crops(source: LabelMapSource, tmp_path: Path):
+    images = Path(source.name(0)).parent
+    data = f"labels:{images},{images.parent / 'labels'}"
+    common = ["--data", data, "--steps", "10", "--crop", "64", "--cpu"]
+    module = ["-m", "subtok_data.cli", "train"]
+    alone = [sys.executable, *module, str(tmp_path / "one"), "--batch-size", "4", *common]
+    both = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *module,
+            str(tmp_path / "two"), "--batch-size", "2", *common]  # fmt: skip
+    for command in (alone, both):
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    losses = [float(read_log(tmp_path / name)[-1]["loss"]) for name in ("one", "two")]
+    # Batch statistics are each process's own, everything else is the same.
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.slow
 def test_the_loss_falls(source: LabelMapSource, tmp_path: Path):
     losses: list[float] = []
-    config = preset("default", **{**TINY, "steps": 60, "warmup": 5})
+    config = preset("default", **{**TINY, "steps": 150, "warmup": 5})
     Trainer(config, [source], tmp_path, cpu=True).run(lambda step, loss: losses.append(loss))
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(source: LabelMapSource, tmp_path: Path):

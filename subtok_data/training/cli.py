@@ -77,7 +77,12 @@ def add_train_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--init", type=Path, help="EfficientNet-Lite0 weights, or a model folder")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
     for name, kind, text in _SETTINGS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar=kind.__name__.upper(),
+            help=f"{text} (default: the preset's)",
+        )
     parser.add_argument("--cpu", action="store_true", help="leave other devices alone")
     parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
     parser.set_defaults(run=run_train)
