@@ -33,6 +33,7 @@ SECTIONS: dict[str, list[str]] = {
         "SuperpixelSegmenter",
         "PanopticSegmenter",
         "SAMSegmenter",
+        "SAMEdgeSegmenter",
         "BoundaryModel",
         "watershed_tokens",
     ],

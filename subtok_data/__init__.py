@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         EPOCSegmenter,
         PanopticSegmenter,
         PatchSegmenter,
+        SAMEdgeSegmenter,
         SAMSegmenter,
         SuperpixelSegmenter,
     )
@@ -42,6 +43,7 @@ _HOME = {
     "PanopticSegmenter": "subtok_data.segmenters",
     "PatchSegmenter": "subtok_data.segmenters",
     "PixelConfig": "subtok_data.pixels",
+    "SAMEdgeSegmenter": "subtok_data.segmenters",
     "SAMSegmenter": "subtok_data.segmenters",
     "SampleError": "subtok_data.errors",
     "SubobjectCollator": "subtok_data.data.collate",
@@ -68,6 +70,7 @@ __all__ = [
     "PanopticSegmenter",
     "PatchSegmenter",
     "PixelConfig",
+    "SAMEdgeSegmenter",
     "SAMSegmenter",
     "SampleError",
     "SubobjectCollator",

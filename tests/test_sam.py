@@ -17,6 +17,7 @@ from scipy import ndimage
 from torchvision.ops import nms
 
 from subtok_data import (
+    SAMEdgeSegmenter,
     SAMSegmenter,
     SubobjectCollator,
     SubobjectDataset,
@@ -28,6 +29,7 @@ from subtok_data.errors import ConfigError, WeightsError
 from subtok_data.segment.masks import MaskPartitioner, PackedMasks, encode_mask
 from subtok_data.segment.parts import PartRules
 from subtok_data.segment.regions import clean_mask, clean_masks, suppress_boxes
+from subtok_data.segmenters.edges import edge_map
 from subtok_data.segmenters.generation import (
     GenerationOptions,
     crop_boxes,
@@ -379,6 +381,24 @@ def test_real_models_through_the_loader(weights, no_leaks):
     assert_same(batch, expected)
 
 
+@pytest.mark.parametrize("kind", [SAMSegmenter, SAMEdgeSegmenter])
+def test_photos_through_the_loader(weights, kind, no_leaks):
+    from skimage import data
+
+    photos = [{"image": photo()} for photo in (data.coffee, data.chelsea, data.astronaut)]
+    segmenter = everything(weights)
+    if kind is SAMEdgeSegmenter:
+        segmenter = SAMEdgeSegmenter(segmenter.decoder, points_per_side=4)
+    tokenizer = SubobjectTokenizer(segmenter, max_tokens=12, size=96)
+    with SubobjectLoader(photos, tokenizer, batch_size=2, segment_workers=1) as loader:
+        for batch in loader:
+            validate_batch(batch)
+            assert int(batch["num_visual_tokens"].max()) <= 12
+            assert batch["visual_token_areas"].sum(1).tolist() == pytest.approx(
+                [1] * len(batch["visual_token_areas"])
+            )
+
+
 def test_logits_are_those_of_the_processor(weights):
     """Points, padding and upscaling as transformers' own processor does it for single prompts."""
     from transformers import AutoImageProcessor
@@ -448,14 +468,17 @@ def test_bad_options_and_weights(tmp_path):
 
 
 def test_runs_on_the_way_out_are_those_of_the_masks():
-    from subtok_data.segmenters.generation import _boxes, _runs
+    from subtok_data.segmenters.generation import _runs, mask_boxes
 
     rng = np.random.default_rng(0)
     masks = rng.random((20, 9, 7)) < rng.random((20, 1, 1))
     masks[0], masks[1] = False, True
     crop = (2, 1, 9, 10)
     for runs, box, mask in zip(
-        _runs(torch.tensor(masks), crop, (12, 11)), _boxes(torch.tensor(masks)), masks, strict=True
+        _runs(torch.tensor(masks), crop, (12, 11)),
+        mask_boxes(torch.tensor(masks)),
+        masks,
+        strict=True,
     ):
         whole = np.zeros((12, 11), bool)
         whole[1:10, 2:9] = mask
@@ -463,3 +486,63 @@ def test_runs_on_the_way_out_are_those_of_the_masks():
         ys, xs = np.nonzero(mask)
         expected = [xs.min(), ys.min(), xs.max(), ys.max()] if len(ys) else [0] * 4
         assert box.tolist() == expected
+
+
+def edges_by_hand(decoder, image, points_per_side):
+    """The definition, with whole masks and filters of scipy."""
+    (embedding,) = decoder.encode([image])
+    points = point_grid(points_per_side) * (image.shape[1], image.shape[0])
+    logits, ious = decoder.decode(embedding, points)
+    logits, ious = logits.flatten(0, 1), ious.flatten()
+    boxes = []
+    for mask in logits.numpy() > 0:
+        ys, xs = np.nonzero(mask)
+        boxes.append([xs.min(), ys.min(), xs.max(), ys.max()] if len(ys) else [0] * 4)
+    strength = np.zeros(image.shape[:2])
+    for i in nms(torch.tensor(boxes, dtype=torch.float32), ious.float(), 0.7):
+        one = logits[i].double().numpy()
+
+        def sobel(values):
+            sides = [ndimage.sobel(values, axis, mode="nearest") for axis in (0, 1)]
+            return np.hypot(*sides)
+
+        edges = np.where(sobel((one > 0).astype(float)) > 0, sobel(1 / (1 + np.exp(-one))), 0)
+        strength = np.maximum(strength, edges)
+    strength -= strength.min()
+    return np.rint(strength / strength.max() * 255)
+
+
+def test_edges_follow_their_definition():
+    image = coordinates(70, 90)
+    found = edge_map(DiskDecoder(), image, points_per_side=5, points_per_batch=7)
+    expected = edges_by_hand(DiskDecoder(), image, 5)
+    assert found.dtype == np.uint8
+    assert found.max() == 255
+    assert np.abs(found - expected).max() <= 1  # rounding of float32
+    assert (found != expected).mean() < 0.01
+
+
+def test_edges_make_tokens(weights, tmp_path):
+    segmenter = SAMEdgeSegmenter(weights, threshold=0.3, points_per_side=3, device="cpu")
+    tokenizer = SubobjectTokenizer(segmenter, max_tokens=6, size=None)
+    batch = SubobjectCollator(tokenizer)(ROWS)
+    validate_batch(batch)
+    assert 1 < int(batch["num_visual_tokens"].max()) <= 6
+    tokenizer.save_pretrained(tmp_path)
+    again = SubobjectTokenizer.from_pretrained(tmp_path, device="cpu")
+    assert again.config() == tokenizer.config()
+    exact = SubobjectTokenizer(SAMEdgeSegmenter(DiskDecoder()), num_tokens=20, size=None)
+    assert exact(coordinates(70, 90)).num_tokens == 20
+    with pytest.raises(ConfigError, match="points_per_side=0"):
+        SAMEdgeSegmenter(weights, points_per_side=0)
+    with pytest.raises(ConfigError, match="box_nms=2"):
+        SAMEdgeSegmenter(weights, box_nms=2)
+
+
+def test_no_edges_are_one_token():
+    class Blind(DiskDecoder):
+        def decode(self, crop, points):
+            return torch.full((len(points), 3, *crop.shape[:2]), -5.0), torch.zeros(len(points), 3)
+
+    segmenter = SAMEdgeSegmenter(Blind(), points_per_side=2)
+    assert SubobjectTokenizer(segmenter, size=None)(coordinates(20, 30)).num_tokens == 1

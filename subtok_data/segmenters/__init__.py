@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from subtok_data.segmenters.edges import SAMEdgeSegmenter
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
@@ -24,6 +25,7 @@ __all__ = [
     "LaunchingSegmenter",
     "PanopticSegmenter",
     "PatchSegmenter",
+    "SAMEdgeSegmenter",
     "SAMSegmenter",
     "Segmenter",
     "SuperpixelSegmenter",
@@ -31,6 +33,13 @@ __all__ = [
 
 SEGMENTERS: dict[str, Any] = {
     cls.name: cls
-    for cls in (EPOCSegmenter, PanopticSegmenter, PatchSegmenter, SAMSegmenter, SuperpixelSegmenter)
+    for cls in (
+        EPOCSegmenter,
+        PanopticSegmenter,
+        PatchSegmenter,
+        SAMEdgeSegmenter,
+        SAMSegmenter,
+        SuperpixelSegmenter,
+    )
 }
 """Segmenters by the name that stands in a saved configuration."""

@@ -29,6 +29,7 @@ __all__ = [
     "PointDecoder",
     "crop_boxes",
     "generate_masks",
+    "mask_boxes",
     "point_grid",
 ]
 
@@ -329,7 +330,7 @@ def _filter(
     stability = (certain / np.maximum(possible, 1)).astype(np.float32)
     masks = logits > 0
     corner = np.array([crop[0], crop[1], crop[0], crop[1]])
-    boxes = (_boxes(masks).cpu().numpy() + corner).astype(np.float32)
+    boxes = (mask_boxes(masks).cpu().numpy() + corner).astype(np.float32)
     whole = np.array([0, 0, size[1], size[0]])
     at_crop = np.abs(boxes - np.array(crop)) <= options.edge_margin
     at_picture = np.abs(boxes - whole) <= options.edge_margin
@@ -347,8 +348,23 @@ def _filter(
     )
 
 
-def _boxes(masks: Tensor) -> Tensor:
-    """First and last column and row of each mask, inclusive; zeros for an empty one."""
+def mask_boxes(masks: Tensor) -> Tensor:
+    """First and last column and row of each mask, inclusive; zeros for an empty one.
+
+    Parameters
+    ----------
+    masks : (K, H, W) bool
+
+    Returns
+    -------
+    (K, 4) int64
+        x0, y0, x1, y1.
+
+    Examples
+    --------
+    >>> mask_boxes(torch.eye(3, dtype=torch.bool)[None, 1:]).tolist()
+    [[1, 0, 2, 1]]
+    """
     sides: list[Tensor] = []
     for filled in (masks.any(1), masks.any(2)):
         last = filled.shape[1] - 1

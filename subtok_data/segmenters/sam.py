@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from subtok_data.segmenters.protocol import (
     refuse_prompts,
 )
 
-__all__ = ["SAMDecoder", "SAMSegmenter"]
+__all__ = ["MODEL_FOLDER", "DecoderSegmenter", "SAMDecoder", "SAMSegmenter"]
 
-_FOLDER = "sam_model"
+MODEL_FOLDER = "sam_model"
+"""Where a saved tokenizer has the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,95 @@ def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-class SAMSegmenter:
+class DecoderSegmenter:
+    """What segmenters on a promptable model share: loading, moving and saving it.
+
+    Parameters
+    ----------
+    model : str, Path, nn.Module or PointDecoder
+        A folder or hub id, loaded at first use; a model, with ``processor``; or a decoder.
+    processor : object, optional
+        Image processor, for a model that is given as a module.
+    device : str or torch.device, optional
+        Where the model runs; None picks a CUDA device if there is one.
+
+    Raises
+    ------
+    ConfigError
+        A module without its processor, or a processor without its module.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module | PointDecoder,
+        processor: Any = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if isinstance(model, torch.nn.Module) == (processor is None):
+            kind = type(self).__name__
+            raise ConfigError(
+                "give a folder or hub id alone, or a module together with its image processor: "
+                f"{kind}({type(model).__name__}, processor={type(processor).__name__})"
+            )
+        self._device = device
+        self._name = model if isinstance(model, str | Path) else None
+        self._hash: str | None = None
+        self._decoder: PointDecoder | None = None
+        if isinstance(model, torch.nn.Module):
+            self._decoder = SAMDecoder(model.eval().to(best_device(device)), processor)
+        elif not isinstance(model, str | Path):
+            self._decoder = model
+
+    @property
+    def decoder(self) -> PointDecoder:
+        """The model as mask generation sees it, loaded on first use."""
+        if self._decoder is None:
+            from transformers import AutoImageProcessor, AutoModelForMaskGeneration
+
+            model, processor = load_pretrained(
+                AutoModelForMaskGeneration, AutoImageProcessor, self._name or ""
+            )
+            self._decoder = SAMDecoder(model.to(best_device(self._device)), processor)
+        return self._decoder
+
+    @property
+    def model(self) -> Any:
+        """The model, loaded on first use; None for a decoder of your own that has none."""
+        return getattr(self.decoder, "model", None)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device."""
+        self._device = device
+        if isinstance(self._decoder, SAMDecoder):
+            self._decoder.model.to(device)
+        return self
+
+    def _saved(self) -> SAMDecoder:
+        if not isinstance(self.decoder, SAMDecoder):
+            raise ConfigError(
+                f"{type(self.decoder).__name__} cannot be saved or told apart from others: give "
+                f"{type(self).__name__} a model of transformers, or write a segmenter with its own "
+                "config()"
+            )
+        return self.decoder
+
+    def model_hash(self) -> str:
+        """Return the identity of model and processor, SHA-256."""
+        decoder = self._saved()
+        if self._hash is None:
+            self._hash = model_hash(decoder.model, decoder.processor)
+        return self._hash
+
+    def save_model(self, folder: Path) -> None:
+        """Write model and processor below ``folder``."""
+        decoder = self._saved()
+        decoder.model.save_pretrained(folder / MODEL_FOLDER)
+        decoder.processor.save_pretrained(folder / MODEL_FOLDER)
+
+
+class SAMSegmenter(DecoderSegmenter):
     """Automatic masks of SAM or SAM 2, made a complete partition.
 
     The masks are those of the published procedure
@@ -160,49 +249,13 @@ class SAMSegmenter:
         min_region: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
+        super().__init__(model, processor, device)
         self.options = options or GenerationOptions()
         self.partitioner = MaskPartitioner(paint, rules or PartRules(), min_region)
         if self.partitioner.has_cost_map:
             raise ConfigError(
                 'fill="boundary": masks come without a boundary map, so use fill="nearest"'
             )
-        if isinstance(model, torch.nn.Module) == (processor is None):
-            raise ConfigError(
-                "give a folder or hub id alone, or a module together with its image processor: "
-                f"SAMSegmenter({type(model).__name__}, processor={type(processor).__name__})"
-            )
-        self._device = device
-        self._name = model if isinstance(model, str | Path) else None
-        self._hash: str | None = None
-        self._decoder: PointDecoder | None = None
-        if isinstance(model, torch.nn.Module):
-            self._decoder = SAMDecoder(model.eval().to(best_device(device)), processor)
-        elif not isinstance(model, str | Path):
-            self._decoder = model
-
-    @property
-    def decoder(self) -> PointDecoder:
-        """The model as mask generation sees it, loaded on first use."""
-        if self._decoder is None:
-            from transformers import AutoImageProcessor, AutoModelForMaskGeneration
-
-            model, processor = load_pretrained(
-                AutoModelForMaskGeneration, AutoImageProcessor, self._name or ""
-            )
-            self._decoder = SAMDecoder(model.to(best_device(self._device)), processor)
-        return self._decoder
-
-    @property
-    def model(self) -> Any:
-        """The model, loaded on first use; None for a decoder of your own that has none."""
-        return getattr(self.decoder, "model", None)
-
-    def to(self, device: str | torch.device) -> SAMSegmenter:
-        """Move the model to a device."""
-        self._device = device
-        if isinstance(self._decoder, SAMDecoder):
-            self._decoder.model.to(device)
-        return self
 
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
@@ -215,31 +268,14 @@ class SAMSegmenter:
             for masks, size in zip(generated, sizes, strict=True)
         ]
 
-    def _saved(self) -> SAMDecoder:
-        if not isinstance(self.decoder, SAMDecoder):
-            raise ConfigError(
-                f"{type(self.decoder).__name__} cannot be saved or told apart from others: give "
-                "SAMSegmenter a model of transformers, or write a segmenter with its own config()"
-            )
-        return self.decoder
-
     def config(self) -> dict[str, Any]:
         """Options and the identity of the weights, as JSON values."""
-        decoder = self._saved()
-        if self._hash is None:
-            self._hash = model_hash(decoder.model, decoder.processor)
         return {
             "segmenter": self.name,
             "partitioner": partitioner_config(self.partitioner),
             "generation": asdict(self.options),
-            "model": self._hash,
+            "model": self.model_hash(),
         }
-
-    def save_model(self, folder: Path) -> None:
-        """Write model and processor below ``folder``."""
-        decoder = self._saved()
-        decoder.model.save_pretrained(folder / _FOLDER)
-        decoder.processor.save_pretrained(folder / _FOLDER)
 
     @classmethod
     def from_config(
@@ -248,7 +284,7 @@ class SAMSegmenter:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         options = config["partitioner"]
         return cls(
-            folder / _FOLDER,
+            folder / MODEL_FOLDER,
             options=GenerationOptions(**config["generation"]),
             paint=options["paint"],
             rules=PartRules(**options["rules"]),
