@@ -15,6 +15,7 @@ from skimage.measure import label
 from skimage.segmentation import watershed
 
 from subtok_data import SubobjectCollator, SubobjectTokenizer
+from subtok_data.tokenizer import Canvas
 
 __all__ = ["CollateInWorker", "CollateOriginal", "dense_masks"]
 
@@ -45,11 +46,12 @@ class CollateOriginal:
 
     def __init__(self, tokenizer: SubobjectTokenizer, threshold: float) -> None:
         self._tokenizer = tokenizer
+        self._canvas = Canvas(tokenizer.canvas.size, square=True)  # the original squashes
         self._threshold = threshold
 
     def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
         torch.set_num_threads(1)
-        images = [self._tokenizer.canvas.fit(row["image"]) for row in rows]
+        images = [self._canvas.fit(row["image"]) for row in rows]
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         evidence = self._tokenizer.segmenter.infer(images, sizes)
         masks = [
