@@ -276,7 +276,7 @@ class BatchFinisher:
             try:
                 sample.text.check_fits([cut.num_tokens for cut in sample.cut])
             except ValueError as error:
-                sample.fail(error, "finish")
+                sample.fail(SubtokError(str(error)), "finish")
 
     def _replace(self, work: BatchWork, place: int, error: SampleError) -> None:
         if self.options.on_error == "raise":
