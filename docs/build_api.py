@@ -84,7 +84,7 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.segment.budget.Budget",
         "subtok_data.segment.partition.Partition",
         "subtok_data.segment.partition.Partitioner",
-        "subtok_data.segment.masks.PackedMasks",
+        "subtok_data.segment.packed.PackedMasks",
         "subtok_data.segment.masks.MaskPartitioner",
         "subtok_data.segment.parts.PartRules",
         "subtok_data.segment.parts.LabelMapPartitioner",

@@ -16,7 +16,8 @@ from skimage.measure import label
 from subtok_data.data.process_pool import ProcessSegmentPool
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import Budget
-from subtok_data.segment.masks import MaskPartitioner, PackedMasks, encode_mask
+from subtok_data.segment.masks import MaskPartitioner
+from subtok_data.segment.packed import PackedMasks, encode_mask
 from subtok_data.segment.parts import LabelMapPartitioner, PartRules, fill_parts
 from subtok_data.segment.pipeline import segment_image
 from subtok_data.segment.task import SegmentTask

@@ -25,8 +25,9 @@ from subtok_data import (
     SubobjectTokenizer,
     validate_batch,
 )
-from subtok_data.errors import ConfigError, WeightsError
-from subtok_data.segment.masks import MaskPartitioner, PackedMasks, encode_mask
+from subtok_data.errors import ConfigError, SubtokError, WeightsError
+from subtok_data.segment.masks import MaskPartitioner
+from subtok_data.segment.packed import PackedMasks, encode_mask
 from subtok_data.segment.parts import PartRules
 from subtok_data.segment.regions import clean_mask, clean_masks, suppress_boxes
 from subtok_data.segmenters.edges import edge_map
@@ -185,6 +186,17 @@ def test_nothing_found_is_one_token():
     tokens = SubobjectTokenizer(segmenter, size=None)(coordinates(40, 50))
     assert tokens.num_tokens == 1
     assert tokens.token_fields["source"].tolist() == [1]
+
+
+def test_scores_that_are_no_numbers_are_an_error():
+    class Broken(DiskDecoder):
+        def decode(self, crop, points):
+            logits, ious = super().decode(crop, points)
+            return logits, ious * np.nan
+
+    for kind in (SAMSegmenter, SAMEdgeSegmenter):
+        with pytest.raises(SubtokError, match="NaN or infinite"):
+            SubobjectTokenizer(kind(Broken()), size=None)(coordinates(20, 30))
 
 
 def test_grid_and_crops():
@@ -468,14 +480,14 @@ def test_bad_options_and_weights(tmp_path):
 
 
 def test_runs_on_the_way_out_are_those_of_the_masks():
-    from subtok_data.segmenters.generation import _runs, mask_boxes
+    from subtok_data.segmenters.generated import mask_boxes, mask_runs
 
     rng = np.random.default_rng(0)
     masks = rng.random((20, 9, 7)) < rng.random((20, 1, 1))
     masks[0], masks[1] = False, True
     crop = (2, 1, 9, 10)
     for runs, box, mask in zip(
-        _runs(torch.tensor(masks), crop, (12, 11)),
+        mask_runs(torch.tensor(masks), crop, (12, 11)),
         mask_boxes(torch.tensor(masks)),
         masks,
         strict=True,

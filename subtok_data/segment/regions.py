@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.masks import PackedMasks, encode_mask
+from subtok_data.segment.packed import PackedMasks, encode_mask
 
 __all__ = ["clean_mask", "clean_masks", "suppress_boxes"]
 

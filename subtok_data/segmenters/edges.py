@@ -15,7 +15,8 @@ from torchvision.ops import nms
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
 from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
-from subtok_data.segmenters.generation import PointDecoder, mask_boxes, point_grid
+from subtok_data.segmenters.generated import mask_boxes
+from subtok_data.segmenters.generation import PointDecoder, point_grid, refuse_nan
 from subtok_data.segmenters.protocol import (
     Evidence,
     Images,
@@ -70,6 +71,7 @@ def edge_map(
     boxes: list[Tensor] = []
     for start in range(0, len(points), points_per_batch):
         some, scores = decoder.decode(embedding, points[start : start + points_per_batch])
+        refuse_nan(scores)
         logits.append(some.flatten(0, 1))
         ious.append(scores.flatten().float().cpu())
         for part in logits[-1].split(_UPSCALED):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
 from subtok_data.segment.parts import LabelMapPartitioner, PartRules
+from subtok_data.segmenters.generation import refuse_nan
 from subtok_data.segmenters.loading import best_device, load_pretrained, model_hash
 from subtok_data.segmenters.protocol import (
     Evidence,
@@ -180,7 +181,9 @@ class PanopticSegmenter:
             for key in inputs[0]
             if key in accepted
         }
-        return model(**joined)
+        outputs = model(**joined)
+        refuse_nan(outputs.class_queries_logits)
+        return outputs
 
     @torch.inference_mode()
     def _read(

@@ -22,7 +22,8 @@ def warm_up() -> None:
     import numpy as np
 
     from subtok_data.segment.budget import Budget, apply_budget
-    from subtok_data.segment.masks import MaskPartitioner, PackedMasks
+    from subtok_data.segment.masks import MaskPartitioner
+    from subtok_data.segment.packed import PackedMasks
     from subtok_data.segment.pipeline import arrange
     from subtok_data.segment.watershed import WatershedPartitioner
 
