@@ -18,6 +18,7 @@ _PANELS = (
     ("boundary_recall", "boundary recall, 2 px"),
     ("purity", "share of pure tokens"),
 )
+_TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 250, 500, 1000, 2000)
 _GREY = ("#8a8f98", "#b0793f", "#6b8e5a")
 _COLOURS = ("#1f5fbf", "#c2372e", "#7b3fa0", "#0f8a83", "#d08a00", "#444444", "#e377c2")
 _MARKERS = "osD^vP*X"
@@ -68,9 +69,9 @@ def plot_tokens(report: Report) -> Figure:
     Returns
     -------
     Figure
-        10 by 7.5 inches.
+        10 by 8.5 inches.
     """
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    figure = Figure(figsize=(10, 8.5), layout="constrained")
     grid: Any = figure.subplots(2, 2)
     methods = list(dict.fromkeys(row.method for row in report.tokens))
     plain = [name for name in methods if " by " not in name]
@@ -92,7 +93,12 @@ def plot_tokens(report: Report) -> Figure:
             axes.plot(*zip(*points, strict=True), style, marker=marker, markersize=4,
                       color=colour, label=method, linewidth=1.3)  # fmt: skip
         axes.set(xscale="log", title=title, xlabel="tokens an image")
+        axes.set_xticks(_TICKS, [str(one) for one in _TICKS])
+        axes.minorticks_off()
+        low, high = (pick(row.scores.tokens for row in report.tokens) for pick in (min, max))
+        axes.set_xlim(low / 1.15, high * 1.15)
         axes.grid(color="#eeeeee")
-    grid.flat[0].legend(frameon=False, fontsize="small")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{report.dataset}, {report.images} images")
     return figure
