@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,5 +146,6 @@ class SuperpixelPartitioner:
                 min_size=max(self.min_size // finer, 1),
             )
         # Superpixels may touch themselves at corners only; their parts become tokens of their own.
-        labels, count = label(parts, background=-1, return_num=True, connectivity=1)
+        found: Any = label(parts, background=-1, return_num=True, connectivity=1)
+        labels, count = found
         return labels - 1, count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -36,4 +36,4 @@ def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG0
     return types.none(array, types.intp), generate
 
 
-prefetch: Callable[[Any, Any], None] = intrinsic(_prefetch)
+prefetch: Callable[[Any, Any], None] = cast(Any, intrinsic(_prefetch))
