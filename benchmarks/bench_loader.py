@@ -353,9 +353,11 @@ def plot(args, rates, efficiency) -> None:
     axes = figure.subplots()
     ours = ["#2b6cb0" if name.startswith("Subobject") else "#a0aec0" for name in names]
     bars = axes.barh(names, medians, color=ours, height=0.65)
-    axes.bar_label(bars, fmt="%.1f", padding=4)
+    axes.bar_label(bars, fmt="%.0f", label_type="center", color="white", weight="bold")
     axes.axvline(bound, color="#c53030", linewidth=1.2)
-    axes.annotate("bound", (bound, len(names) - 0.45), color="#c53030", ha="center", va="bottom")
+    axes.set_ylim(-0.5, len(names) + 0.1)
+    words = f"bound {bound:.0f} "
+    axes.text(bound, len(names) - 0.3, words, color="#c53030", ha="right", va="center")
     axes.set_xlim(0, 1.15 * max(bound, *medians))
     axes.set_xlabel(
         f"images per second ({args.model} model, {args.size} px, {os.cpu_count()} cores)"
