@@ -40,6 +40,8 @@ def main(connection_fd: int, slot_fds: list[int]) -> None:
     """
     # Ctrl-C goes to the whole process group; the main process decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The process that launches inference and trains comes first; cutting has time until then.
+    os.nice(5)
     parent = os.getppid()
     connection = Connection(connection_fd)
     slots = [Slot(descriptor) for descriptor in slot_fds]
