@@ -87,6 +87,18 @@ class SampleError(SubtokError, RuntimeError):
             where += f" ({path!r})"
         super().__init__(f"{where} failed{f' in {stage}' if stage else ''}: {message}")
 
+    @classmethod
+    def of(
+        cls, error: BaseException, *, index: int | None, path: str | None, stage: str
+    ) -> SampleError:
+        """Put a sample's name on an error; one that has a name keeps it."""
+        if isinstance(error, cls) and error.index is not None:
+            return error
+        cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"
+        named = cls(cause, index=index, path=path, stage=stage)
+        named.__cause__ = error
+        return named
+
     def _read_place(self, message: str) -> None:
         """Take the place out of a message that torch's workers wrapped in a traceback."""
         found = _PLACE.search(message)

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from subtok_data.data.pending import (
     RawImages,
 )
 from subtok_data.data.pool import InlineSegmentPool
-from subtok_data.data.sample import Replacement, Sample, decode_row
+from subtok_data.data.sample import Replacement, Sample, check_on_error, decode_row
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.pixels import PixelConfig
@@ -239,8 +239,6 @@ class SubobjectCollator:
             raise ConfigError("give pixels= or image_processor=, not both")
         if image_processor is not None:
             pixels = PixelConfig.from_image_processor(image_processor)
-        if on_error not in ("raise", "replace"):
-            raise ConfigError(f"on_error must be 'raise' or 'replace', got {on_error!r}")
         encoder = None if text is None else TextEncoder(text)
         self.tokenizer = tokenizer
         self.replaced: list[Replacement] = []
@@ -251,7 +249,7 @@ class SubobjectCollator:
             image_column=image_column,
             columns=None if columns is None else tuple(columns),
             encoder=encoder,
-            on_error=on_error,
+            on_error=check_on_error(on_error),
             max_pixels=max_pixels,
         )
         options = FinishOptions(
@@ -305,7 +303,7 @@ class SubobjectCollator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # DataLoader workers get the half that needs no model.
-        return (_in_worker, (replace(self.worker_half),))
+        return (_WorkerCollator, (self.worker_half,))
 
     def __repr__(self) -> str:
         return f"SubobjectCollator({self.tokenizer!r})"
@@ -319,7 +317,3 @@ class _WorkerCollator:
 
     def __call__(self, rows: Sequence[Any]) -> PendingBatch:
         return self.worker_half.collate(rows)
-
-
-def _in_worker(half: WorkerHalf) -> _WorkerCollator:
-    return _WorkerCollator(half)

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from subtok_data.data.augment import augment, keyed_randomness
-from subtok_data.data.sample import ColumnError, Replacement, Sample, decode_row
+from subtok_data.data.sample import ColumnError, Replacement, Sample, check_on_error, decode_row
 from subtok_data.data.stored import StoredTokens
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["MAX_REPLACEMENTS", "SubobjectDataset", "check_on_error", "own_decoding", "shared_epoch"]
+__all__ = ["MAX_REPLACEMENTS", "SubobjectDataset", "own_decoding", "shared_epoch"]
 
 MAX_REPLACEMENTS = 16
 """How many other samples are tried for one that cannot be used."""
@@ -30,13 +30,6 @@ def shared_epoch() -> Tensor:
     """Make an epoch counter that worker processes see."""
     # In shared memory, so that set_epoch reaches workers that live through several epochs.
     return torch.zeros((), dtype=torch.int64).share_memory_()
-
-
-def check_on_error(on_error: str) -> str:
-    """Refuse an unknown policy for bad samples."""
-    if on_error not in ("raise", "replace"):
-        raise ConfigError(f"on_error must be 'raise' or 'replace', got {on_error!r}")
-    return on_error
 
 
 def own_decoding(dataset: Any, image_column: str) -> Any:

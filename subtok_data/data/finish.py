@@ -94,19 +94,9 @@ class SampleWork:
 
     def fail(self, error: BaseException, stage: str) -> None:
         """Remember the first failure, with the sample's name on it."""
-        if isinstance(error, SampleError) and error.index is not None:
-            self.error = self.error or error
         if self.error is None:
-            named = SampleError(
-                str(error)
-                if isinstance(error, SubtokError)
-                else f"{type(error).__name__}: {error}",
-                index=self.index if self.index >= 0 else None,
-                path=self.path,
-                stage=stage,
-            )
-            named.__cause__ = error
-            self.error = named
+            index = self.index if self.index >= 0 else None
+            self.error = SampleError.of(error, index=index, path=self.path, stage=stage)
 
 
 @dataclass

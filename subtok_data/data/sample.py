@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, to_rgb
 
-__all__ = ["ColumnError", "Replacement", "Sample", "decode_row", "split_row"]
+__all__ = ["ColumnError", "Replacement", "Sample", "check_on_error", "decode_row", "split_row"]
 
 
 class ColumnError(ConfigError):
@@ -86,6 +86,13 @@ class Sample:
         if len(self.images) != 1:
             raise ValueError(f"the sample has {len(self.images)} images: use .images")
         return self.images[0]
+
+
+def check_on_error(on_error: str) -> str:
+    """Refuse an unknown policy for bad samples."""
+    if on_error not in ("raise", "replace"):
+        raise ConfigError(f"on_error must be 'raise' or 'replace', got {on_error!r}")
+    return on_error
 
 
 def split_row(row: Any, image_column: str) -> tuple[Any, dict[str, Any]]:

@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from subtok_data.data.augment import augment, keyed_randomness
-from subtok_data.data.dataset import Transform, check_on_error, own_decoding, shared_epoch
+from subtok_data.data.dataset import Transform, own_decoding, shared_epoch
 from subtok_data.data.pending import STREAM_PLACEHOLDER, StreamPosition
-from subtok_data.data.sample import Replacement, Sample, decode_row
+from subtok_data.data.sample import Replacement, Sample, check_on_error, decode_row
 from subtok_data.data.state import LoaderState
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS

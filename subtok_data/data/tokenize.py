@@ -262,10 +262,7 @@ def _collect(row: FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow:
 
 
 def _reason(error: Exception, row: FittedRow, stage: str) -> str:
-    if isinstance(error, SampleError) and error.index is not None:
-        return str(error)
-    cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"
-    return str(SampleError(cause, index=row.index, path=row.path, stage=stage))
+    return str(SampleError.of(error, index=row.index, path=row.path, stage=stage))
 
 
 def _sizes(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int]]:
