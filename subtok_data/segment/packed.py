@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from subtok_data.segment.partition import Evidence
+from subtok_data.segment.spans import find_spans, join_spans, resize_spans
 
 __all__ = ["PackedMasks", "encode_mask"]
 
@@ -97,11 +98,49 @@ class PackedMasks:
         inside = (np.arange(len(self.counts)) - starts) % 2
         return np.add.reduceat(self.counts.astype(np.int64) * inside, self.offsets[:-1])
 
+    def runs(self, index: int) -> NDArray[np.int32]:
+        """Return the run lengths of one mask."""
+        return self.counts[self.offsets[index] : self.offsets[index + 1]]
+
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Return one mask as (H, W) bool."""
-        counts = self.counts[self.offsets[index] : self.offsets[index + 1]]
+        counts = self.runs(index)
         flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
         return np.ascontiguousarray(flat.reshape(self.size[1], self.size[0]).T)
+
+    def take(self, indices: ArrayLike) -> PackedMasks:
+        """Return some of the masks, in the order given.
+
+        Examples
+        --------
+        >>> masks = PackedMasks.from_masks([np.eye(2, dtype=bool), np.ones((2, 2), bool)])
+        >>> masks.take([1]).areas
+        array([4])
+        """
+        kept = np.asarray(indices, np.int64)
+        fields = {name: values[kept] for name, values in self.fields.items()}
+        runs = [self.runs(index) for index in kept]
+        return PackedMasks.from_runs(runs, self.size, self.scores[kept], fields)
+
+    def resized(self, size: tuple[int, int]) -> PackedMasks:
+        """Return the masks at another size; each new pixel is what lies under its centre.
+
+        A mask that no centre falls into keeps one pixel, that of the middle one of its pixels;
+        empty masks stay empty.
+
+        Examples
+        --------
+        >>> masks = PackedMasks.from_masks([np.eye(4, dtype=bool)])
+        >>> masks.resized((2, 2)).mask(0).tolist()
+        [[True, False], [False, True]]
+        """
+        if tuple(size) == tuple(self.size):
+            return self
+        height, width = (int(side) for side in size)
+        spans = find_spans(self.counts, self.offsets)
+        resized = resize_spans(spans, self.size, (height, width))
+        counts, offsets = join_spans(resized, len(self), height * width)
+        return PackedMasks((height, width), counts, offsets, self.scores, self.fields)
 
     @classmethod
     def from_runs(
