@@ -114,7 +114,7 @@ def test_hung_worker_is_killed(tmp_path):
 
 
 def test_worker_that_cannot_start(monkeypatch):
-    monkeypatch.setattr("subtok_data.data.process_pool._ENTRY", "import sys; sys.exit(3)")
+    monkeypatch.setattr("subtok_data.data.segment_process._ENTRY", "import sys; sys.exit(3)")
     task = SegmentTask(FaultyPartitioner(), Budget())
     with ProcessSegmentPool(1, max_restarts=1) as pool:
         future = pool.submit(task, {"image": coded_image(0)}, (64, 64))
