@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from subtok_data.errors import ConfigError
+from subtok_data.segment.coco import decode_coco_string
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
@@ -27,7 +28,6 @@ from subtok_data.training.labels import (
 )
 from subtok_data.training.rle import (
     MaskSet,
-    decode_coco_string,
     decode_mask,
     encode_mask,
     read_masks,

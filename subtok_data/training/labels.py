@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.draw import polygon as fill_polygon
 
 from subtok_data.errors import ConfigError
-from subtok_data.training.rle import decode_coco_string, decode_mask
+from subtok_data.segment.coco import segmentation_runs
+from subtok_data.training.rle import decode_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -263,25 +263,7 @@ def mask_from_segmentation(
     >>> mask_from_segmentation([[0, 0, 2, 0, 2, 3, 0, 3]], (4, 4)).sum()
     np.int64(6)
     """
-    if not isinstance(segmentation, (list, tuple)):
-        values: Mapping[str, Any] = segmentation  # type: ignore[assignment]
-        given = (int(values["size"][0]), int(values["size"][1]))
-        if given != size:
-            raise ConfigError(f"the mask is {given}, the image {size} (height, width)")
-        counts = values["counts"]
-        runs = decode_coco_string(counts) if isinstance(counts, (str, bytes)) else counts
-        return decode_mask(runs, size)
-    mask = np.zeros(size, bool)
-    for number, points in enumerate(segmentation):
-        if len(points) < 6 or len(points) % 2:
-            raise ConfigError(
-                f"polygon {number} has {len(points)} numbers; it needs x, y of 3 points or more"
-            )
-        corners = np.asarray(points, np.float64).reshape(-1, 2)
-        # Polygon corners lie on pixel borders, skimage's pixel centres on integers.
-        rows, columns = fill_polygon(corners[:, 1] - 0.5, corners[:, 0] - 0.5, size)
-        mask[rows, columns] = True
-    return mask
+    return decode_mask(segmentation_runs(segmentation, size), size)
 
 
 def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:

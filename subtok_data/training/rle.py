@@ -1,11 +1,11 @@
-"""Run-length coded masks: COCO's coding, and files that hold all masks of one image."""
+"""Run-length coded masks: in memory, and files that hold all masks of one image."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MaskSet",
-    "decode_coco_string",
     "decode_mask",
     "encode_mask",
     "read_masks",
@@ -73,9 +72,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
     return np.diff(np.concatenate([start, edges, [flat.size]])).astype(np.uint32)
 
 
-def decode_mask(
-    runs: NDArray[np.uint32] | Sequence[int], size: tuple[int, int]
-) -> NDArray[np.bool_]:
+def decode_mask(runs: NDArray[Any] | Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Mask of the given (height, width) from its runs; the inverse of `encode_mask`.
 
     Raises
@@ -95,39 +92,6 @@ def decode_mask(
         )
     flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return flat.reshape(size, order="F")
-
-
-def decode_coco_string(text: str | bytes) -> NDArray[np.uint32]:
-    """Run lengths from COCO's compressed ``counts`` string (5 bits a character, differences).
-
-    Raises
-    ------
-    ConfigError
-        The string is cut short, or has characters outside the code.
-
-    Examples
-    --------
-    >>> decode_coco_string("021").tolist()
-    [0, 2, 1]
-    """
-    data = text.encode("ascii") if isinstance(text, str) else text
-    runs: list[int] = []
-    value, shift = 0, 0
-    for byte in data:
-        code = byte - 48
-        if not 0 <= code < 64:
-            raise ConfigError(f"character {chr(byte)!r} does not occur in COCO run lengths")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
-        raise ConfigError("COCO run lengths end within a number")
-    return np.array(runs, np.uint32)
 
 
 def write_masks(path: str | Path, masks: MaskSet) -> None:
