@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import Segmented
 
 __all__ = [
     "EXTENSION_FIELDS",
     "PACKED_KEYS",
+    "REGION_KEYS",
     "RESERVED_KEYS",
+    "list_regions",
     "model_inputs",
     "pad_tokens",
     "round_up",
@@ -32,6 +35,9 @@ EXTENSION_FIELDS = ("source", "class", "prompt")
 
 PACKED_KEYS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """Keys by which a packed batch tells models where its samples begin."""
+
+REGION_KEYS = ("region_to_image", "region_to_token", "region_prompt", "region_boxes")
+"""Keys of prompted regions, R in all images of a batch together."""
 
 RESERVED_KEYS = frozenset(
     {
@@ -55,6 +61,7 @@ RESERVED_KEYS = frozenset(
         "image_to_sample",
         "sample_index",
         *(f"visual_token_{field}" for field in EXTENSION_FIELDS),
+        *REGION_KEYS,
     }
 )
 """Keys of the batch contract: a column of a dataset with one of these names is refused."""
@@ -122,7 +129,7 @@ def _stack_maps(images: Sequence[Segmented], sizes: NDArray[np.int64], length: i
 def _stack_optional(images: Sequence[Segmented], length: int) -> dict[str, Tensor]:
     stacked: dict[str, Tensor] = {}
     if images and all(image.shapes is not None for image in images):
-        shapes = [_required(image.shapes) for image in images]
+        shapes = [_required(image.shapes, "token shapes") for image in images]
         side = shapes[0].shape[1]
         padded = np.zeros((len(images), length, side, side), np.bool_)
         for slot, shape in zip(padded, shapes, strict=True):
@@ -139,10 +146,38 @@ def _stack_optional(images: Sequence[Segmented], length: int) -> dict[str, Tenso
     return stacked
 
 
-def _required(shapes: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    if shapes is None:
-        raise TypeError("token shapes are missing for one image of the batch")
-    return shapes
+def list_regions(prompts: Sequence[Prompts], images: Sequence[Segmented]) -> dict[str, Tensor]:
+    """List the prompted regions of a batch, image by image.
+
+    Parameters
+    ----------
+    prompts : sequence of Prompts
+        Of each image, in pixels of its token map.
+    images : sequence of Segmented
+        What they were cut to.
+
+    Returns
+    -------
+    dict of str to Tensor
+        ``region_to_image`` (R,) int64; ``region_to_token`` (R,) int64, the token of that image that
+        fits the region best; ``region_prompt`` (R,) int64, place of the region in its row;
+        ``region_boxes`` (R, 4) float32, x0, y0, x1, y1 as shares of the picture. R may be 0.
+    """
+    owners = np.repeat(np.arange(len(prompts)), [len(one) for one in prompts])
+    tokens = [_required(image.prompt_tokens, "tokens of prompts") for image in images]
+    boxes = [one.bounds() / np.array([one.size[1], one.size[0]] * 2, np.float32) for one in prompts]
+    return {
+        "region_to_image": torch.from_numpy(owners.astype(np.int64)),
+        "region_to_token": torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
+        "region_prompt": torch.from_numpy(np.concatenate([one.ids for one in prompts])),
+        "region_boxes": torch.from_numpy(np.concatenate(boxes).astype(np.float32)),
+    }
+
+
+def _required(values: NDArray[Any] | None, name: str) -> NDArray[Any]:
+    if values is None:
+        raise TypeError(f"{name} are missing for one image of the batch")
+    return values
 
 
 def model_inputs(batch: Mapping[str, Any], model: Callable[..., Any]) -> dict[str, Any]:

@@ -33,6 +33,10 @@ _LAYOUT: dict[str, tuple[tuple[torch.dtype, ...], tuple[str | int, ...]]] = {
     "visual_token_source": ((torch.int64,), ("I", "N")),
     "visual_token_class": ((torch.int64,), ("I", "N")),
     "visual_token_prompt": ((torch.int64,), ("I", "N")),
+    "region_to_image": ((torch.int64,), ("R",)),
+    "region_to_token": ((torch.int64,), ("R",)),
+    "region_prompt": ((torch.int64,), ("R",)),
+    "region_boxes": ((torch.float32,), ("R", 4)),
     "source_sizes": ((torch.int64,), ("I", 2)),
     "image_to_sample": ((torch.int64,), ("I",)),
     "sample_index": ((torch.int64,), ("B",)),
@@ -86,6 +90,7 @@ def validate_batch(
     problems = list(_layout_problems(batch))
     if not problems:  # values are compared only where the shapes allow it
         problems += _token_problems(batch, full=coverage == "full")
+        problems += _region_problems(batch)
         problems += _text_problems(batch, padding_side, placeholder_id)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
@@ -178,6 +183,29 @@ def _geometry_problems(batch: Mapping[str, Tensor], mask: Tensor) -> Iterator[st
         x0, y0, x1, y1 = batch["visual_token_boxes"][mask].unbind(-1)
         if bool((x1 <= x0).any()) or bool((y1 <= y0).any()):
             yield "'visual_token_boxes' has empty boxes"
+
+
+def _region_problems(batch: Mapping[str, Tensor]) -> Iterator[str]:
+    if "region_to_image" not in batch or "region_to_token" not in batch:
+        return
+    owners, tokens = batch["region_to_image"], batch["region_to_token"]
+    counts = batch["num_visual_tokens"]
+    if bool(((owners < 0) | (owners >= len(counts))).any()):
+        yield f"'region_to_image' names images outside 0…{len(counts) - 1}"
+        return
+    if bool((owners.diff() < 0).any()):
+        yield "'region_to_image' is not in the order of the images"
+    for region in ((tokens < 0) | (tokens >= counts[owners])).nonzero().flatten().tolist():
+        image = int(owners[region])
+        yield (
+            f"region {region}: token {int(tokens[region])} of image {image}, which has "
+            f"{int(counts[image])}"
+        )
+    if "region_boxes" in batch:
+        x0, y0, x1, y1 = batch["region_boxes"].unbind(-1)
+        bad = (x0 < 0) | (y0 < 0) | ~(x1 > x0) | ~(y1 > y0) | (x1 > 1) | (y1 > 1)
+        for region in bad.nonzero().flatten().tolist():
+            yield f"region {region}: box {batch['region_boxes'][region].tolist()} of the picture"
 
 
 def _text_problems(

@@ -11,6 +11,7 @@ import re
 __all__ = [
     "ConfigError",
     "ImageError",
+    "PromptError",
     "SampleError",
     "SubtokError",
     "WeightsError",
@@ -33,6 +34,10 @@ class ConfigError(SubtokError, ValueError):
 
 class ImageError(SubtokError, ValueError):
     """A value that cannot become an RGB image: corrupt, empty, too large, of an unknown kind."""
+
+
+class PromptError(SubtokError, ValueError):
+    """Prompts that do not fit their picture: outside it, empty, not finite, of another size."""
 
 
 class WeightsError(SubtokError, OSError):

@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
+from subtok_data.errors import ConfigError, PromptError
 from subtok_data.images import canvas_size, resize, to_rgb
 from subtok_data.segment.budget import Budget, Overflow
 from subtok_data.segment.hierarchy import MergeCost
 from subtok_data.segment.order import Order
+from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import Segmented, SegmentTask, run_task
-from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Evidence, Segmenter
+from subtok_data.segmenters import (
+    SEGMENTERS,
+    EPOCSegmenter,
+    Evidence,
+    Segmenter,
+    takes_prompts,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,6 +99,8 @@ class TokenizedImage:
         What the segmenter knows of each token: class, score, prompt …
     source_size : (int, int)
         Height and width before resizing, after EXIF orientation.
+    prompt_tokens : (P,) int64 ndarray or None
+        With prompts: the token that fits each of them best.
     """
 
     image: NDArray[np.uint8]
@@ -104,6 +113,7 @@ class TokenizedImage:
     token_fields: dict[str, NDArray[Any]]
     source_size: tuple[int, int]
     shapes: NDArray[np.bool_] | None = field(default=None, repr=False)
+    prompt_tokens: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         height, width = self.token_map.shape
@@ -239,7 +249,7 @@ class SubobjectTokenizer:
             budget = replace(budget, **{name: max_tokens})
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
-    def __call__(self, images: Any, *, shape_size: int | None = None) -> Any:
+    def __call__(self, images: Any, *, prompts: Any = None, shape_size: int | None = None) -> Any:
         """Cut one image or a list of images.
 
         Parameters
@@ -247,6 +257,11 @@ class SubobjectTokenizer:
         images : image or list of images
             Path, bytes, PIL image, array (H, W, 3) or (H, W), tensor (3, H, W); a list may mix
             sizes.
+        prompts : Prompts, or list of Prompts or None, optional
+            Regions to look for in the image, or in each image of a list, in pixels of the source.
+            Segmenters that take prompts make tokens of them
+            (:class:`~subtok_data.PromptedSegmenter`); with the others, ``.prompt_tokens`` says
+            which token fits each best.
         shape_size : int, optional
             Also give each token's shape on a grid of this side, as ``.shapes`` (N, r, r) bool.
 
@@ -258,20 +273,28 @@ class SubobjectTokenizer:
         ------
         ImageError
             If a value cannot become an RGB image.
+        PromptError
+            If prompts are for an image of another size, or not one entry per image.
         """
         if isinstance(images, list):
-            return self._tokenize(images, shape_size)
-        return self._tokenize([images], shape_size)[0]
+            return self._tokenize(images, prompts, shape_size)
+        return self._tokenize([images], [prompts], shape_size)[0]
 
-    def _tokenize(self, values: Sequence[Any], shape_size: int | None) -> list[TokenizedImage]:
+    def _tokenize(
+        self, values: Sequence[Any], prompts: Sequence[Any] | None, shape_size: int | None
+    ) -> list[TokenizedImage]:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
+        asked = _fit_prompts(prompts, sources, images)
         sizes = [(image.shape[0], image.shape[1]) for image in images]
+        taken = asked if takes_prompts(self.segmenter) else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
-        for source, image, size, evidence in zip(
-            sources, images, sizes, self.segmenter.infer(images, sizes), strict=True
+        for source, image, size, one, evidence in zip(
+            sources, images, sizes, asked, self.segmenter.infer(images, sizes, taken), strict=True
         ):
+            if one is not None:
+                evidence = {**one.to_evidence(), **evidence}
             cut = run_task(task, evidence, size, image)
             found.append(_tokenized(image, cut, evidence, (source.shape[0], source.shape[1])))
         return found
@@ -377,6 +400,29 @@ class SubobjectTokenizer:
         )
 
 
+def _fit_prompts(
+    prompts: Sequence[Any] | None,
+    sources: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
+) -> list[Prompts | None]:
+    """Prompts of each image, in pixels of the image that is cut."""
+    if prompts is None:
+        return [None] * len(images)
+    if len(prompts) != len(images):
+        raise PromptError(
+            f"{len(prompts)} prompts for {len(images)} images: give one Prompts, or None, per image"
+        )
+    fitted: list[Prompts | None] = []
+    for place, (one, source, image) in enumerate(zip(prompts, sources, images, strict=True)):
+        if one is not None and one.size != source.shape[:2]:
+            raise PromptError(
+                f"image {place} has {source.shape[0]} × {source.shape[1]} pixels, its prompts are "
+                f"for {one.size[0]} × {one.size[1]}: give the size of the source, upright"
+            )
+        fitted.append(None if one is None else one.resized((image.shape[0], image.shape[1])))
+    return fitted
+
+
 def _tokenized(
     image: NDArray[np.uint8],
     cut: Segmented,
@@ -394,4 +440,5 @@ def _tokenized(
         token_fields=dict(cut.token_fields),
         source_size=source_size,
         shapes=cut.shapes,
+        prompt_tokens=cut.prompt_tokens,
     )

@@ -1,4 +1,4 @@
-"""Live augmentation: image and stored token map together, keyed by (seed, epoch, index)."""
+"""Live augmentation: an image and what lies on it together, keyed by (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision import tv_tensors
 
+from subtok_data.data.moving import prompts_from_tensors, prompts_to_tensors
 from subtok_data.data.sample import Sample
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
@@ -38,37 +40,58 @@ def keyed_randomness(*key: int) -> Generator[None]:
 
 
 def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
-    """Apply a transform to every image of a sample, and to its token map with it.
+    """Apply a transform to every image of a sample, and with it to its token map and prompts.
 
     Parameters
     ----------
     sample : Sample
         Changed in place and returned.
     transform : callable
-        Called as ``transform(image)`` with a ``tv_tensors.Image`` (3, H, W) uint8, or as
+        Called as ``transform(image)`` with a ``tv_tensors.Image`` (3, H, W) uint8; as
         ``transform(image, mask)`` with a ``tv_tensors.Mask`` (H, W) when the sample has stored
-        tokens. torchvision's transforms v2 do both.
+        tokens; as ``transform({"image": image, …})`` when it has prompts, see
+        :func:`~subtok_data.data.moving.prompts_to_tensors`. torchvision's transforms v2 do all
+        three.
 
     Raises
     ------
     ConfigError
-        If image and token map leave the transform with different sizes.
+        If image and token map leave the transform with different sizes, or it changes the number
+        of boxes, points or masks.
+
+    Notes
+    -----
+    Prompts of which nothing is left in the picture are dropped; ``Prompts.ids`` of the others tells
+    which they are.
     """
     for place, image in enumerate(sample.images):
-        picture = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
-        if sample.token_maps is None:
-            sample.images[place] = to_rgb(transform(picture))
-            continue
-        # int32: torchvision's nearest resize takes no int16.
-        mask = tv_tensors.Mask(torch.from_numpy(sample.token_maps[place].astype(np.int32)))
-        picture, mask = transform(picture, mask)
-        sample.images[place] = to_rgb(picture)
-        moved = np.ascontiguousarray(torch.as_tensor(mask).numpy())
-        if moved.shape != sample.images[place].shape[:2]:
-            raise ConfigError(
-                f"the transform gave an image of {sample.images[place].shape[:2]} pixels and a "
-                "token map of "
-                f"{moved.shape}: use transforms that move both, such as torchvision.transforms.v2"
-            )
-        sample.token_maps[place] = moved
+        moved: dict[str, Any] = {
+            "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
+        }
+        if sample.token_maps is not None:
+            # int32: torchvision's nearest resize takes no int16.
+            token_map = torch.from_numpy(sample.token_maps[place].astype(np.int32))
+            moved["token_map"] = tv_tensors.Mask(token_map)
+        if sample.prompts is not None:
+            moved = transform(moved | prompts_to_tensors(sample.prompts[place]))
+        elif sample.token_maps is not None:
+            moved = dict(zip(moved, transform(*moved.values()), strict=True))
+        else:
+            moved["image"] = transform(moved["image"])
+        sample.images[place] = to_rgb(moved["image"])
+        size = (sample.images[place].shape[0], sample.images[place].shape[1])
+        if sample.token_maps is not None:
+            sample.token_maps[place] = _same_size(moved["token_map"], size)
+        if sample.prompts is not None:
+            sample.prompts[place] = prompts_from_tensors(sample.prompts[place], moved, size)
     return sample
+
+
+def _same_size(mask: Any, size: tuple[int, int]) -> NDArray[Any]:
+    token_map = np.ascontiguousarray(torch.as_tensor(mask).numpy())
+    if token_map.shape != size:
+        raise ConfigError(
+            f"the transform gave an image of {size} pixels and a token map of {token_map.shape}: "
+            "use transforms that move both, such as torchvision.transforms.v2"
+        )
+    return token_map

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from subtok_data.data.columns import collate_columns
 from subtok_data.data.finish import BatchFinisher, FinishOptions
@@ -21,10 +23,12 @@ from subtok_data.data.pending import (
     RawImages,
 )
 from subtok_data.data.pool import InlineSegmentPool
+from subtok_data.data.prompts import PromptColumns
 from subtok_data.data.sample import Replacement, Sample, check_on_error, decode_row
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.pixels import PixelConfig
+from subtok_data.segment.prompts import Prompts
 from subtok_data.text import TextConfig, TextEncoder
 from subtok_data.tokenizer import Canvas, SubobjectTokenizer
 
@@ -43,6 +47,7 @@ class WorkerHalf:
     encoder: TextEncoder | None
     on_error: str
     max_pixels: int
+    prompts: PromptColumns | None = None
 
     def collate(self, rows: Sequence[Any]) -> PendingBatch:
         """Decode what is not decoded yet, resize, encode text, and pack one buffer."""
@@ -75,6 +80,7 @@ class WorkerHalf:
                 [self._passing(sample.columns) for sample in samples], self.columns
             ),
             texts=texts,
+            prompts=_prompts(samples, fitted),
             replaced=[*(r for s in samples for r in s.replaced), *replaced, *more],
             position=getattr(rows[-1], "position", None),
         )
@@ -95,7 +101,12 @@ class WorkerHalf:
                 continue
             try:
                 found.append(
-                    decode_row(row, image_column=self.image_column, max_pixels=self.max_pixels)
+                    decode_row(
+                        row,
+                        image_column=self.image_column,
+                        max_pixels=self.max_pixels,
+                        prompts=self.prompts,
+                    )
                 )
             except SampleError as error:
                 if self.on_error == "raise":
@@ -156,6 +167,24 @@ def _first(paths: Sequence[str | None]) -> str | None:
     return paths[0] if paths else None
 
 
+def _prompts(
+    samples: Sequence[Sample], fitted: Sequence[NDArray[np.uint8]]
+) -> list[Prompts] | None:
+    """Prompts of all images, on the grid that is cut into tokens."""
+    if not any(sample.prompts is not None for sample in samples):
+        return None
+    if any(sample.prompts is None for sample in samples):
+        raise ConfigError(
+            "a batch mixes samples with prompts and samples without: name columns of prompts for "
+            "all datasets of a mixture"
+        )
+    prompts = [one for sample in samples for one in sample.prompts or []]
+    return [
+        one.resized((image.shape[0], image.shape[1]))
+        for one, image in zip(prompts, fitted, strict=True)
+    ]
+
+
 def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
     stored = [sample.token_maps is not None for sample in samples]
     if not any(stored):
@@ -203,6 +232,9 @@ class SubobjectCollator:
         What a bad sample does; a replacement is listed in ``collator.replaced``.
     max_pixels : int, optional
         Images with more pixels are refused before they are decoded.
+    prompts : PromptColumns, optional
+        Columns that hold regions; rows of a :class:`~subtok_data.SubobjectDataset` know them
+        already.
 
     Attributes
     ----------
@@ -234,6 +266,7 @@ class SubobjectCollator:
         shape_size: int | None = None,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        prompts: PromptColumns | None = None,
     ) -> None:
         if pixels is not None and image_processor is not None:
             raise ConfigError("give pixels= or image_processor=, not both")
@@ -251,6 +284,7 @@ class SubobjectCollator:
             encoder=encoder,
             on_error=check_on_error(on_error),
             max_pixels=max_pixels,
+            prompts=prompts,
         )
         options = FinishOptions(
             pixels=self.worker_half.pixels,

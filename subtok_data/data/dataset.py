@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from subtok_data.data.augment import augment, keyed_randomness
+from subtok_data.data.prompts import PromptColumns
 from subtok_data.data.sample import ColumnError, Replacement, Sample, check_on_error, decode_row
 from subtok_data.data.stored import StoredTokens
 from subtok_data.errors import ConfigError, SampleError
@@ -71,6 +72,9 @@ class SubobjectDataset(Dataset[Sample]):
     transform : callable, optional
         Live augmentation before tokenization, on a ``tv_tensors.Image`` (and ``Mask``); its random
         numbers are keyed by (seed, epoch, index), so that workers do not change them.
+    prompts : PromptColumns, optional
+        Columns that hold regions of the image: boxes, points, masks, texts. They move with the
+        image, and come along as ``sample.prompts`` instead of as columns.
     tokens : str or Path, optional
         Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
         model.
@@ -102,6 +106,7 @@ class SubobjectDataset(Dataset[Sample]):
         *,
         image_column: str = "image",
         transform: Transform | None = None,
+        prompts: PromptColumns | None = None,
         tokens: str | Path | None = None,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -116,6 +121,7 @@ class SubobjectDataset(Dataset[Sample]):
         self.dataset = own_decoding(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.prompts = prompts
         self.tokens = None if tokens is None else StoredTokens(tokens)
         self.on_error = check_on_error(on_error)
         self.max_pixels = max_pixels
@@ -156,7 +162,11 @@ class SubobjectDataset(Dataset[Sample]):
             # Datasets that decode on their own fail here.
             raise SampleError(str(error), index=index, stage="decode") from error
         sample = decode_row(
-            row, image_column=self.image_column, index=index, max_pixels=self.max_pixels
+            row,
+            image_column=self.image_column,
+            index=index,
+            max_pixels=self.max_pixels,
+            prompts=self.prompts,
         )
         if self.tokens is not None:
             self.tokens.attach(sample)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from subtok_data.batch import pad_tokens
+from subtok_data.batch import list_regions, pad_tokens
 from subtok_data.data.columns import put_column_row
 from subtok_data.data.pending import RawBatch
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
@@ -24,8 +24,9 @@ from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.pixels import PixelConfig, stack_pixels
 from subtok_data.segment.budget import Budget
 from subtok_data.segment.given import GivenPartitioner
+from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import Segmented, SegmentTask
-from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter
+from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter, takes_prompts
 from subtok_data.text import EncodedText, layout_text
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class SampleWork:
     token_maps: list[NDArray[Any]] | None
     token_fields: list[dict[str, NDArray[Any]]] | None
     text: EncodedText | None
+    prompts: list[Prompts] | None = None
     futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
     cut: list[Segmented] = field(default_factory=list[Segmented])
     error: SampleError | None = None
@@ -164,6 +166,7 @@ class BatchFinisher:
         encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
         maps = None if raw.token_maps is None else iter(raw.token_maps.unpack())
         fields = None if raw.token_fields is None else iter(raw.token_fields)
+        prompts = None if raw.prompts is None else iter(raw.prompts)
         sizes = iter(raw.source_sizes)
         samples: list[SampleWork] = []
         for place, count in enumerate(raw.images_per_sample):
@@ -180,6 +183,7 @@ class BatchFinisher:
                     token_maps=None if maps is None else [next(maps) for _ in range(count)],
                     token_fields=None if fields is None else [next(fields) for _ in range(count)],
                     text=None if raw.texts is None else raw.texts[place],
+                    prompts=None if prompts is None else [next(prompts) for _ in range(count)],
                 )
             )
         return BatchWork(samples, raw.columns, raw.many, raw.tokens_hash, list(raw.replaced))
@@ -190,24 +194,31 @@ class BatchFinisher:
             return _Ready([])
         images = [image for sample in work.samples for image in sample.images]
         sizes = [(image.shape[0], image.shape[1]) for image in images]
+        prompts = [one for sample in work.samples for one in self._prompts(sample)]
         segmenter = self.tokenizer.segmenter
         if isinstance(segmenter, LaunchingSegmenter) and segmenter.is_asynchronous:
-            return segmenter.launch(images, sizes)
+            return segmenter.launch(images, sizes, prompts)
         try:
-            return _Ready(segmenter.infer(images, sizes))
+            return _Ready(segmenter.infer(images, sizes, prompts))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:
             return _Ready(self._infer_each(work, error))
 
+    def _prompts(self, sample: SampleWork) -> Sequence[Prompts | None]:
+        """Prompts of each image, for a segmenter that takes them."""
+        if sample.prompts is None or not takes_prompts(self.tokenizer.segmenter):
+            return [None] * len(sample.images)
+        return sample.prompts
+
     def _infer_each(self, work: BatchWork, error: Exception) -> list[Evidence]:
         """Find which images a failed inference is about, and infer the others."""
         found: list[Evidence] = []
         for sample in work.samples:
-            for image in sample.images:
+            for image, prompts in zip(sample.images, self._prompts(sample), strict=True):
                 size = (image.shape[0], image.shape[1])
                 try:
-                    found += self.tokenizer.segmenter.infer([image], [size])
+                    found += self.tokenizer.segmenter.infer([image], [size], [prompts])
                 except Exception as own:
                     sample.fail(own, "infer")
                     found.append({})
@@ -231,6 +242,8 @@ class BatchFinisher:
                         "token_map": sample.token_maps[place],
                         **{f"field_{name}": values for name, values in fields.items()},
                     }
+                if sample.prompts is not None:
+                    found = {**sample.prompts[place].to_evidence(), **found}
                 if sample.error is None:
                     size = (image.shape[0], image.shape[1])
                     sample.futures.append(pool.submit(task, found, size, image))
@@ -310,6 +323,9 @@ class BatchFinisher:
             **pad_tokens(cut, pad_to_multiple_of=self.options.pad_to_multiple_of),
             "source_sizes": _sizes([size for sample in samples for size in sample.source_sizes]),
         }
+        if samples[0].prompts is not None:
+            prompts = [one for sample in samples for one in sample.prompts or []]
+            visual.update(list_regions(prompts, cut))
         if work.many:
             owners = [place for place, sample in enumerate(samples) for _ in sample.images]
             visual["image_to_sample"] = torch.tensor(owners, dtype=torch.int64)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from subtok_data.data.sample import Replacement
 from subtok_data.errors import SubtokError
+from subtok_data.segment.prompts import Prompts
 
 if TYPE_CHECKING:
     from subtok_data.data.collate import SubobjectCollator
@@ -106,8 +107,8 @@ class RawBatch:
     """Decoded images and collated columns of B samples: what travels from worker to main process.
 
     ``images`` are on the grid that is cut into tokens, ``encoder_images`` on the encoder's grid
-    where that is another. Per-sample lists are in batch order; images are in order of their
-    samples.
+    where that is another. Per-sample lists are in batch order; images, and their ``prompts`` (in
+    pixels of ``images``), are in order of their samples.
     """
 
     images: RawImages
@@ -122,6 +123,7 @@ class RawBatch:
     paths: list[str | None]
     columns: dict[str, Any]
     texts: list[Any] | None
+    prompts: list[Prompts] | None = None
     replaced: list[Replacement] = field(default_factory=list[Replacement])
     position: StreamPosition | None = None
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.data.prompts import PromptColumns
+from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, to_rgb
+from subtok_data.segment.prompts import Prompts
 
 __all__ = ["ColumnError", "Replacement", "Sample", "check_on_error", "decode_row", "split_row"]
 
@@ -62,6 +64,8 @@ class Sample:
         Values per stored token, one dict per image.
     tokens_hash : str or None
         Configuration that made the stored tokens.
+    prompts : list of Prompts or None
+        Regions asked for, in pixels of each image; None where no columns of prompts are named.
     replaced : tuple of Replacement
         Set when the row asked for could not be decoded.
     position : StreamPosition or None
@@ -77,6 +81,7 @@ class Sample:
     token_maps: list[NDArray[Any]] | None = None
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     tokens_hash: str | None = None
+    prompts: list[Prompts] | None = None
     replaced: tuple[Replacement, ...] = field(default=())
     position: Any = None
 
@@ -138,15 +143,18 @@ def decode_row(
     image_column: str,
     index: int = -1,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    prompts: PromptColumns | None = None,
 ) -> Sample:
-    """Decode the image or images of a row.
+    """Decode the image or images of a row, and read its prompts.
 
     Raises
     ------
     ColumnError
         If there is no image column, or nothing in it.
+    ConfigError
+        If there is no column of prompts of that name.
     SampleError
-        If an image cannot be decoded; names index, path and cause.
+        If an image cannot be decoded, or prompts do not fit it; names index, path and cause.
     """
     value, columns = split_row(row, image_column)
     many = isinstance(value, (list, tuple))
@@ -163,4 +171,15 @@ def decode_row(
             raise SampleError(cause, index=known, path=path, stage="decode") from error
         paths.append(path)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
-    return Sample(images, columns, index, many, sizes, paths)
+    sample = Sample(images, columns, index, many, sizes, paths)
+    if prompts is not None:
+        try:
+            sample.prompts = prompts.read(columns, sizes, many=many)
+        except PromptError as error:
+            known = index if index >= 0 else None
+            path = paths[0] if paths else None
+            raise SampleError.of(error, index=known, path=path, stage="decode") from error
+        sample.columns = {
+            name: value for name, value in columns.items() if name not in prompts.names.values()
+        }
+    return sample

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from subtok_data.data.augment import augment, keyed_randomness
 from subtok_data.data.dataset import Transform, own_decoding, shared_epoch
 from subtok_data.data.pending import STREAM_PLACEHOLDER, StreamPosition
+from subtok_data.data.prompts import PromptColumns
 from subtok_data.data.sample import Replacement, Sample, check_on_error, decode_row
 from subtok_data.data.state import LoaderState
 from subtok_data.errors import ConfigError, SampleError
@@ -46,7 +47,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     dataset : iterable of rows
         Hugging Face ``IterableDataset``, a torch ``IterableDataset`` that shards itself, or any
         re-iterable object, which is shared out over ranks and workers by position.
-    image_column, transform, on_error, max_pixels, seed
+    image_column, transform, prompts, on_error, max_pixels, seed
         As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
         sample of the stream stands in for a bad one.
 
@@ -71,6 +72,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         *,
         image_column: str = "image",
         transform: Transform | None = None,
+        prompts: PromptColumns | None = None,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         seed: int = 0,
@@ -80,6 +82,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self.dataset: Any = own_decoding(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
+        self.prompts = prompts
         self.on_error = check_on_error(on_error)
         self.max_pixels = max_pixels
         self.seed = seed
@@ -194,7 +197,11 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
 
     def _load(self, row: Any, index: int) -> Sample:
         sample = decode_row(
-            row, image_column=self.image_column, index=index, max_pixels=self.max_pixels
+            row,
+            image_column=self.image_column,
+            index=index,
+            max_pixels=self.max_pixels,
+            prompts=self.prompts,
         )
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):

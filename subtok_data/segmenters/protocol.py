@@ -21,6 +21,7 @@ __all__ = [
     "Sizes",
     "partitioner_config",
     "refuse_prompts",
+    "takes_prompts",
 ]
 
 Evidence = Mapping[str, NDArray[Any]]
@@ -55,7 +56,8 @@ class Segmenter(Protocol):
         sizes : sequence of (int, int)
             Height and width of each image.
         prompts : sequence, optional
-            One entry per image, for segmenters that take prompts.
+            One :class:`~subtok_data.segment.prompts.Prompts` or None per image. All are None
+            unless the segmenter has an attribute ``takes_prompts = True``.
         """
         ...
 
@@ -80,6 +82,17 @@ class LaunchingSegmenter(Segmenter, Protocol):
     def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
         """Start inference and return at once."""
         ...
+
+
+def takes_prompts(segmenter: object) -> bool:
+    """Whether a segmenter makes tokens of prompts: it says so by ``takes_prompts = True``.
+
+    Examples
+    --------
+    >>> takes_prompts(None)
+    False
+    """
+    return bool(getattr(segmenter, "takes_prompts", False))
 
 
 def refuse_prompts(segmenter: object, prompts: Sequence[Any] | None) -> None:
