@@ -14,7 +14,13 @@ from subtok_data.segmenters.edges import SAMEdgeSegmenter
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
-from subtok_data.segmenters.protocol import Evidence, Launch, LaunchingSegmenter, Segmenter
+from subtok_data.segmenters.protocol import (
+    Evidence,
+    Launch,
+    LaunchingSegmenter,
+    Segmenter,
+    takes_prompts,
+)
 from subtok_data.segmenters.sam import SAMSegmenter
 
 __all__ = [
@@ -29,6 +35,7 @@ __all__ = [
     "SAMSegmenter",
     "Segmenter",
     "SuperpixelSegmenter",
+    "takes_prompts",
 ]
 
 SEGMENTERS: dict[str, Any] = {
