@@ -24,7 +24,7 @@ from subtok_data.segmenters.protocol import (
     partitioner_config,
     refuse_prompts,
 )
-from subtok_data.segmenters.sam import MODEL_FOLDER, DecoderSegmenter
+from subtok_data.segmenters.sam import MODEL_FOLDER, DecoderOwner
 
 __all__ = ["SAMEdgeSegmenter", "edge_map"]
 
@@ -97,7 +97,7 @@ def _sobel(maps: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(padded, kernels).square().sum(1).sqrt()
 
 
-class SAMEdgeSegmenter(DecoderSegmenter):
+class SAMEdgeSegmenter(DecoderOwner):
     """Zero-shot edges of SAM or SAM 2 in place of a boundary model, then seeds and flood.
 
     Parameters

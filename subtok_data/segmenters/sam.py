@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment.masks import MaskPartitioner, PaintOrder
 from subtok_data.segment.parts import PartRules
+from subtok_data.segmenters.decoders import SAMDecoder
 from subtok_data.segmenters.generation import GenerationOptions, PointDecoder, generate_masks
-from subtok_data.segmenters.loading import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.loading import best_device, load_pretrained
 from subtok_data.segmenters.protocol import (
     Evidence,
     Images,
@@ -25,91 +23,14 @@ from subtok_data.segmenters.protocol import (
     refuse_prompts,
 )
 
-__all__ = ["MODEL_FOLDER", "DecoderSegmenter", "SAMDecoder", "SAMSegmenter"]
+__all__ = ["MODEL_FOLDER", "DecoderOwner", "SAMSegmenter"]
 
 MODEL_FOLDER = "sam_model"
-"""Where a saved tokenizer has the model."""
+"""Where a saved tokenizer has the segmenter's model."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Embedding:
-    """What the encoder made of a crop, and where the crop lies in the model's input.
-
-    SAM scales a picture and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
-    over the whole input, so ``inside`` is None.
-    """
-
-    features: list[Tensor]
-    size: tuple[int, int]
-    canvas: tuple[int, int]
-    inside: tuple[int, int] | None
-
-
-class SAMDecoder:
-    """A promptable model of transformers, as mask generation sees it.
-
-    Parameters
-    ----------
-    model : SamModel or Sam2Model
-        Or a model that is called like these.
-    processor : object
-        Its image processor.
-    """
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model = model
-        self.processor = processor
-
-    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[_Embedding]:
-        """Embed (h, w, 3) crops in one call of the encoder."""
-        inputs = self.processor(
-            images=list(crops), input_data_format="channels_last", return_tensors="pt"
-        )
-        pixels = inputs["pixel_values"].to(self.model.device)
-        features = self.model.get_image_embeddings(pixels)
-        levels: list[Tensor] = [features] if isinstance(features, Tensor) else list(features)
-        canvas = (pixels.shape[-2], pixels.shape[-1])
-        inside: Any = inputs.get("reshaped_input_sizes")
-        return [
-            _Embedding(
-                [level[place : place + 1] for level in levels],
-                (crop.shape[0], crop.shape[1]),
-                canvas,
-                None if inside is None else (int(inside[place][0]), int(inside[place][1])),
-            )
-            for place, crop in enumerate(crops)
-        ]
-
-    def decode(self, embedding: _Embedding, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Return logits (P, 3, h, w) and predicted IoU (P, 3) for (x, y) points of the crop."""
-        height, width = embedding.size
-        inside = embedding.inside or embedding.canvas
-        scale = (inside[1] / width, inside[0] / height)
-        features = embedding.features
-        prompts = torch.from_numpy((points * scale).astype(np.float32)).to(features[0].device)
-        outputs = self.model(
-            image_embeddings=features[0] if len(features) == 1 else features,
-            input_points=prompts[None, :, None],
-            input_labels=torch.ones(1, len(points), 1, dtype=torch.int64, device=prompts.device),
-            multimask_output=True,
-        )
-        return outputs.pred_masks[0].float(), outputs.iou_scores[0].float()
-
-    def upscale(self, embedding: _Embedding, logits: Tensor) -> Tensor:
-        """Bring logits (K, h, w) to the size of the crop, (K, H, W)."""
-        scaled = logits[None]
-        if embedding.inside is not None:
-            height, width = embedding.inside
-            scaled = _resize(scaled, embedding.canvas)[..., :height, :width]
-        return _resize(scaled, embedding.size)[0]
-
-
-def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-
-
-class DecoderSegmenter:
-    """What segmenters on a promptable model share: loading, moving and saving it.
+class DecoderOwner:
+    """What segmenters and prompters on a promptable model share: loading, moving and saving it.
 
     Parameters
     ----------
@@ -127,6 +48,7 @@ class DecoderSegmenter:
     """
 
     name: ClassVar[str]
+    folder: ClassVar[str] = MODEL_FOLDER
 
     def __init__(
         self,
@@ -143,22 +65,23 @@ class DecoderSegmenter:
         self._device = device
         self._name = model if isinstance(model, str | Path) else None
         self._hash: str | None = None
-        self._decoder: PointDecoder | None = None
+        self._decoder: Any = None
         if isinstance(model, torch.nn.Module):
             self._decoder = SAMDecoder(model.eval().to(best_device(device)), processor)
         elif not isinstance(model, str | Path):
             self._decoder = model
 
-    @property
-    def decoder(self) -> PointDecoder:
-        """The model as mask generation sees it, loaded on first use."""
-        if self._decoder is None:
-            from transformers import AutoImageProcessor, AutoModelForMaskGeneration
+    def _load(self, name: str | Path) -> PointDecoder:
+        from transformers import AutoImageProcessor, AutoModelForMaskGeneration
 
-            model, processor = load_pretrained(
-                AutoModelForMaskGeneration, AutoImageProcessor, self._name or ""
-            )
-            self._decoder = SAMDecoder(model.to(best_device(self._device)), processor)
+        model, processor = load_pretrained(AutoModelForMaskGeneration, AutoImageProcessor, name)
+        return SAMDecoder(model.to(best_device(self._device)), processor)
+
+    @property
+    def decoder(self) -> Any:
+        """The model as mask generation and prompters see it, loaded on first use."""
+        if self._decoder is None:
+            self._decoder = self._load(self._name or "")
         return self._decoder
 
     @property
@@ -169,16 +92,16 @@ class DecoderSegmenter:
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device."""
         self._device = device
-        if isinstance(self._decoder, SAMDecoder):
-            self._decoder.model.to(device)
+        if hasattr(self._decoder, "to"):
+            self._decoder.to(device)
         return self
 
-    def _saved(self) -> SAMDecoder:
-        if not isinstance(self.decoder, SAMDecoder):
+    def _saved(self) -> Any:
+        if not (hasattr(self.decoder, "identity") and hasattr(self.decoder, "save")):
             raise ConfigError(
-                f"{type(self.decoder).__name__} cannot be saved or told apart from others: give "
-                f"{type(self).__name__} a model of transformers, or write a segmenter with its own "
-                "config()"
+                f"{type(self.decoder).__name__} cannot be saved or told apart from others: give it "
+                "identity() and save(folder), or give "
+                f"{type(self).__name__} a model that the library loads"
             )
         return self.decoder
 
@@ -186,17 +109,15 @@ class DecoderSegmenter:
         """Return the identity of model and processor, SHA-256."""
         decoder = self._saved()
         if self._hash is None:
-            self._hash = model_hash(decoder.model, decoder.processor)
+            self._hash = str(decoder.identity())
         return self._hash
 
     def save_model(self, folder: Path) -> None:
         """Write model and processor below ``folder``."""
-        decoder = self._saved()
-        decoder.model.save_pretrained(folder / MODEL_FOLDER)
-        decoder.processor.save_pretrained(folder / MODEL_FOLDER)
+        self._saved().save(folder / self.folder)
 
 
-class SAMSegmenter(DecoderSegmenter):
+class SAMSegmenter(DecoderOwner):
     """Automatic masks of SAM or SAM 2, made a complete partition.
 
     The masks are those of the published procedure
