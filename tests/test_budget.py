@@ -223,3 +223,19 @@ def test_arranging_leaves_the_partition_alone() -> None:
     overwritten = arrange(partition, overwrite=True)
     assert overwritten.token_map is partition.token_map
     assert np.array_equal(overwritten.token_map, arranged.token_map)
+
+
+def test_protected_tokens_outlast_the_others():
+    token_map = np.array([[0, 1, 1, 2, 3, 3, 3, 4]], np.int16)
+    protected = np.array([False, False, True, False, True])
+    partition = Partition(token_map, 5, protected=protected)
+    merged = apply_budget(partition, Budget(min_area=3))
+    # The crumb between protected tokens joins one of them, those are no crumbs themselves.
+    assert merged.token_map.tolist() == [[0, 0, 0, 1, 2, 2, 2, 3]]
+    for limit, rest in ((4, [False, True, False, True]), (3, [True, False, True]), (2, [True] * 2)):
+        kept = apply_budget(partition, Budget(num_tokens=limit))
+        assert kept.num_tokens == limit
+        assert kept.protected.tolist() == rest
+    dropped = apply_budget(partition, Budget(max_tokens=3, overflow="drop"))
+    assert dropped.token_map.tolist() == [[-1, -1, -1, 0, 1, 1, 1, 2]]
+    assert dropped.protected.tolist() == [True, False, True]

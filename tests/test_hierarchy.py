@@ -28,6 +28,7 @@ def merges_by_hand(
     lengths: list[int],
     sums: list[int],
     areas: list[int],
+    protected: list[bool],
     rule: int,
     min_area: int,
     stop: int,
@@ -38,18 +39,24 @@ def merges_by_hand(
         for i, (p, n, s) in enumerate(zip(pairs, lengths, sums, strict=True))
     }
     area = dict(enumerate(areas))
+    shielded = {token for token, shield in enumerate(protected) if shield}
     merges: list[tuple[int, int]] = []
     forced = 0
 
-    def cost(pair: frozenset[int]) -> tuple[float, int]:
+    def cost(pair: frozenset[int]) -> tuple[int, float, int]:
         rank, length, total = edges[pair]
         smaller = min(area[token] for token in pair)
+        shields = len(pair & shielded)
         if rule == merging.AREA:
-            return smaller + 1 - length * 2.0**-27, rank
-        return total / length * (np.log1p(smaller) if rule == merging.BALANCED else 1), rank
+            return shields, smaller + 1 - length * 2.0**-27, rank
+        weight = np.log1p(smaller) if rule == merging.BALANCED else 1
+        return shields, total / length * weight, rank
+
+    def is_crumb(token: int) -> bool:
+        return area[token] < min_area and token not in shielded
 
     while edges:
-        small = [pair for pair in edges if min(area[token] for token in pair) < min_area]
+        small = [pair for pair in edges if any(map(is_crumb, pair))]
         if small:
             forced += 1
         elif len(area) <= stop:
@@ -58,6 +65,8 @@ def merges_by_hand(
         made = len(areas) + len(merges)
         merges.append((min(best), max(best)))
         area[made] = sum(area.pop(token) for token in best)
+        if best & shielded:
+            shielded.add(made)
         del edges[best]
         for pair in [pair for pair in edges if pair & best]:
             rank, length, total = edges.pop(pair)
@@ -69,21 +78,24 @@ def merges_by_hand(
 
 @pytest.mark.parametrize("rule", [merging.BOUNDARY, merging.BALANCED, merging.AREA])
 @pytest.mark.parametrize("min_area", [0, 9])
-def test_merges_follow_their_definition(rule: int, min_area: int) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_merges_follow_their_definition(rule: int, min_area: int, share: float) -> None:
     rng = np.random.default_rng(rule + min_area)
     for _ in range(60):
         partition = cut_up(rng)
         borders = adjacency(partition.token_map, partition.cost_map)
         areas = np.bincount(partition.token_map.ravel()).astype(np.int64)
+        protected = rng.random(len(areas)) < share
         stop = int(rng.integers(1, 6))
         merges, forced = merging.merge_neighbours(
-            borders.pairs, borders.lengths, borders.sums, areas, rule, min_area, stop
+            borders.pairs, borders.lengths, borders.sums, areas, protected, rule, min_area, stop
         )
         by_hand, forced_by_hand = merges_by_hand(
             [(int(a), int(b)) for a, b in borders.pairs],
             borders.lengths.tolist(),
             borders.sums.tolist(),
             areas.tolist(),
+            protected.tolist(),
             rule,
             min_area,
             stop,
@@ -106,6 +118,20 @@ def test_every_cut_has_its_number_and_is_nested() -> None:
             pairs = np.unique(np.stack([finer.ravel(), cut.token_map.ravel()]), axis=1)
             assert len(np.unique(pairs[0])) == pairs.shape[1]
             finer = cut.token_map
+
+
+def test_protected_tokens_give_the_merged_token_its_fields() -> None:
+    token_map = np.array([[0, 0, 0, 1, 2, 2]], np.int16)
+    fields = {"prompt": np.array([-1, 4, -1]), "highest": np.array([7, 1, 2])}
+    protected = np.array([False, True, False])
+    partition = Partition(token_map, 3, None, fields, {"highest": "max"}, protected)
+    cut = merge_hierarchy(partition).cut(1)
+    assert cut.token_fields["prompt"].tolist() == [4]
+    assert cut.token_fields["highest"].tolist() == [7]
+    assert cut.protected is not None
+    assert cut.protected.tolist() == [True]
+    with pytest.raises(ValueError, match=r"expected \(3,\) bool"):
+        Partition(token_map, 3, protected=np.zeros(2, bool))
 
 
 def test_stopping_early_changes_nothing() -> None:
@@ -138,7 +164,9 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
         if flat:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
         started = time.perf_counter()
-        merges, _ = merging.merge_neighbours(pairs, lengths, sums, areas, rule, 0, 1)
+        merges, _ = merging.merge_neighbours(
+            pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
+        )
         seconds.append(time.perf_counter() - started)
         assert len(merges) == leaves
     # Eight times the tokens: quadratic would be 64 times the time.

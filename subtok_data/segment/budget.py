@@ -36,7 +36,8 @@ class Budget:
         :func:`~subtok_data.segment.hierarchy.merge_hierarchy`.
     overflow : {"merge", "drop"}
         What becomes of tokens beyond ``max_tokens``. ``"drop"`` is the procedure of the paper
-        (EPOC): the largest ``max_tokens`` stay, the pixels of the others belong to no token.
+        (EPOC): the largest ``max_tokens`` stay, protected ones before others, and the pixels of
+        the rest belong to no token.
 
     Raises
     ------
@@ -144,7 +145,11 @@ def _drop(partition: Partition, limit: int) -> Partition:
     from subtok_data.segment.kernels.tokens import relabel
 
     geometry = measure(partition.token_map, partition.num_tokens)
-    kept = np.sort(order_tokens(geometry, "area")[:limit])
+    order = order_tokens(geometry, "area")
+    protected = partition.protected
+    if protected is not None:
+        order = order[np.argsort(~protected[order], kind="stable")]
+    kept = np.sort(order[:limit])
     labels = np.full(partition.num_tokens, -1, np.int64)
     labels[kept] = np.arange(limit)
     token_map = np.empty_like(partition.token_map)
@@ -152,4 +157,11 @@ def _drop(partition: Partition, limit: int) -> Partition:
     fields: dict[str, NDArray[Any]] = {
         name: values[kept] for name, values in partition.token_fields.items()
     }
-    return Partition(token_map, limit, partition.cost_map, fields, partition.field_rules)
+    return Partition(
+        token_map,
+        limit,
+        partition.cost_map,
+        fields,
+        partition.field_rules,
+        None if protected is None else protected[kept],
+    )

@@ -65,6 +65,7 @@ class Hierarchy:
         from subtok_data.segment.kernels.tokens import relabel
 
         finest = self.partition
+        protected = finest.protected
         count = min(max(finest.num_tokens - num_tokens, self.forced), len(self.merges))
         if count == 0:
             return finest
@@ -74,11 +75,13 @@ class Hierarchy:
         relabel(source, groups, token_map)
         fields = {
             name: _merge_field(
-                values, groups, used, self.areas, finest.field_rules.get(name, "largest")
+                values, groups, used, self.areas, finest.field_rules.get(name, "largest"), protected
             )
             for name, values in finest.token_fields.items()
         }
-        return Partition(token_map, used, finest.cost_map, fields, finest.field_rules)
+        if protected is not None:
+            protected = _merge_field(protected, groups, used, self.areas, "max")
+        return Partition(token_map, used, finest.cost_map, fields, finest.field_rules, protected)
 
 
 def merge_hierarchy(
@@ -95,7 +98,8 @@ def merge_hierarchy(
     times log(1 + area of the smaller token) (``"balanced"``). Equal costs: the pair whose tokens
     have the smaller numbers. A partition without a cost map uses, in place of boundary values, the
     distance between the tokens' mean colours; without an image too, the smallest token merges with
-    the neighbour of the longest common border.
+    the neighbour of the longest common border. Pairs without a protected token go before pairs with
+    one, and these before pairs of two.
 
     Parameters
     ----------
@@ -137,8 +141,11 @@ def merge_hierarchy(
         else:
             distance = _colour_distance(partition, areas, image, borders)
             sums = np.rint(_COLOUR_STEPS * distance).astype(np.int64) * borders.lengths
+    protected = partition.protected
+    if protected is None:
+        protected = np.zeros(partition.num_tokens, np.bool_)
     merges, forced = merging.merge_neighbours(
-        borders.pairs, borders.lengths, sums, areas, rule, min_area, down_to
+        borders.pairs, borders.lengths, sums, areas, protected, rule, min_area, down_to
     )
     return Hierarchy(partition, areas, merges, forced)
 
@@ -171,10 +178,12 @@ def _merge_field(
     num_groups: int,
     areas: NDArray[np.int64],
     rule: FieldRule,
+    protected: NDArray[np.bool_] | None = None,
 ) -> NDArray[Any]:
     if rule in ("largest", "mean"):
-        # Sorted by group, then by area from the largest, then by token.
-        order = np.lexsort((-areas, groups))
+        # Sorted by group, then by protection and area from the largest, then by token.
+        first = np.zeros_like(groups) if protected is None else ~protected
+        order = np.lexsort((-areas, first, groups))
     else:
         order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(num_groups))

@@ -46,8 +46,12 @@ class Partition:
     token_fields : mapping of str to (N, ...) array
         Values per token: class, source, prompt, score.
     field_rules : mapping of str to {"largest", "max", "min", "mean"}
-        What a merged token gets: the value of its largest part (default), or the highest, lowest or
-        area-weighted mean value of its parts.
+        What a merged token gets: the value of its largest part (default; a protected part goes
+        before all others), or the highest, lowest or area-weighted mean value of its parts.
+    protected : (N,) bool, optional
+        Tokens that were asked for. They are neither too small nor too many while others can merge
+        instead: a budget merges the others with one another first, then those that are left with a
+        protected neighbour, and two protected ones only where the limit cannot be kept otherwise.
 
     Raises
     ------
@@ -65,6 +69,7 @@ class Partition:
     cost_map: NDArray[np.uint8] | None = None
     token_fields: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     field_rules: Mapping[str, FieldRule] = field(default_factory=dict[str, FieldRule])
+    protected: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.token_map.ndim != 2 or self.token_map.dtype.name not in ("int16", "int32"):
@@ -87,6 +92,13 @@ class Partition:
                     f"token_fields[{name!r}] has {len(values)} rows: expected one per token, "
                     f"{self.num_tokens}"
                 )
+        if self.protected is not None and (
+            self.protected.shape != (self.num_tokens,) or self.protected.dtype != np.bool_
+        ):
+            raise ValueError(
+                f"protected of shape {self.protected.shape}, dtype {self.protected.dtype}: "
+                f"expected ({self.num_tokens},) bool, one per token"
+            )
         for name, rule in self.field_rules.items():
             if rule not in _RULES:
                 raise ValueError(f"field_rules[{name!r}]={rule!r}: expected one of {_RULES}")

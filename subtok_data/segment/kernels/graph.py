@@ -18,6 +18,7 @@ __all__ = ["Graph", "build_graph", "contract"]
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class Graph(NamedTuple):
@@ -28,10 +29,11 @@ class Graph(NamedTuple):
     """
 
     areas: Longs  # (N,) pixels
+    protected: Flags  # (N,)
     ends: Ints  # (E, 2) tokens
     lengths: Longs  # (E,) border length
     sums: Longs  # (E,) sum of the values along the border
-    alive: NDArray[np.bool_]  # (E,)
+    alive: Flags  # (E,)
     following: Ints  # (2E,) next entry, -1 at the end
     first: Ints  # (N,)
     last: Ints  # (N,)
@@ -59,7 +61,7 @@ def append(graph: Graph, token: Scalar, entry: Scalar) -> None:
 
 
 @kernel
-def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs) -> Graph:
+def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protected: Flags) -> Graph:
     """Graph of the given edges; the arrays are copied."""
     num_tokens, num_edges = areas.size, lengths.size
     size = 64
@@ -67,6 +69,7 @@ def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs) -> Graph
         size *= 2
     graph = Graph(
         areas.copy(),
+        protected.copy(),
         pairs.copy(),
         lengths.copy(),
         sums.copy(),
@@ -109,6 +112,7 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     if graph.degree[keep] < graph.degree[gone]:
         keep, gone = gone, keep
     graph.areas[keep] += graph.areas[gone]
+    graph.protected[keep] |= graph.protected[gone]
     graph.alive[edge] = False
     free_slot(graph.keys, graph.edges, find_slot(graph.keys, pair_key(graph, keep, gone)))
     count = 0

@@ -21,8 +21,12 @@ __all__ = ["AREA", "BALANCED", "BOUNDARY", "cut_merges", "merge_neighbours"]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 BOUNDARY, BALANCED, AREA = 0, 1, 2
+
+ANY = np.iinfo(np.int64).max
+"""More than any area."""
 
 
 @kernel
@@ -45,6 +49,20 @@ def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
 
 
 @kernel
+def may_merge(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
+    """Whether an edge has a token of an area ``below``, and ``most`` protected ones at most.
+
+    Protected tokens are of no area below any but ``ANY``.
+    """
+    a, b = graph.ends[edge, 0], graph.ends[edge, 1]
+    if int(graph.protected[a]) + int(graph.protected[b]) > most:
+        return False
+    if below == ANY or (graph.areas[a] < below and not graph.protected[a]):
+        return True
+    return bool(graph.areas[b] < below and not graph.protected[b])
+
+
+@kernel
 def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, rule: Scalar) -> None:
     """Enter an edge at its cost, unless it has an entry at that cost or below."""
     cost = edge_cost(graph, edge, rule)
@@ -54,15 +72,17 @@ def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, rule: Scalar) 
 
 
 @kernel
-def cheapest(graph: Graph, heap: Heap, queued: Floats, rule: Scalar, below: Scalar) -> int:
-    """Take the cheapest edge that has a token of an area ``below``; -1 if there is none."""
+def cheapest(
+    graph: Graph, heap: Heap, queued: Floats, rule: Scalar, below: Scalar, most: Scalar
+) -> int:
+    """Take the cheapest edge that may merge; -1 if there is none."""
     while heap.size[0] > 0:
         key, edge = pop(heap)
         # An edge entered again leaves its older entries behind.
         if not graph.alive[edge] or key != queued[edge]:
             continue
         queued[edge] = np.inf
-        if smaller_area(graph, edge) >= below:
+        if not may_merge(graph, edge, below, most):
             continue
         if edge_cost(graph, edge, rule) == key:
             return int(edge)
@@ -78,9 +98,10 @@ def merge_phase(
     done: Scalar,
     rule: Scalar,
     below: Scalar,
+    most: Scalar,
     stop: Scalar,
 ) -> int:
-    """Merge pairs with a token of an area ``below`` until ``stop`` tokens are left.
+    """Merge pairs that :func:`may_merge` until ``stop`` tokens are left.
 
     ``node[t]`` is the number of the node that token ``t`` stands for. Returns the number of merges
     done so far.
@@ -91,10 +112,10 @@ def merge_phase(
     queued = np.full(num_edges, np.inf)
     joined = np.empty(num_edges, np.int32)
     for edge in range(num_edges):
-        if graph.alive[edge] and smaller_area(graph, edge) < below:
+        if graph.alive[edge] and may_merge(graph, edge, below, most):
             enter(graph, heap, queued, edge, rule)
     while num_tokens - done > stop:
-        edge = cheapest(graph, heap, queued, rule, below)
+        edge = cheapest(graph, heap, queued, rule, below, most)
         if edge < 0:
             break
         a, b = node[graph.ends[edge, 0]], node[graph.ends[edge, 1]]
@@ -105,7 +126,7 @@ def merge_phase(
         done += 1
         for i in range(count):
             edge = int(joined[i])
-            if smaller_area(graph, edge) < below:
+            if may_merge(graph, edge, below, most):
                 enter(graph, heap, queued, edge, rule)
     return int(done)
 
@@ -116,6 +137,7 @@ def merge_neighbours(
     lengths: Longs,
     sums: Longs,
     areas: Longs,
+    protected: Flags,
     rule: Scalar,
     min_area: Scalar,
     stop: Scalar,
@@ -126,6 +148,9 @@ def merge_neighbours(
     ``stop`` tokens are left. Equal costs: the pair that comes first in ``pairs`` goes first; two
     pairs that a merge joins count as the earlier one.
 
+    Protected tokens are never below ``min_area``. In both steps pairs without a protected token go
+    first; then, when there is none left, pairs with one; then, in the second step, pairs of two.
+
     Parameters
     ----------
     pairs : (E, 2) int32
@@ -134,6 +159,8 @@ def merge_neighbours(
         Length of the border, and sum of the values along it.
     areas : (N,) int64
         Pixels per token.
+    protected : (N,) bool
+        Tokens that are to be kept apart as long as possible.
     rule : int
         BOUNDARY, BALANCED or AREA.
     min_area, stop : int
@@ -146,14 +173,22 @@ def merge_neighbours(
     forced : int
         How many of the merges ``min_area`` asked for.
     """
-    graph = build_graph(pairs, lengths, sums, areas)
+    graph = build_graph(pairs, lengths, sums, areas, protected)
     node = np.arange(areas.size)
     merges = np.empty((areas.size, 2), np.int64)
+    asked_for = protected.any()
     # Numbers of one type, so that the phase is compiled once.
-    forced, one, everything = np.int64(0), np.int64(1), np.int64(np.iinfo(np.int64).max)
+    forced, one = np.int64(0), np.int64(1)
     if min_area > 1:
-        forced = np.int64(merge_phase(graph, node, merges, forced, rule, min_area, one))
-    done = merge_phase(graph, node, merges, forced, rule, everything, stop)
+        for most in range(2 if asked_for else 1):
+            forced = np.int64(
+                merge_phase(graph, node, merges, forced, rule, min_area, np.int64(most), one)
+            )
+    done = forced
+    for most in range(3 if asked_for else 1):
+        done = np.int64(
+            merge_phase(graph, node, merges, done, rule, np.int64(ANY), np.int64(most), stop)
+        )
     return merges[:done], int(forced)
 
 
