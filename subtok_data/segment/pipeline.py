@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from subtok_data.segment.budget import Budget, apply_budget
 from subtok_data.segment.geometry import TokenGeometry, measure, token_shapes
 from subtok_data.segment.order import Order, order_tokens
+from subtok_data.segment.overlaps import match_regions
 from subtok_data.segment.partition import (
     Evidence,
     Partition,
@@ -19,6 +20,7 @@ from subtok_data.segment.partition import (
     TokenMap,
     token_dtype,
 )
+from subtok_data.segment.prompts import Prompts
 
 __all__ = ["Segmented", "arrange", "segment_image"]
 
@@ -41,6 +43,9 @@ class Segmented:
         Each token's region, cropped to its box.
     requested : int, optional
         The exact number of tokens asked for.
+    prompt_tokens : (P,) int64, optional
+        The token that fits each prompt best, where there are prompts
+        (:func:`~subtok_data.segment.overlaps.match_regions`).
     """
 
     token_map: TokenMap
@@ -49,6 +54,7 @@ class Segmented:
     token_fields: Mapping[str, NDArray[Any]]
     shapes: NDArray[np.bool_] | None = None
     requested: int | None = None
+    prompt_tokens: NDArray[np.int64] | None = None
 
     @property
     def shortfall(self) -> int:
@@ -128,7 +134,8 @@ def segment_image(
         How to cut. For ``budget.num_tokens`` its ``for_num_tokens`` is used, where it has one.
     evidence : mapping of str to array
         What the partitioner reads. ``"image"``, (H, W, 3) uint8, also serves to merge tokens by
-        colour where the partition has no cost map.
+        colour where the partition has no cost map; prompts
+        (:meth:`~subtok_data.segment.prompts.Prompts.to_evidence`) are matched with the tokens.
     size : (H, W)
         Size of the picture in pixels.
     budget : Budget, optional
@@ -165,6 +172,13 @@ def segment_image(
             f"expected {tuple(size)}; the evidence must have the size of the picture"
         )
     partition = apply_budget(partition, budget, evidence.get("image"))
-    return arrange(
+    segmented = arrange(
         partition, order, shape_size=shape_size, requested=budget.num_tokens, overwrite=True
     )
+    prompts = Prompts.from_evidence(evidence)
+    if prompts is None:
+        return segmented
+    matched = match_regions(
+        segmented.token_map, segmented.num_tokens, prompts.regions(), segmented.geometry.areas
+    )
+    return replace(segmented, prompt_tokens=matched)
