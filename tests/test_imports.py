@@ -32,7 +32,7 @@ LEVELS = [
     {"batch", "contract", "pixels"},
     {"nn", "text"},
     {"data"},
-    {"integrations"},
+    {"imagefree", "integrations"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from subtok_data.data.pending import StreamPosition
 from subtok_data.errors import ConfigError
+
+if TYPE_CHECKING:
+    from subtok_data.data.pending import StreamPosition
 
 __all__ = ["LoaderState"]
 

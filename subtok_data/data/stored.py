@@ -12,16 +12,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from subtok_data.data.record import decode_record, encode_record
-from subtok_data.data.sample import Sample
 from subtok_data.errors import ConfigError, SampleError
-from subtok_data.images import resize
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from subtok_data.data.sample import Sample
 
 __all__ = ["SHARD_ROWS", "StoredRow", "StoredTokens", "TokenWriter"]
 
@@ -202,6 +205,34 @@ class StoredTokens:
                 f"{self._num_rows}: give the dataset that was tokenized"
             )
 
+    def places(self) -> NDArray[np.int64]:
+        """(row, number within the row) of every stored map, as a (maps, 2) array."""
+        column = pq.read_table(self.folder / _INDEX, columns=["num_visual_tokens"]).column(0)
+        maps = [len(counts) for counts in column.to_pylist()]
+        rows = np.repeat(np.arange(len(maps)), maps)
+        number = np.arange(len(rows)) - np.repeat(np.cumsum(maps) - maps, maps)
+        return np.stack([rows, number], axis=1).astype(np.int64)
+
+    def read(self, index: int) -> list[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
+        """Token maps of one dataset row, each with its token fields, without the images.
+
+        Raises
+        ------
+        SampleError
+            If the row has none; the reason is the one met when they were made.
+        """
+        records, error = self._row(index)
+        if error is not None:
+            raise SampleError(f"no stored tokens: {error}", index=index, stage="decode")
+        return [decode_record(record) for record in records]
+
+    def _row(self, index: int) -> tuple[list[bytes], str | None]:
+        number, row = divmod(index, self._shard_rows)
+        if number not in self._open:
+            self._open[number] = _open_shard(_shard(self.folder, number))
+        table = self._open[number]
+        return table.column("records")[row].as_py(), table.column("error")[row].as_py()
+
     def attach(self, sample: Sample) -> None:
         """Give a sample its token maps, and bring its images to their size.
 
@@ -210,12 +241,7 @@ class StoredTokens:
         SampleError
             If there are none for this row; the reason is the one met when they were made.
         """
-        number, row = divmod(sample.index, self._shard_rows)
-        if number not in self._open:
-            self._open[number] = _open_shard(_shard(self.folder, number))
-        table = self._open[number]
-        error = table.column("error")[row].as_py()
-        records: list[bytes] = table.column("records")[row].as_py()
+        records, error = self._row(sample.index)
         if error is not None or len(records) != len(sample.images):
             reason = error or f"{len(records)} stored maps for {len(sample.images)} images"
             raise SampleError(
@@ -224,6 +250,8 @@ class StoredTokens:
                 path=sample.paths[0] if sample.paths else None,
                 stage="decode",
             )
+        from subtok_data.images import resize  # here, so that reading maps alone loads no decoder
+
         found = [decode_record(record) for record in records]
         sample.token_maps = [token_map for token_map, _ in found]
         sample.token_fields = [fields for _, fields in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from subtok_data.nn.cells import TokenCells, pool_tokens, token_cells
 from subtok_data.nn.embedding import TokenEmbedding
 from subtok_data.nn.features import FeatureEncoder
+from subtok_data.nn.knn import nearest_neighbors, smooth_feature_map, smooth_scores
 from subtok_data.nn.merge import merge_visual_tokens
 from subtok_data.nn.roi import roi_pool_tokens
 from subtok_data.nn.shapes import shape_codes
@@ -14,8 +15,11 @@ __all__ = [
     "TokenCells",
     "TokenEmbedding",
     "merge_visual_tokens",
+    "nearest_neighbors",
     "pool_tokens",
     "roi_pool_tokens",
     "shape_codes",
+    "smooth_feature_map",
+    "smooth_scores",
     "token_cells",
 ]
