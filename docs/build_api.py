@@ -136,9 +136,10 @@ def summary(value: Any) -> str:
 
 
 def members(cls: type) -> list[str]:
-    """One line for each public method and property that a class defines itself."""
+    """One line for each public method and property of a class, and of its bases here."""
+    own = [vars(base) for base in cls.__mro__ if base.__module__.startswith("subtok_data.")]
     lines: list[str] = []
-    for name, value in vars(cls).items():
+    for name, value in {name: found[name] for found in reversed(own) for name in found}.items():
         if name.startswith("_") and name != "__call__":
             continue
         if isinstance(value, property):

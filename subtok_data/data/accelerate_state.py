@@ -38,7 +38,7 @@ class AccelerateState(DataLoaderStateMixin):
         """Accelerate's shared state; the same object everywhere."""
         return GradientState()
 
-    def begin_epoch(self, remainder: int) -> None:
+    def _begin_epoch(self, remainder: int) -> None:
         """Register with accelerate at the start of an epoch.
 
         Parameters
@@ -50,7 +50,7 @@ class AccelerateState(DataLoaderStateMixin):
         self.remainder = remainder
         self.gradient_state._add_dataloader(self)  # pyright: ignore[reportPrivateUsage]
 
-    def end_epoch(self) -> None:
+    def _end_epoch(self) -> None:
         """Unregister."""
         state: Any = self.gradient_state
         if any(one is self for one in state.dataloader_references if one is not None):
