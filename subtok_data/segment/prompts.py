@@ -167,10 +167,11 @@ class Prompts:
         if tuple(size) == self.size:
             return self
         scale = np.array([size[1] / self.size[1], size[0] / self.size[0]], np.float32)
+        bounds = np.array([size[1], size[0]] * 2, np.float32)
         return replace(
             self,
             size=(int(size[0]), int(size[1])),
-            boxes=self.boxes * np.tile(scale, 2),
+            boxes=np.minimum(self.boxes * np.tile(scale, 2), bounds),  # rounding goes over
             points=self.points * scale,
             masks=None if self.masks is None else self.masks.resized(size),
         )
