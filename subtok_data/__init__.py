@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from subtok_data.data.dataset import SubobjectDataset
     from subtok_data.data.files import ImageFiles
     from subtok_data.data.loader import SubobjectLoader
+    from subtok_data.data.prompts import PromptColumns
     from subtok_data.data.sampler import BatchPlan
     from subtok_data.data.stream import SubobjectIterableDataset
     from subtok_data.errors import SampleError, SubtokError, WorkerCrashError
     from subtok_data.nn import TokenEmbedding, merge_visual_tokens
     from subtok_data.pixels import PixelConfig
+    from subtok_data.segment.prompts import Prompts
     from subtok_data.segment.watershed import watershed_tokens
     from subtok_data.segmenters import (
         EPOCSegmenter,
@@ -43,6 +45,8 @@ _HOME = {
     "PanopticSegmenter": "subtok_data.segmenters",
     "PatchSegmenter": "subtok_data.segmenters",
     "PixelConfig": "subtok_data.pixels",
+    "PromptColumns": "subtok_data.data.prompts",
+    "Prompts": "subtok_data.segment.prompts",
     "SAMEdgeSegmenter": "subtok_data.segmenters",
     "SAMSegmenter": "subtok_data.segmenters",
     "SampleError": "subtok_data.errors",
@@ -70,6 +74,8 @@ __all__ = [
     "PanopticSegmenter",
     "PatchSegmenter",
     "PixelConfig",
+    "PromptColumns",
+    "Prompts",
     "SAMEdgeSegmenter",
     "SAMSegmenter",
     "SampleError",
