@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from heapq import heappop, heappush
+from itertools import combinations
+from itertools import count as counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.measure import label
 
 from subtok_data.segment.overlaps import match_regions
 from subtok_data.segment.packed import PackedMasks, encode_mask
+from subtok_data.segment.partition import Partition
+from subtok_data.segment.parts import PartRules
+from subtok_data.segment.prompt_regions import best_union, prompt_regions
+from subtok_data.segment.prompted import PromptedPartitioner
+from subtok_data.segment.prompts import Prompts
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -99,3 +108,154 @@ def test_a_region_without_tokens_gets_the_nearest():
         match_regions(token_map, 2, empty)
     with pytest.raises(ValueError, match="1 × 5 pixels for a token map of 5 × 1"):
         match_regions(token_map.T, 2, regions)
+
+
+@settings(deadline=None, max_examples=100)
+@given(SEEDS)
+def test_no_union_of_tokens_fits_a_box_better(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 9))
+    inside = rng.integers(1, 20, count)
+    areas = inside + rng.integers(0, 20, count) * (rng.random(count) < 0.8)
+    box = int(inside.sum() + rng.integers(0, 9))
+    best = max(
+        Fraction(int(inside[list(union)].sum()), int(box + (areas - inside)[list(union)].sum()))
+        for size in range(1, count + 1)
+        for union in combinations(range(count), size)
+    )
+    chosen, iou = best_union(inside, areas, box)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert iou == float(best)
+    assert Fraction(int(inside[chosen].sum()), int(box + (areas - inside)[chosen].sum())) == best
+
+
+def test_regions_of_boxes_and_points():
+    token_map = np.repeat([[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], 3, 0).astype(np.int16)
+    tokens = Partition(token_map, 3)
+
+    def columns(min_iou=0.5, **options):
+        regions = prompt_regions(Prompts.of((3, 12), **options), tokens, min_iou)
+        masks = [regions.mask(i) for i in range(len(regions))]
+        assert all((mask == mask[0]).all() for mask in masks)
+        return ["".join(".#"[int(pixel)] for pixel in mask[0]) for mask in masks]
+
+    near, far = [0.1, 0, 5.6, 3], [3, 0, 5, 3]
+    assert columns(boxes=[near, far]) == ["########....", "...##......."]
+    assert columns(boxes=[far], min_iou=0.2) == ["########...."]
+    assert columns(boxes=[[4.2, 0, 4.4, 3]]) == ["....#......."]  # thinner than a pixel
+    assert columns(points=[[1, 1]]) == ["####........"]
+    two = [[[1, 1], [5, 1]]]
+    assert columns(points=two) == ["########...."]
+    assert columns(points=two, labels=[[1, 0]]) == ["####........"]
+    assert columns(points=two, labels=[[1, -1]]) == ["####........"]
+    # Points of both kinds divide a token half-way; what is equally near is inside.
+    assert columns(points=[[[4, 1], [6, 1]]], labels=[[1, 0]]) == ["....##......"]
+    assert columns(points=[[[5.1, 1.2], [5.9, 1.7]]], labels=[[1, 0]]) == ["....####...."]
+    # Points correct the tokens of a box, and nothing left means the box.
+    assert columns(boxes=[near], points=[[5, 1]], labels=[0]) == ["####........"]
+    assert columns(boxes=[near], points=[[10, 1]]) == ["############"]
+    assert columns(boxes=[near], points=two, labels=[[0, 0]]) == ["######......"]
+    # The mask counts where there is one.
+    mask = np.zeros((3, 12), bool)
+    mask[:, 7] = True
+    both = columns(boxes=[near, near], masks=[mask, ~mask & False])
+    assert both == [".......#....", "########...."]
+
+
+def paint_by_hand(found, regions, rules, automatic, levels):
+    """The definition, with plain loops over whole masks."""
+    count, size = len(regions), found.shape
+    painted = found + count if automatic else np.full(size, -1)
+    whole = {value: int((painted == value).sum()) for value in np.unique(painted)}
+    for prompt in sorted(range(count), key=lambda i: (-regions[i].sum(), -i)):
+        painted[regions[prompt]] = prompt
+    for value in np.unique(painted[painted >= 0]):
+        parts = label(painted == value, connectivity=1)
+        areas = np.bincount(parts.ravel())[1:]
+        for part, area in enumerate(areas):
+            spared = part == np.argmax(areas) if value < count else area == whole[value]
+            if area < rules.min_area and not spared:
+                painted[parts == part + 1] = -1
+    seeds, labels = np.full(size, -1), []
+    parts = label(painted, background=-2, connectivity=1)
+    for part in range(1, parts.max() + 1):
+        here = parts == part
+        value = int(painted[here][0])
+        gap = None if automatic else rules.gap_area
+        if value >= 0 or (gap is not None and here.sum() >= gap):
+            seeds[here] = len(labels)
+            labels.append(value)
+    return flood_by_hand(seeds, levels), labels
+
+
+def flood_by_hand(seeds, levels):
+    age, queue = counter(), []
+    for y, x in np.argwhere(seeds >= 0):
+        heappush(queue, (-1, next(age), y, x))
+    while queue:
+        level, _, y, x = heappop(queue)
+        for v, u in ((y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x)):
+            if 0 <= v < seeds.shape[0] and 0 <= u < seeds.shape[1] and seeds[v, u] < 0:
+                seeds[v, u] = seeds[y, x]
+                heappush(queue, (max(level, int(levels[v, u])), next(age), v, u))
+    return seeds
+
+
+PROMPT_RULES = st.builds(
+    PartRules,
+    min_area=st.integers(0, 12),
+    gap_area=st.none() | st.integers(1, 30),
+    fill=st.sampled_from(["nearest", "boundary"]),
+)
+
+
+class Given:
+    """Takes the token map from the evidence; has a cost map."""
+
+    has_cost_map = True
+
+    def __call__(self, evidence, size):
+        token_map = evidence["found"]
+        fields = {"class": np.arange(token_map.max() + 1) + 5}
+        return Partition(token_map, int(token_map.max()) + 1, evidence["levels"], fields)
+
+
+def connected_tokens(rng, size):
+    token_map, _ = random_tokens(rng, size)
+    parts = label(token_map, background=-1, connectivity=1) - 1
+    return parts.astype(np.int16)
+
+
+@settings(deadline=None, max_examples=300)
+@given(SEEDS, PROMPT_RULES, st.booleans())
+def test_regions_are_painted_over_tokens(seed, rules, automatic):
+    rng = np.random.default_rng(seed)
+    size = random_size(rng, 24)
+    found = connected_tokens(rng, size)
+    levels = rng.integers(0, 256, size, np.uint8)
+    masks = [mask for mask in random_regions(rng, size) if mask.any()]
+    partitioner = PromptedPartitioner(Given(), rules, automatic)
+    evidence = {"found": found, "levels": levels}
+    if masks:
+        evidence |= Prompts.of(size, masks=masks).to_evidence()
+    partition = partitioner(evidence, size)
+    token_map, fields = partition.token_map, partition.token_fields
+    if not masks:
+        assert np.array_equal(token_map, found)
+        assert fields["prompt"].max() == -1
+        assert fields["source"].max() == 0
+        return
+    if rules.fill == "nearest":
+        levels = np.zeros(size, np.uint8)
+    expected, labels = paint_by_hand(found.astype(int), masks, rules, automatic, levels)
+    assert np.array_equal(token_map, expected)
+    count = len(masks)
+    assert fields["prompt"].tolist() == [v if 0 <= v < count else -1 for v in labels]
+    assert fields["source"].tolist() == [1 if v < 0 else 2 * (v < count) for v in labels]
+    assert fields["class"].tolist() == [v - count + 5 if v >= count else -1 for v in labels]
+    assert partition.protected.tolist() == [0 <= v < count for v in labels]
+    # Complete, and each token 4-connected.
+    parts, tokens = label(token_map, background=-1, return_num=True, connectivity=1)
+    assert tokens == partition.num_tokens == len(np.unique(token_map))
+    assert parts.min() == 1
+    assert np.array_equal(partitioner(evidence, size).token_map, token_map)

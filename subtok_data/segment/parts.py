@@ -106,7 +106,10 @@ def edge_levels(
 
 
 def fill_parts(
-    painted: NDArray[np.int32], rules: PartRules, levels: NDArray[np.uint8] | None = None
+    painted: NDArray[np.int32],
+    rules: PartRules,
+    levels: NDArray[np.uint8] | None = None,
+    spared: NDArray[np.int64] | None = None,
 ) -> tuple[TokenMap, NDArray[np.int32]]:
     """Make tokens of the connected parts of labels, and give every other pixel to one of them.
 
@@ -120,6 +123,9 @@ def fill_parts(
         Boundary map along which the rest is flooded, tokens being the minima. Without it the rest
         joins the nearest token; among equally near ones, the one that a breadth-first search in
         raster order reaches first.
+    spared : (V,) int64, optional
+        For each label from 0 on, the pixels from which on a part is a token even if it is smaller
+        than ``rules.min_area``; 0: the largest part alone, the first of equals.
 
     Returns
     -------
@@ -140,7 +146,11 @@ def fill_parts(
     painted = np.ascontiguousarray(painted)
     num_runs = painted.shape[0] + int(np.count_nonzero(painted[:, 1:] != painted[:, :-1]))
     gap_area = painted.size + 1 if rules.gap_area is None else rules.gap_area
-    runs, first_run, parts, labels, left = label_parts(painted, num_runs, rules.min_area, gap_area)
+    if spared is None:
+        spared = np.zeros(0, np.int64)
+    runs, first_run, parts, labels, left = label_parts(
+        painted, num_runs, rules.min_area, gap_area, spared
+    )
     count = len(labels)
     if count == 0:
         return np.zeros(painted.shape, np.int16), np.array([-1], np.int32)

@@ -119,8 +119,31 @@ def measure_parts(
 
 
 @kernel
+def spare_parts(areas: NDArray[np.int64], of: Ints, spared: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which parts stay however small; see :func:`label_parts`."""
+    stays = np.zeros(areas.size, np.bool_)
+    largest = np.full(spared.size, -1, np.int32)
+    for part in range(areas.size):
+        label = of[part]
+        if label < 0 or label >= spared.size:
+            continue
+        if spared[label] > 0:
+            stays[part] = areas[part] >= spared[label]
+        elif largest[label] < 0 or areas[part] > areas[largest[label]]:
+            largest[label] = part
+    for label in range(spared.size):
+        if largest[label] >= 0:
+            stays[largest[label]] = True
+    return stays
+
+
+@kernel
 def label_parts(
-    painted: Ints, num_runs: Scalar, min_area: Scalar, gap_area: Scalar
+    painted: Ints,
+    num_runs: Scalar,
+    min_area: Scalar,
+    gap_area: Scalar,
+    spared: NDArray[np.int64],
 ) -> tuple[Ints, Ints, Ints, Ints, Scalar]:
     """Connected parts that are large enough to be tokens.
 
@@ -134,6 +157,9 @@ def label_parts(
         Smaller parts of a label count as gap.
     gap_area : int
         Smaller parts of the gap are no tokens.
+    spared : (V,) int64
+        Pixels from which on a part of each label stays, whatever ``min_area`` says; 0: the largest
+        part, the first of equals. No part is spared of labels from V on.
 
     Returns
     -------
@@ -157,9 +183,10 @@ def label_parts(
     areas = np.zeros(count, np.int64)
     of = np.empty(count, np.int32)
     measure_parts(runs, values, labels, areas, of)
+    stays = spare_parts(areas, of, spared)
     dropped = False
     for i in range(num_runs):
-        if values[i] >= 0 and areas[labels[i]] < min_area:
+        if values[i] >= 0 and areas[labels[i]] < min_area and not stays[labels[i]]:
             values[i] = -1
             dropped = True
     if dropped:  # gaps have grown, and may have grown together
