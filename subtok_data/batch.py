@@ -36,7 +36,10 @@ EXTENSION_FIELDS = ("source", "class", "prompt")
 PACKED_KEYS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 """Keys by which a packed batch tells models where its samples begin."""
 
-REGION_KEYS = ("region_to_image", "region_to_token", "region_prompt", "region_boxes")
+REGION_KEYS = (
+    *("region_to_image", "region_to_token", "region_prompt", "region_boxes", "region_texts"),
+    *("region_input_ids", "region_attention_mask", "region_labels", "region_task"),
+)
 """Keys of prompted regions, R in all images of a batch together."""
 
 RESERVED_KEYS = frozenset(

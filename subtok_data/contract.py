@@ -37,6 +37,10 @@ _LAYOUT: dict[str, tuple[tuple[torch.dtype, ...], tuple[str | int, ...]]] = {
     "region_to_token": ((torch.int64,), ("R",)),
     "region_prompt": ((torch.int64,), ("R",)),
     "region_boxes": ((torch.float32,), ("R", 4)),
+    "region_input_ids": ((torch.int64,), ("R", "T")),
+    "region_attention_mask": ((torch.int64,), ("R", "T")),
+    "region_labels": ((torch.int64,), ("R", "labels")),
+    "region_task": ((torch.int64,), ("R",)),
     "source_sizes": ((torch.int64,), ("I", 2)),
     "image_to_sample": ((torch.int64,), ("I",)),
     "sample_index": ((torch.int64,), ("B",)),
@@ -91,6 +95,7 @@ def validate_batch(
     if not problems:  # values are compared only where the shapes allow it
         problems += _token_problems(batch, full=coverage == "full")
         problems += _region_problems(batch)
+        problems += _region_text_problems(batch)
         problems += _text_problems(batch, padding_side, placeholder_id)
     if problems:
         lines = "\n".join(f"- {problem}" for problem in problems)
@@ -206,6 +211,26 @@ def _region_problems(batch: Mapping[str, Tensor]) -> Iterator[str]:
         bad = (x0 < 0) | (y0 < 0) | ~(x1 > x0) | ~(y1 > y0) | (x1 > 1) | (y1 > 1)
         for region in bad.nonzero().flatten().tolist():
             yield f"region {region}: box {batch['region_boxes'][region].tolist()} of the picture"
+
+
+def _region_text_problems(batch: Mapping[str, Any]) -> Iterator[str]:
+    regions = len(batch.get("region_to_image", ()))
+    if "region_texts" in batch and len(batch["region_texts"]) != regions:
+        yield f"{len(batch['region_texts'])} 'region_texts' for {regions} regions"
+    if "region_attention_mask" not in batch or "region_labels" not in batch:
+        return
+    mask, labels = batch["region_attention_mask"], batch["region_labels"]
+    if bool(((mask != 0) & (mask != 1)).any()):
+        yield "'region_attention_mask' has values other than 0 and 1"
+    if bool((mask.diff(dim=1) > 0).any()):
+        yield "'region_attention_mask' is not padded on the right"
+    lead = labels.shape[1] - mask.shape[1]
+    if lead < 0:
+        yield f"'region_labels' has {labels.shape[1]} columns for {mask.shape[1]} tokens"
+        return
+    unlearned = torch.cat([labels[:, :lead].flatten(), labels[:, lead:][mask == 0]])
+    if bool((unlearned != -100).any()):
+        yield "'region_labels' is not -100 in front of the text and on padding"
 
 
 def _text_problems(

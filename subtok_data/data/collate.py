@@ -29,10 +29,19 @@ from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.pixels import PixelConfig
 from subtok_data.segment.prompts import Prompts
-from subtok_data.text import TextConfig, TextEncoder
+from subtok_data.text import EncodedText, TextConfig, TextEncoder
+from subtok_data.text.regions import RegionRow, RegionText
 from subtok_data.tokenizer import Canvas, SubobjectTokenizer
 
 __all__ = ["SubobjectCollator", "WorkerHalf"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Texts of a sample as tokens: its own, and those of its regions."""
+
+    text: EncodedText | None
+    regions: list[RegionRow]
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class WorkerHalf:
     on_error: str
     max_pixels: int
     prompts: PromptColumns | None = None
+    regions: RegionText | None = None
 
     def collate(self, rows: Sequence[Any]) -> PendingBatch:
         """Decode what is not decoded yet, resize, encode text, and pack one buffer."""
@@ -56,7 +66,7 @@ class WorkerHalf:
         if rows[0] is STREAM_PLACEHOLDER:
             return PendingBatch(collator_key=self.key)
         samples, replaced = self._samples(rows)
-        samples, texts, more = self._encode(samples)
+        samples, encoded, more = self._encode(samples)
         images = [image for sample in samples for image in sample.images]
         maps = _token_maps(samples)
         fitted = images if maps is not None else [self.canvas.fit(image) for image in images]
@@ -79,8 +89,9 @@ class WorkerHalf:
             columns=collate_columns(
                 [self._passing(sample.columns) for sample in samples], self.columns
             ),
-            texts=texts,
+            texts=None if self.encoder is None else [one.text for one in encoded],
             prompts=_prompts(samples, fitted),
+            region_texts=None if self.regions is None else [one.regions for one in encoded],
             replaced=[*(r for s in samples for r in s.replaced), *replaced, *more],
             position=getattr(rows[-1], "position", None),
         )
@@ -116,14 +127,15 @@ class WorkerHalf:
 
     def _encode(
         self, samples: list[Sample]
-    ) -> tuple[list[Sample], list[Any] | None, list[Replacement]]:
-        if self.encoder is None:
-            return samples, None, []
+    ) -> tuple[list[Sample], list[_Encoded], list[Replacement]]:
+        """Texts of each sample as tokens; a sample whose text is bad is replaced."""
+        if self.encoder is None and self.regions is None:
+            return samples, [], []
         found: list[Sample | SampleError] = []
-        encoded: dict[int, Any] = {}
+        encoded: dict[int, _Encoded] = {}
         for sample in samples:
             try:
-                encoded[id(sample)] = self.encoder.encode(sample.columns, len(sample.images))
+                encoded[id(sample)] = self._encoded(sample)
             except (SampleError, ValueError) as error:
                 failed = SampleError(
                     str(error),
@@ -138,6 +150,21 @@ class WorkerHalf:
             found.append(sample)
         kept, replaced = _stand_in(found, samples)
         return kept, [encoded[id(sample)] for sample in kept], replaced
+
+    def _encoded(self, sample: Sample) -> _Encoded:
+        text = None
+        if self.encoder is not None:
+            text = self.encoder.encode(sample.columns, len(sample.images))
+        if self.regions is None:
+            return _Encoded(text, [])
+        texts = [one.texts for one in sample.prompts or ()]
+        if not texts or None in texts:
+            raise ConfigError(
+                "region_text= needs regions with texts: take a RegionDataset, or name the column "
+                "in PromptColumns(texts=…)"
+            )
+        words = [text for own in texts for text in own or ()]
+        return _Encoded(text, self.regions.encode(words, sample.columns))
 
 
 def _stand_in(
@@ -235,6 +262,8 @@ class SubobjectCollator:
     prompts : PromptColumns, optional
         Columns that hold regions; rows of a :class:`~subtok_data.SubobjectDataset` know them
         already.
+    region_text : RegionText, optional
+        Makes ``region_input_ids`` and ``region_labels`` of the regions' texts.
 
     Attributes
     ----------
@@ -267,6 +296,7 @@ class SubobjectCollator:
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         prompts: PromptColumns | None = None,
+        region_text: RegionText | None = None,
     ) -> None:
         if pixels is not None and image_processor is not None:
             raise ConfigError("give pixels= or image_processor=, not both")
@@ -285,6 +315,7 @@ class SubobjectCollator:
             on_error=check_on_error(on_error),
             max_pixels=max_pixels,
             prompts=prompts,
+            regions=region_text,
         )
         options = FinishOptions(
             pixels=self.worker_half.pixels,

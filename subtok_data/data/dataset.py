@@ -161,19 +161,36 @@ class SubobjectDataset(Dataset[Sample]):
         except (OSError, ValueError) as error:
             # Datasets that decode on their own fail here.
             raise SampleError(str(error), index=index, stage="decode") from error
-        sample = decode_row(
-            row,
-            image_column=self.image_column,
-            index=index,
-            max_pixels=self.max_pixels,
-            prompts=self.prompts,
-        )
+        sample = self.decode(row, index)
         if self.tokens is not None:
             self.tokens.attach(sample)
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)
         return sample
+
+    def decode(self, row: Any, index: int) -> Sample:
+        """Decode a row, before stored tokens and augmentation; datasets of other rows replace it.
+
+        Parameters
+        ----------
+        row : mapping, tuple or image
+            What the wrapped dataset gave.
+        index : int
+            Its index.
+
+        Raises
+        ------
+        SampleError
+            If the row cannot be decoded.
+        """
+        return decode_row(
+            row,
+            image_column=self.image_column,
+            index=index,
+            max_pixels=self.max_pixels,
+            prompts=self.prompts,
+        )
 
     def replacement(self, index: int, reason: str) -> Sample:
         """Return a good sample in place of a bad one, the same one every time.

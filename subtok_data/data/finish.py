@@ -28,6 +28,7 @@ from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import Segmented, SegmentTask
 from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter, takes_prompts
 from subtok_data.text import EncodedText, layout_text
+from subtok_data.text.regions import RegionRow, layout_regions
 
 if TYPE_CHECKING:
     from subtok_data.data.collate import WorkerHalf
@@ -90,6 +91,7 @@ class SampleWork:
     token_fields: list[dict[str, NDArray[Any]]] | None
     text: EncodedText | None
     prompts: list[Prompts] | None = None
+    region_texts: list[RegionRow] | None = None
     futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
     cut: list[Segmented] = field(default_factory=list[Segmented])
     error: SampleError | None = None
@@ -184,6 +186,7 @@ class BatchFinisher:
                     token_fields=None if fields is None else [next(fields) for _ in range(count)],
                     text=None if raw.texts is None else raw.texts[place],
                     prompts=None if prompts is None else [next(prompts) for _ in range(count)],
+                    region_texts=None if raw.region_texts is None else raw.region_texts[place],
                 )
             )
         return BatchWork(samples, raw.columns, raw.many, raw.tokens_hash, list(raw.replaced))
@@ -326,6 +329,7 @@ class BatchFinisher:
         if samples[0].prompts is not None:
             prompts = [one for sample in samples for one in sample.prompts or []]
             visual.update(list_regions(prompts, cut))
+            visual.update(self._region_text(samples, prompts))
         if work.many:
             owners = [place for place, sample in enumerate(samples) for _ in sample.images]
             visual["image_to_sample"] = torch.tensor(owners, dtype=torch.int64)
@@ -338,6 +342,19 @@ class BatchFinisher:
             key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()
         }
+
+    def _region_text(
+        self, samples: Sequence[SampleWork], prompts: Sequence[Prompts]
+    ) -> dict[str, Any]:
+        """Texts of the regions: as they are, and as token ids."""
+        found: dict[str, Any] = {}
+        if all(one.texts is not None for one in prompts):
+            found["region_texts"] = [text for one in prompts for text in one.texts or ()]
+        config = self.worker_half.regions
+        if config is not None:
+            rows = [row for sample in samples for row in sample.region_texts or ()]
+            found.update(layout_regions(config, rows))
+        return found
 
     def _with_text(self, samples: Sequence[SampleWork], visual: dict[str, Any]) -> dict[str, Any]:
         encoder = self.worker_half.encoder

@@ -21,6 +21,7 @@ from torch import Tensor
 from subtok_data.data.sample import Replacement
 from subtok_data.errors import SubtokError
 from subtok_data.segment.prompts import Prompts
+from subtok_data.text.regions import RegionRow
 
 if TYPE_CHECKING:
     from subtok_data.data.collate import SubobjectCollator
@@ -108,7 +109,8 @@ class RawBatch:
 
     ``images`` are on the grid that is cut into tokens, ``encoder_images`` on the encoder's grid
     where that is another. Per-sample lists are in batch order; images, and their ``prompts`` (in
-    pixels of ``images``), are in order of their samples.
+    pixels of ``images``), are in order of their samples. ``region_texts`` has a list of rows, one
+    per prompt, for each sample.
     """
 
     images: RawImages
@@ -124,6 +126,7 @@ class RawBatch:
     columns: dict[str, Any]
     texts: list[Any] | None
     prompts: list[Prompts] | None = None
+    region_texts: list[list[RegionRow]] | None = None
     replaced: list[Replacement] = field(default_factory=list[Replacement])
     position: StreamPosition | None = None
 

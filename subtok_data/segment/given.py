@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from subtok_data.segment.partition import Evidence, Partition, token_dtype
 
@@ -17,6 +19,8 @@ class GivenPartitioner:
 
     A crop or a flip of a token map leaves numbers out and areas changed; the order of the task then
     puts what is left in order. Entries ``field_<name>`` are values per old token and follow along.
+
+    A label beyond these values, such as the padding of a picture, has the value −1.
 
     Examples
     --------
@@ -54,8 +58,14 @@ class GivenPartitioner:
         number = np.full(highest + 2, -1, dtype)  # the last entry is label −1
         number[present] = np.arange(present.size, dtype=dtype)
         fields = {
-            name.removeprefix("field_"): values[present]
+            name.removeprefix("field_"): _up_to(values, highest + 1)[present]
             for name, values in evidence.items()
             if name.startswith("field_")
         }
         return Partition(number[token_map], int(present.size), token_fields=fields)
+
+
+def _up_to(values: NDArray[Any], count: int) -> NDArray[Any]:
+    """At least ``count`` values: −1 where there is none."""
+    missing = max(0, count - len(values))
+    return np.concatenate([values, np.full((missing, *values.shape[1:]), -1, values.dtype)])

@@ -1,0 +1,220 @@
+"""COCO's JSON layout: instances, Objects365's boxes, panoptic maps. The class name is the text."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from subtok_data.data.regions.rows import (
+    AnnotatedImage,
+    AnnotatedRegion,
+    RegionRows,
+    read_json,
+)
+from subtok_data.errors import ConfigError, PromptError
+from subtok_data.segment.coco import label_runs
+
+__all__ = ["CocoRegions", "PanopticRegions", "plain_name"]
+
+_CROWD = "regions of a crowd"
+_LICENCE = "images of other licences"
+
+
+def plain_name(name: str) -> str:
+    """Words of a category name: COCO's stuff categories carry marks that nobody says.
+
+    Examples
+    --------
+    >>> plain_name("sky-other-merged"), plain_name("teddy bear"), plain_name("door-stuff")
+    ('sky', 'teddy bear', 'door')
+    """
+    for mark in ("-merged", "-other", "-stuff"):
+        name = name.removesuffix(mark)
+    return name.replace("-", " ")
+
+
+class CocoRegions(RegionRows):
+    """Objects of a COCO instances file, or of one with boxes only (Objects365, V3Det, LVIS).
+
+    What is said of a region is the name of its category: weak supervision (SCA, section 3.3).
+
+    Parameters
+    ----------
+    annotations : str or Path
+        JSON file with ``images``, ``annotations`` and ``categories``.
+    images : str or Path
+        Folder that its ``file_name`` entries are in.
+    masks : bool, optional
+        Read ``segmentation`` (polygons or run lengths) where there is one; else boxes only.
+    crowd : bool, optional
+        Take regions of a crowd (``iscrowd``) too: their box holds many objects.
+    phrase : callable, optional
+        From the name of a category to the text.
+    licences : collection of int, optional
+        Ids of image licences to take; all by default.
+    keep_empty : bool, optional
+        Keep images without a region.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not of this layout; the message names the file and the annotation.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        images: str | Path,
+        *,
+        masks: bool = True,
+        crowd: bool = False,
+        phrase: Callable[[str], str] = plain_name,
+        licences: Collection[int] | None = None,
+        keep_empty: bool = False,
+    ) -> None:
+        data = read_json(annotations, "a COCO annotation file")
+        counts: Counter[str] = Counter()
+        listed = _images(data, annotations, images, licences, counts)
+        names = _names(data, annotations, phrase)
+        known = {one.id for one in listed}
+        regions: dict[Any, list[AnnotatedRegion]] = defaultdict(list)
+        for place, one in enumerate(_list(data, "annotations", annotations)):
+            name = one.get("id", place)
+            if one.get("image_id") not in known:
+                counts[_LICENCE if licences is not None else "regions without an image"] += 1
+                continue
+            if one.get("iscrowd") and not crowd:
+                counts[_CROWD] += 1
+                continue
+            if one.get("category_id") not in names:
+                raise ConfigError(
+                    f"{annotations}: annotation {name!r} is of category "
+                    f"{one.get('category_id')!r}, which the file does not list"
+                )
+            regions[one["image_id"]].append(
+                AnnotatedRegion(
+                    name,
+                    _corners(one.get("bbox"), name, annotations),
+                    [names[one["category_id"]]],
+                    (one.get("segmentation") or None) if masks else None,
+                )
+            )
+        super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
+
+
+class PanopticRegions(RegionRows):
+    """Segments of a COCO panoptic file and its PNG maps: things and stuff, every pixel once.
+
+    Parameters
+    ----------
+    annotations : str or Path
+        JSON file with ``images``, ``annotations`` (``segments_info``) and ``categories``.
+    maps : str or Path
+        Folder of the PNGs; a pixel's segment is R + 256 G + 65536 B.
+    images : str or Path
+        Folder of the images.
+    crowd, phrase, licences, keep_empty : optional
+        As for :class:`CocoRegions`.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not of this layout.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        maps: str | Path,
+        images: str | Path,
+        *,
+        crowd: bool = False,
+        phrase: Callable[[str], str] = plain_name,
+        licences: Collection[int] | None = None,
+        keep_empty: bool = False,
+    ) -> None:
+        data = read_json(annotations, "a COCO panoptic file")
+        counts: Counter[str] = Counter()
+        listed = _images(data, annotations, images, licences, counts)
+        names = _names(data, annotations, phrase)
+        self._maps: dict[Any, str] = {}
+        regions: dict[Any, list[AnnotatedRegion]] = {}
+        for one in _list(data, "annotations", annotations):
+            if "segments_info" not in one or "file_name" not in one:
+                raise ConfigError(
+                    f"{annotations}: the annotation of image {one.get('image_id')!r} has no "
+                    "segments_info and file_name: a panoptic file is expected"
+                )
+            self._maps[one["image_id"]] = str(Path(maps) / one["file_name"])
+            regions[one["image_id"]] = found = []
+            for segment in one["segments_info"]:
+                if segment.get("iscrowd") and not crowd:
+                    counts[_CROWD] += 1
+                    continue
+                if segment.get("category_id") not in names:
+                    raise ConfigError(
+                        f"{annotations}: segment {segment.get('id')!r} is of category "
+                        f"{segment.get('category_id')!r}, which the file does not list"
+                    )
+                box = _corners(segment.get("bbox"), segment["id"], annotations)
+                found.append(AnnotatedRegion(segment["id"], box, [names[segment["category_id"]]]))
+        super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
+
+    def segmentations(self, index: int, part: slice) -> list[Any]:
+        """Masks of an image, from its PNG."""
+        path = self._maps[self._image_ids[index].as_py()]
+        with Image.open(path) as file:
+            colours = np.asarray(file.convert("RGB"), np.int32)
+        labels = colours @ np.array([1, 256, 65536], np.int32)
+        wanted: list[int] = self._ids[part].to_pylist()
+        size = [int(side) for side in labels.shape]
+        masks: list[Any] = []
+        for name, runs in zip(wanted, label_runs(labels, wanted), strict=True):
+            if len(runs) == 1:
+                raise PromptError(f"annotation {name!r} of {self.source} has no pixel in {path}")
+            masks.append({"size": size, "counts": runs})
+        return masks
+
+
+def _list(data: Any, name: str, path: str | Path) -> list[Mapping[str, Any]]:
+    if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
+        raise ConfigError(f"{path} is not a COCO annotation file: it has no list {name!r}")
+    return data[name]
+
+
+def _images(
+    data: Any,
+    path: str | Path,
+    folder: str | Path,
+    licences: Collection[int] | None,
+    counts: Counter[str],
+) -> list[AnnotatedImage]:
+    found: list[AnnotatedImage] = []
+    for one in _list(data, "images", path):
+        if "id" not in one or "file_name" not in one:
+            raise ConfigError(f"{path}: an image without id or file_name: {dict(one)}")
+        if licences is not None and one.get("license") not in licences:
+            counts[_LICENCE] += 1
+            continue
+        size = (int(one["height"]), int(one["width"])) if "height" in one else None
+        found.append(AnnotatedImage(one["id"], str(Path(folder) / one["file_name"]), size))
+    return found
+
+
+def _names(data: Any, path: str | Path, phrase: Callable[[str], str]) -> dict[int, str]:
+    return {one["id"]: phrase(one["name"]) for one in _list(data, "categories", path)}
+
+
+def _corners(box: Any, name: Any, path: str | Path) -> list[float]:
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: annotation {name!r} has the bbox {box!r}: expected x, y, width, height"
+        ) from error
+    return [x, y, x + width, y + height]
