@@ -171,7 +171,7 @@ def test_the_loss_falls(source: LabelMapSource, tmp_path: Path):
 def test_a_loss_that_is_not_finite_stops_the_run(source: LabelMapSource, tmp_path: Path):
     trainer = Trainer(preset("default", **TINY), [source], tmp_path, cpu=True)
     with torch.no_grad():
-        next(trainer._module.parameters()).fill_(float("nan"))
+        next(trainer._learner.module.parameters()).fill_(float("nan"))
     with pytest.raises(SubtokError, match="loss is nan at step 1"):
         trainer.run()
 
