@@ -14,7 +14,7 @@ from PIL import Image
 from subtok_data.errors import ConfigError
 from subtok_data.training.augment import draw_crop
 from subtok_data.training.config import AugmentConfig, TrainConfig, preset
-from subtok_data.training.readers import parse_source
+from subtok_data.training.parse import parse_source
 from subtok_data.training.rle import MaskSet, encode_mask, write_masks
 from subtok_data.training.sources import Sample, check_sources
 

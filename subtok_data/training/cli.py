@@ -97,7 +97,7 @@ def run_train(options: argparse.Namespace) -> int:
     options : argparse.Namespace
         What the parser of `add_train_parser` gave.
     """
-    from subtok_data.training.readers import parse_source
+    from subtok_data.training.parse import parse_source
     from subtok_data.training.trainer import Trainer
 
     given = {name: getattr(options, name) for name, _, _ in _SETTINGS}

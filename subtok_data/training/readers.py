@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,15 @@ from subtok_data.training.labels import (
     mask_from_segmentation,
     mean_strength,
 )
-from subtok_data.training.rle import MaskSet, decode_mask, encode_mask, read_masks
-from subtok_data.training.sources import BoundarySource, Sample
+from subtok_data.training.layouts import (
+    image_files,
+    paired_files,
+    read_bsds,
+    read_coco,
+    read_sa1b,
+)
+from subtok_data.training.rle import decode_mask, read_masks
+from subtok_data.training.sources import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -35,10 +41,8 @@ __all__ = [
     "LabelMapSource",
     "MaskSource",
     "TeacherSource",
-    "parse_source",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 #: Strength of an edge that a human drew without saying how sure they were: below certainty, since
 #: annotators trace outlines with an error of a pixel or two.
 HUMAN = 230
@@ -91,7 +95,7 @@ class BSDSSource(_FileSource):
         root = Path(root)
         pairs = [
             (path, root / "groundTruth" / split / f"{path.stem}.mat")
-            for path in _images(root / "images" / split).values()
+            for path in image_files(root / "images" / split).values()
         ]
         super().__init__(pairs, soft, str(root))
 
@@ -124,7 +128,7 @@ class CocoPanopticSource(_FileSource):
         soft: bool = True,
         licences: Collection[int] | None = None,
     ) -> None:
-        data, files = _read_coco(annotations, images, licences)
+        data, files = read_coco(annotations, images, licences)
         pairs = [
             (files[one["image_id"]], Path(maps) / one["file_name"])
             for one in data["annotations"]
@@ -137,7 +141,7 @@ class CocoPanopticSource(_FileSource):
             colours = np.asarray(file.convert("RGB"), np.int32)
         ids = colours @ np.array([1, 256, 65536], np.int32)
         if self.soft:
-            return np.where(edges_of_labels(ids), np.uint8(HUMAN), np.uint8(0)), True
+            return _drawn(edges_of_labels(ids))
         return _exact(boundary_from_labels(ids))
 
 
@@ -160,7 +164,7 @@ class CocoInstanceSource(_FileSource):
         soft: bool = True,
         licences: Collection[int] | None = None,
     ) -> None:
-        data, files = _read_coco(annotations, images, licences)
+        data, files = read_coco(annotations, images, licences)
         grouped: dict[int, list[Any]] = defaultdict(list)
         for one in data["annotations"]:
             if one["image_id"] in files:
@@ -174,7 +178,7 @@ class CocoInstanceSource(_FileSource):
         if not self.soft:
             return _exact(boundary_from_masks(masks))
         edges = np.any([edges_of_labels(one) for one in masks], axis=0)
-        return np.where(edges, np.uint8(HUMAN), np.uint8(0)), True
+        return _drawn(edges)
 
 
 class MaskSource(_FileSource):
@@ -191,7 +195,7 @@ class MaskSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, masks: str | Path, *, soft: bool = True) -> None:
-        files = _images(images)
+        files = image_files(images)
         pairs = [
             (files[path.stem], path)
             for path in sorted(Path(masks).iterdir())
@@ -220,7 +224,7 @@ class LabelMapSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, labels: str | Path, *, soft: bool = True) -> None:
-        super().__init__(_paired(images, labels), soft, str(labels))
+        super().__init__(paired_files(images, labels), soft, str(labels))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
         with Image.open(label) as file:
@@ -228,7 +232,7 @@ class LabelMapSource(_FileSource):
         if values.ndim == 3:
             values = values[..., :3] @ np.array([1, 256, 65536])
         if self.soft:
-            return np.where(edges_of_labels(values), np.uint8(HUMAN), np.uint8(0)), True
+            return _drawn(edges_of_labels(values))
         return _exact(boundary_from_labels(values))
 
 
@@ -242,112 +246,16 @@ class TeacherSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, maps: str | Path) -> None:
-        super().__init__(_paired(images, maps), True, str(maps))
+        super().__init__(paired_files(images, maps), True, str(maps))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
         with Image.open(label) as file:
             return np.array(file.convert("L"), np.uint8), False
 
 
-def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
-    """Build a source from ``KIND:FOLDER[,FOLDER…]``, as the command line takes it.
-
-    Parameters
-    ----------
-    text : str
-        ``bsds:ROOT,SPLIT``; ``panoptic:IMAGES,JSON,MAPS``; ``instances:IMAGES,JSON``;
-        ``masks:IMAGES,MASKS``; ``labels:IMAGES,LABELS``; ``teacher:IMAGES,MAPS``. A ``+open`` after
-        a COCO kind admits photos of open licences only.
-    soft : bool
-        Which form of label.
-
-    Raises
-    ------
-    ConfigError
-        An unknown kind, or a wrong number of folders.
-    """
-    kind, _, rest = text.partition(":")
-    kind, _, option = kind.partition("+")
-    parts = [part for part in rest.split(",") if part]
-    count = {"bsds": 2, "panoptic": 3, "instances": 2, "masks": 2, "labels": 2, "teacher": 2}
-    if kind not in count:
-        raise ConfigError(f"{text!r}: no such kind of data; there are {', '.join(count)}")
-    if len(parts) != count[kind]:
-        raise ConfigError(
-            f"{text!r}: {kind} takes {count[kind]} places separated by commas, got {len(parts)}"
-        )
-    if option and (option != "open" or kind not in ("panoptic", "instances")):
-        raise ConfigError(
-            f"{text!r}: '+{option}' is not known; panoptic and instances take '+open'"
-        )
-    licences = (4, 5, 7) if option else None
-    if kind == "bsds":
-        return BSDSSource(parts[0], parts[1], soft=soft)
-    if kind == "panoptic":
-        return CocoPanopticSource(*parts, soft=soft, licences=licences)
-    if kind == "instances":
-        return CocoInstanceSource(*parts, soft=soft, licences=licences)
-    if kind == "masks":
-        return MaskSource(*parts, soft=soft)
-    if kind == "labels":
-        return LabelMapSource(*parts, soft=soft)
-    return TeacherSource(*parts)
-
-
-def read_bsds(path: str | Path) -> list[NDArray[np.int32]]:
-    """Label maps of a BSDS ``.mat`` file, (H, W) int32 each, one an annotator."""
-    from scipy.io import loadmat  # slow to import
-
-    try:
-        entries = loadmat(str(path))["groundTruth"][0]
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is not a BSDS annotation: {error}") from error
-    return [one["Segmentation"][0, 0].astype(np.int32) for one in entries]
-
-
-def read_sa1b(path: str | Path) -> MaskSet:
-    """Masks of one of SA-1B's JSON files."""
-    try:
-        data = json.loads(Path(path).read_text())
-        size = (int(data["image"]["height"]), int(data["image"]["width"]))
-        entries = data["annotations"]
-        masks = [mask_from_segmentation(one["segmentation"], size) for one in entries]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is not an SA-1B annotation: {error}") from error
-    return MaskSet(
-        size,
-        [encode_mask(one) for one in masks],
-        np.array([one.get("predicted_iou", 1.0) for one in entries], np.float32),
-        np.array([one.get("stability_score", 1.0) for one in entries], np.float32),
-    )
-
-
 def _exact(lines: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
     return np.where(lines, np.uint8(255), np.uint8(0)), False
 
 
-def _images(folder: str | Path) -> dict[str, Path]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
-
-
-def _paired(images: str | Path, labels: str | Path) -> list[tuple[Path, Path]]:
-    files, maps = _images(images), _images(labels)
-    return [(files[stem], maps[stem]) for stem in files if stem in maps]
-
-
-def _read_coco(
-    annotations: str | Path, images: str | Path, licences: Collection[int] | None
-) -> tuple[dict[str, Any], dict[int, Path]]:
-    try:
-        data = json.loads(Path(annotations).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{annotations} is not a COCO annotation file: {error}") from error
-    files = {
-        one["id"]: Path(images) / one["file_name"]
-        for one in data["images"]
-        if licences is None or one["license"] in licences
-    }
-    return data, files
+def _drawn(edges: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
+    return np.where(edges, np.uint8(HUMAN), np.uint8(0)), True

@@ -1,0 +1,92 @@
+"""Files of published annotations: what BSDS500, COCO and SA-1B put where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subtok_data.errors import ConfigError
+from subtok_data.training.labels import mask_from_segmentation
+from subtok_data.training.rle import MaskSet, encode_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+__all__ = ["image_files", "paired_files", "read_bsds", "read_coco", "read_sa1b"]
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def read_bsds(path: str | Path) -> list[NDArray[np.int32]]:
+    """Label maps of a BSDS ``.mat`` file, (H, W) int32 each, one an annotator."""
+    from scipy.io import loadmat  # slow to import
+
+    try:
+        entries = loadmat(str(path))["groundTruth"][0]
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} is not a BSDS annotation: {error}") from error
+    return [one["Segmentation"][0, 0].astype(np.int32) for one in entries]
+
+
+def read_sa1b(path: str | Path) -> MaskSet:
+    """Masks of one of SA-1B's JSON files."""
+    try:
+        data = json.loads(Path(path).read_text())
+        size = (int(data["image"]["height"]), int(data["image"]["width"]))
+        entries = data["annotations"]
+        masks = [mask_from_segmentation(one["segmentation"], size) for one in entries]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is not an SA-1B annotation: {error}") from error
+    return MaskSet(
+        size,
+        [encode_mask(one) for one in masks],
+        np.array([one.get("predicted_iou", 1.0) for one in entries], np.float32),
+        np.array([one.get("stability_score", 1.0) for one in entries], np.float32),
+    )
+
+
+def image_files(folder: str | Path) -> dict[str, Path]:
+    """Images of a folder by their stem, sorted.
+
+    Raises
+    ------
+    ConfigError
+        There is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in _SUFFIXES}
+
+
+def paired_files(images: str | Path, labels: str | Path) -> list[tuple[Path, Path]]:
+    """Images of two folders that have the same stem."""
+    files, maps = image_files(images), image_files(labels)
+    return [(files[stem], maps[stem]) for stem in files if stem in maps]
+
+
+def read_coco(
+    annotations: str | Path, images: str | Path, licences: Collection[int] | None
+) -> tuple[dict[str, Any], dict[int, Path]]:
+    """A COCO annotation file, and the file of each image whose licence is admitted.
+
+    Raises
+    ------
+    ConfigError
+        It is no such file.
+    """
+    try:
+        data = json.loads(Path(annotations).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{annotations} is not a COCO annotation file: {error}") from error
+    files = {
+        one["id"]: Path(images) / one["file_name"]
+        for one in data["images"]
+        if licences is None or one["license"] in licences
+    }
+    return data, files
