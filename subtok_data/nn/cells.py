@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.errors import ConfigError
+from subtok_data.nn.intervals import area_intervals, bilinear_intervals, cell_size
 
 __all__ = ["TokenCells", "pool_tokens", "token_cells"]
 
 Sampling = Literal["area", "bilinear"]
+AxisIntervals = tuple[Tensor, Tensor, Tensor]
+"""Map pixel, cell and weight of each interval along one axis."""
 
 # Rectangles at most per step: bounds the working memory on large maps (8 bytes x 4 arrays each).
 _STEP = 1 << 22
@@ -55,67 +56,10 @@ class TokenCells:
     feature_shape: tuple[int, int, int]
 
 
-def cell_size(pixels: int, cells: int, stride: int | None, axis: str) -> tuple[int, int]:
-    """Size of a feature cell along one axis, in pixels, as a fraction (numerator, denominator)."""
-    if stride is not None:
-        # Off by a cell is what patches that do not divide the image leave; more is another stride.
-        if not pixels - stride < cells * stride < pixels + stride:
-            raise ConfigError(
-                f"feature map has {cells} cells for {pixels} pixels along its {axis}, which is no "
-                f"stride of {stride}: give the encoder's pixels per cell as stride=, about "
-                f"{round(pixels / cells)}"
-            )
-        return stride, 1
-    if pixels % cells and cells % pixels:
-        raise ConfigError(
-            f"feature map has {cells} cells for {pixels} pixels along its {axis}: cells of "
-            f"{pixels / cells:.3f} pixels would stretch the features. Give stride= (pixels per "
-            f"cell, for example the patch size of the encoder)"
-        )
-    return pixels, cells
-
-
-def _area_intervals(
-    pixels: int, valid: int, cells: int, size: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Intervals of one axis inside one map pixel and one cell: (pixel, cell, length)."""
-    # Integer coordinates in which both kinds of borders are exact: no interval of rounding noise.
-    num, den = size
-    pixel_step, cell_step = valid * den, num * pixels
-    inner = np.arange(1, cells, dtype=np.int64) * cell_step
-    end = pixels * pixel_step
-    cuts = np.concatenate([np.arange(pixels + 1, dtype=np.int64) * pixel_step, inner[inner < end]])
-    cuts = np.unique(cuts)
-    start = cuts[:-1]
-    # What the features do not reach (the rest of a side that patches do not divide) is read from
-    # the last cell, so that no token there is without content.
-    cell = np.minimum(start // cell_step, cells - 1)
-    return start // pixel_step, cell, np.diff(cuts) / pixel_step
-
-
-def _bilinear_intervals(
-    pixels: int, valid: int, cells: int, size: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Two taps per map pixel of a linear interpolation between cell centres."""
-    num, den = size
-    pixel = np.arange(pixels, dtype=np.int64)
-    # Cells of nothing but canvas padding are never read: the last one of the picture repeats.
-    last = min(cells, -(-valid * den // num)) - 1
-    position = np.clip((pixel + 0.5) * valid * den / (pixels * num) - 0.5, 0, last)
-    low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, last)
-    fraction = position - low
-    return (
-        np.concatenate([pixel, pixel]),
-        np.concatenate([low, high]),
-        np.concatenate([1 - fraction, fraction]),
-    )
-
-
 def _pairs_of_image(
     token_map: Tensor,
-    rows: tuple[Tensor, Tensor, Tensor],
-    columns: tuple[Tensor, Tensor, Tensor],
+    rows: AxisIntervals,
+    columns: AxisIntervals,
     num_tokens: int,
     cells: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,6 +94,32 @@ def _pairs_of_image(
         key, area = key[area > 0], area[area > 0]
     per_token = cells[0] * cells[1]
     return key // per_token, key % per_token, area
+
+
+def _shares_in_image(
+    token_map: Tensor,
+    rows: AxisIntervals,
+    columns: AxisIntervals,
+    num_tokens: int,
+    cells: tuple[int, int],
+    image: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (token, cell) of one image and the share of the cell in the token, float32."""
+    highest = int(token_map.max())
+    if highest >= num_tokens:
+        raise ValueError(
+            f"visual_token_map of image {image} holds token {highest}, but num_visual_tokens "
+            f"is {num_tokens}: indices must be in 0..{num_tokens - 1}"
+        )
+    token, cell, area = _pairs_of_image(token_map, rows, columns, num_tokens, cells)
+    total = torch.bincount(token, weights=area, minlength=num_tokens)
+    if not bool((total > 0).all()):
+        missing = int((total <= 0).nonzero()[0])
+        raise ValueError(
+            f"token {missing} of image {image} has no pixel in visual_token_map, which must "
+            f"hold every index in 0..{num_tokens - 1}"
+        )
+    return token, cell, (area / total[token]).float()
 
 
 @torch.no_grad()
@@ -216,19 +186,13 @@ def token_cells(
         cell_size(pixel_size[axis], feature_size[axis], stride, name)
         for axis, name in enumerate(("height", "width"))
     ]
-    intervals = _area_intervals if sampling == "area" else _bilinear_intervals
-    known: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
+    intervals = area_intervals if sampling == "area" else bilinear_intervals
 
-    def axis_intervals(axis: int, pixels: int, valid: int) -> tuple[Tensor, Tensor, Tensor]:
-        place = (axis, pixels, valid)
-        if place not in known:
-            pixel, cell, length = intervals(pixels, valid, feature_size[axis], unit[axis])
-            known[place] = (
-                torch.from_numpy(pixel).to(device),
-                torch.from_numpy(cell).to(device),
-                torch.from_numpy(length).to(device),
-            )
-        return known[place]
+    @cache  # pictures of one size share their intervals
+    def along(axis: int, pixels: int, valid: int) -> AxisIntervals:
+        found = intervals(pixels, valid, feature_size[axis], unit[axis])
+        pixel, cell, weight = (torch.from_numpy(one).to(device) for one in found)
+        return pixel, cell, weight
 
     tokens: list[Tensor] = []
     cells: list[Tensor] = []
@@ -237,29 +201,17 @@ def token_cells(
     for image, (map_size, valid_size) in enumerate(sizes):
         count = int(num_visual_tokens[image])
         picture = visual_token_map[image, : map_size[0], : map_size[1]]
-        highest = int(picture.max())
-        if highest >= count:
-            raise ValueError(
-                f"visual_token_map of image {image} holds token {highest}, but num_visual_tokens "
-                f"is {count}: indices must be in 0..{count - 1}"
-            )
-        token, cell, area = _pairs_of_image(
+        token, cell, weight = _shares_in_image(
             picture,
-            axis_intervals(0, int(map_size[0]), int(valid_size[0])),
-            axis_intervals(1, int(map_size[1]), int(valid_size[1])),
+            along(0, int(map_size[0]), int(valid_size[0])),
+            along(1, int(map_size[1]), int(valid_size[1])),
             count,
             feature_size,
+            image,
         )
-        total = torch.bincount(token, weights=area, minlength=count)
-        if not bool((total > 0).all()):
-            missing = int((total <= 0).nonzero()[0])
-            raise ValueError(
-                f"token {missing} of image {image} has no pixel in visual_token_map, which must "
-                f"hold every index in 0..{count - 1}"
-            )
         tokens.append(token + offset)
         cells.append(cell + image * feature_size[0] * feature_size[1])
-        weights.append((area / total[token]).float())
+        weights.append(weight)
         offset += count
     return TokenCells(
         torch.cat(tokens),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subtok_data.errors import ConfigError
-from subtok_data.nn.cells import TokenCells, cell_size, pool_tokens, token_cells
+from subtok_data.nn.cells import TokenCells, pool_tokens, token_cells
+from subtok_data.nn.intervals import cell_size
 from subtok_data.nn.roi import roi_pool_tokens
 from subtok_data.nn.shapes import shape_codes
 
