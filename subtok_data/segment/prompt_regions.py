@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from subtok_data.segment.geometry import measure
 from subtok_data.segment.overlaps import measure_overlaps
 from subtok_data.segment.packed import PackedMasks
-from subtok_data.segment.partition import Partition, TokenMap
+from subtok_data.segment.partition import Partition
 from subtok_data.segment.prompts import Prompts
-from subtok_data.segment.spans import Spans, concatenated_ranges, find_spans, join_spans
 
 __all__ = ["best_union", "prompt_regions"]
 
+Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
 
@@ -55,18 +55,14 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     scores = np.zeros(len(prompts), np.float32)
     if prompts.masks is not None:
         scores[prompts.has_mask] = prompts.masks.scores[prompts.has_mask]
-    found = _find_tokens(prompts, pixels, partition, min_iou)
-    if found:
-        spans = find_spans(pixels.counts, pixels.offsets)
-        kept = ~np.isin(spans.owner, list(found))
-        pieces = [Spans(spans.owner[kept], spans.starts[kept], spans.ends[kept])]
-        pieces += _spans_of_tokens(prompts, found, partition.token_map)
-        owner, starts, ends = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-        order = np.lexsort((starts, owner))
-        spans = Spans(owner[order], starts[order], ends[order])
-        counts, offsets = join_spans(spans, len(prompts), partition.token_map.size)
-        return PackedMasks(pixels.size, counts, offsets, scores)
-    return PackedMasks(pixels.size, pixels.counts, pixels.offsets, scores)
+    geometry = measure(partition.token_map, partition.num_tokens)
+    found = _find_tokens(prompts, pixels, partition, geometry.areas, min_iou)
+    runs = [pixels.runs(prompt) for prompt in range(len(prompts))]
+    for prompt, union in zip(
+        found, _join_tokens(prompts, found, partition, geometry.boxes), strict=True
+    ):
+        runs[prompt] = union
+    return PackedMasks.from_runs(runs, pixels.size, scores)
 
 
 def best_union(inside: Longs, areas: Longs, box_area: int) -> tuple[Longs, float]:
@@ -109,86 +105,68 @@ def best_union(inside: Longs, areas: Longs, box_area: int) -> tuple[Longs, float
 class _Tokens(NamedTuple):
     """Tokens that make up a region: whole ones, and some that points divide."""
 
-    whole: Longs
-    divided: Longs
+    whole: Ints
+    divided: Ints
 
 
 def _find_tokens(
-    prompts: Prompts, pixels: PackedMasks, partition: Partition, min_iou: float
+    prompts: Prompts, pixels: PackedMasks, partition: Partition, areas: Longs, min_iou: float
 ) -> dict[int, _Tokens]:
     """Tokens of the prompts without a mask; those that keep the pixels of their box left out."""
     found: dict[int, _Tokens] = {}
+    under = partition.token_map[tuple(np.moveaxis(_point_pixels(prompts), -1, 0))]
     boxed = np.flatnonzero(~prompts.has_mask & prompts.has_box)
     boxes = pixels.take(boxed)
     overlaps = measure_overlaps(partition.token_map, partition.num_tokens, boxes)
-    areas = measure(partition.token_map, partition.num_tokens).areas
     box_areas = boxes.areas
     for place, prompt in enumerate(boxed):
         tokens, inside = overlaps.of(place)
         best, iou = best_union(inside, areas[tokens], int(box_areas[place]))
         if iou >= min_iou:
-            region = _add_points(prompts, int(prompt), tokens[best], partition.token_map)
+            region = _add_points(tokens[best], under[prompt], prompts.labels[prompt])
             if len(region.whole) + len(region.divided):
                 found[int(prompt)] = region
     for prompt in np.flatnonzero(~prompts.has_mask & ~prompts.has_box):
-        none = np.zeros(0, np.int64)
-        found[int(prompt)] = _add_points(prompts, int(prompt), none, partition.token_map)
+        none = np.zeros(0, np.int32)
+        found[int(prompt)] = _add_points(none, under[prompt], prompts.labels[prompt])
     return found
 
 
-def _add_points(
-    prompts: Prompts, prompt: int, tokens: NDArray[np.integer[Any]], token_map: TokenMap
-) -> _Tokens:
-    """Add the tokens under a prompt's points inside, and leave out those under points outside."""
-    sides: list[Longs] = []
-    for label in (1, 0):
-        y, x = _point_pixels(prompts, prompt, label)
-        sides.append(np.unique(token_map[y, x]).astype(np.int64))
-    inner, outer = sides
+def _point_pixels(prompts: Prompts) -> NDArray[np.int64]:
+    """Row and column of the pixel of each point, (P, K, 2); anything where there is no point."""
+    last = np.array([prompts.size[1] - 1, prompts.size[0] - 1])
+    known = np.where(prompts.labels[..., None] >= 0, prompts.points, 0)
+    return known.astype(np.int64).clip(0, last)[..., ::-1]
+
+
+def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> _Tokens:
+    """Add the tokens under points inside, and leave out those under points outside."""
+    if not (labels >= 0).any():
+        return _Tokens(tokens, tokens[:0])
+    inner, outer = (np.unique(under[labels == label]).astype(np.int32) for label in (1, 0))
     whole = np.setdiff1d(np.union1d(tokens, inner), outer)
-    return _Tokens(whole.astype(np.int64), np.intersect1d(inner, outer))
+    return _Tokens(whole, np.intersect1d(inner, outer))
 
 
-def _point_pixels(prompts: Prompts, prompt: int, label: int) -> tuple[Longs, Longs]:
-    """Rows and columns of the pixels that a prompt's points with a label are in."""
-    x, y = prompts.points[prompt][prompts.labels[prompt] == label].astype(np.int64).T
-    return y.clip(0, prompts.size[0] - 1), x.clip(0, prompts.size[1] - 1)
+def _join_tokens(
+    prompts: Prompts, found: Mapping[int, _Tokens], partition: Partition, boxes: Ints
+) -> Iterator[Ints]:
+    """Run lengths of each region that is made of tokens."""
+    from subtok_data.segment.kernels.unions import DIVIDED, WHOLE, union_runs
 
-
-def _spans_of_tokens(
-    prompts: Prompts, found: Mapping[int, _Tokens], token_map: TokenMap
-) -> list[Spans]:
-    """Spans of each region, not sorted."""
-    flat = token_map.T.ravel()
-    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
-    ends = np.append(starts[1:], flat.size)
-    order = np.argsort(flat[starts], kind="stable")
-    tokens, starts, ends = flat[starts][order], starts[order], ends[order]
-    pieces: list[Spans] = []
-    for prompt, region in found.items():
-        own = _entries(tokens, region.whole)
-        pieces.append(Spans(np.full(len(own), prompt), starts[own], ends[own]))
-        if len(region.divided):
-            own = _entries(tokens, region.divided)
-            near = _nearer(prompts, prompt, starts[own], ends[own])
-            pieces.append(Spans(np.full(len(near), prompt), near, near + 1))
-    return pieces
-
-
-def _entries(tokens: NDArray[np.integer[Any]], wanted: Longs) -> Longs:
-    """Places of the wanted tokens in a sorted list."""
-    first = np.searchsorted(tokens, wanted)
-    return concatenated_ranges(first, np.searchsorted(tokens, wanted, side="right"))
-
-
-def _nearer(prompts: Prompts, prompt: int, starts: Longs, ends: Longs) -> Longs:
-    """Pixels of spans that are nearer to a point inside than to one outside."""
-    pixels = concatenated_ranges(starts, ends)
-    x, y = np.divmod(pixels, prompts.size[0])
-    nearest: list[Longs] = []
-    for label in (1, 0):
-        distance = np.full(len(pixels), np.iinfo(np.int64).max)
-        for v, u in zip(*_point_pixels(prompts, prompt, label), strict=True):
-            np.minimum(distance, (y - v) ** 2 + (x - u) ** 2, out=distance)
-        nearest.append(distance)
-    return pixels[nearest[0] <= nearest[1]]
+    asking = np.array(list(found), np.int64)
+    if len(asking) == 0:
+        return
+    tokens = [side for region in found.values() for side in region]
+    lengths = np.array([len(side) for side in tokens])
+    counts, offsets = union_runs(
+        np.require(partition.token_map, requirements=["C", "W"]),
+        partition.num_tokens,
+        boxes,
+        np.append(0, np.cumsum(lengths))[::2],
+        np.concatenate(tokens),
+        np.repeat(np.tile(np.array([WHOLE, DIVIDED], np.uint8), len(asking)), lengths),
+        _point_pixels(prompts)[asking],
+        prompts.labels[asking],
+    )
+    yield from np.split(counts, offsets[1:-1])

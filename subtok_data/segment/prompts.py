@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment.boxes import box_runs, pixel_box
-from subtok_data.segment.packed import PackedMasks, encode_mask
+from subtok_data.segment.packed import PackedMasks
 from subtok_data.segment.partition import Evidence
 from subtok_data.segment.prompt_input import (
     BoxFormat,
@@ -22,6 +22,7 @@ from subtok_data.segment.prompt_input import (
     read_masks,
     read_points,
 )
+from subtok_data.segment.spans import Spans, join_spans
 
 __all__ = ["Prompts"]
 
@@ -133,7 +134,7 @@ class Prompts:
     @property
     def has_box(self) -> NDArray[np.bool_]:
         """Which prompts have a box, (P,)."""
-        return ~np.isnan(self.boxes).any(1)
+        return ~np.isnan(self.boxes[:, 0])
 
     @property
     def has_mask(self) -> NDArray[np.bool_]:
@@ -193,15 +194,20 @@ class Prompts:
             elif boxed[prompt]:
                 runs.append(box_runs(pixel_box(self.boxes[prompt], self.size), self.size))
             else:
-                runs.append(encode_mask(self._dots(prompt)))
+                runs.append(self._dot_runs(prompt))
         return PackedMasks.from_runs(runs, self.size)
 
-    def _dots(self, prompt: int) -> NDArray[np.bool_]:
-        """Mask of the pixels of a prompt's points inside."""
-        mask = np.zeros(self.size, np.bool_)
+    def _dots(self, prompt: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of the pixels of a prompt's points inside."""
         x, y = self.points[prompt][self.labels[prompt] == 1].astype(np.int64).T
-        mask[y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)] = True
-        return mask
+        return y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)
+
+    def _dot_runs(self, prompt: int) -> NDArray[np.int32]:
+        """Run lengths of those pixels."""
+        rows, columns = self._dots(prompt)
+        dots = np.unique(columns * self.size[0] + rows)
+        spans = Spans(np.zeros_like(dots), dots, dots + 1)
+        return join_spans(spans, 1, self.size[0] * self.size[1])[0]
 
     def bounds(self) -> NDArray[np.float32]:
         """Box around each region, (P, 4): the box it has, or that of its mask or points."""
@@ -209,10 +215,10 @@ class Prompts:
         for prompt in np.flatnonzero(~self.has_box):
             if self.masks is not None and self.has_mask[prompt]:
                 mask = self.masks.mask(int(prompt))
+                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             else:
-                mask = self._dots(int(prompt))
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            bounds[prompt] = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+                rows, columns = self._dots(int(prompt))
+            bounds[prompt] = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         return bounds
 
     def to_evidence(self) -> dict[str, NDArray[Any]]:

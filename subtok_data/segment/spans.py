@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Spans", "concatenated_ranges", "find_spans", "join_spans", "resize_spans"]
+__all__ = ["Spans", "find_spans", "join_spans", "resize_spans"]
 
 Longs = NDArray[np.int64]
 
@@ -26,18 +26,6 @@ class Spans(NamedTuple):
     owner: Longs
     starts: Longs
     ends: Longs
-
-
-def concatenated_ranges(starts: Longs, ends: Longs) -> Longs:
-    """Numbers from each start up to its end, one range after the other.
-
-    Examples
-    --------
-    >>> concatenated_ranges(np.array([5, 0]), np.array([7, 1]))
-    array([5, 6, 0])
-    """
-    ranges = _Repeated(ends - starts)
-    return ranges.take(starts) + ranges.place
 
 
 def find_spans(counts: NDArray[np.int32], offsets: Longs) -> Spans:
