@@ -13,6 +13,7 @@ from batches import assert_same
 from faulty import coded_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promptable import MODELS, save_model
 from scipy import ndimage
 from torchvision.ops import nms
 
@@ -271,105 +272,10 @@ def test_cleaned_masks_give_way_to_those_left_as_they_were():
     assert partition.token_fields["prompt"].tolist() == [-1, 2]
 
 
-def save_with_contrast(model: torch.nn.Module, folder: Path) -> None:
-    """Weights as they are at the start give masks of one sign; larger ones give shapes."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "vision_encoder" not in name:
-                weight.normal_(std=0.7)
-    model.save_pretrained(folder)
-
-
-def tiny_sam(folder: Path) -> None:
-    from transformers import (
-        SamConfig,
-        SamImageProcessor,
-        SamMaskDecoderConfig,
-        SamModel,
-        SamPromptEncoderConfig,
-        SamVisionConfig,
-    )
-
-    vision = SamVisionConfig(
-        hidden_size=16,
-        output_channels=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
-        mlp_dim=16,
-        window_size=4,
-        global_attn_indexes=[1],
-        num_pos_feats=8,
-    )
-    prompts = SamPromptEncoderConfig(
-        hidden_size=16, image_size=64, patch_size=8, mask_input_channels=4
-    )
-    decoder = SamMaskDecoderConfig(
-        hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_depth=2, iou_head_hidden_dim=16
-    )
-    config = SamConfig(
-        vision_config=vision.to_dict(),
-        prompt_encoder_config=prompts.to_dict(),
-        mask_decoder_config=decoder.to_dict(),
-    )
-    save_with_contrast(SamModel(config), folder)
-    SamImageProcessor(
-        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
-    ).save_pretrained(folder)
-
-
-def tiny_sam2(folder: Path) -> None:
-    from transformers import (
-        Sam2Config,
-        Sam2HieraDetConfig,
-        Sam2ImageProcessor,
-        Sam2MaskDecoderConfig,
-        Sam2Model,
-        Sam2PromptEncoderConfig,
-        Sam2VisionConfig,
-    )
-
-    backbone = Sam2HieraDetConfig(
-        hidden_size=8,
-        num_attention_heads=1,
-        image_size=[64, 64],
-        blocks_per_stage=[1, 1, 2, 1],
-        embed_dim_per_stage=[8, 16, 32, 64],
-        num_attention_heads_per_stage=[1, 1, 2, 2],
-        window_size_per_stage=[4, 4, 4, 4],
-        global_attention_blocks=[3],
-        window_positional_embedding_background_size=[4, 4],
-    )
-    config = Sam2Config(
-        vision_config=Sam2VisionConfig(
-            backbone_config=backbone,
-            backbone_channel_list=[64, 32, 16, 8],
-            backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-            fpn_hidden_size=32,
-        ),
-        prompt_encoder_config=Sam2PromptEncoderConfig(
-            hidden_size=32, image_size=64, patch_size=16, mask_input_channels=4
-        ),
-        mask_decoder_config=Sam2MaskDecoderConfig(
-            hidden_size=32,
-            mlp_dim=16,
-            num_attention_heads=2,
-            iou_head_depth=2,
-            iou_head_hidden_dim=16,
-        ),
-    )
-    save_with_contrast(Sam2Model(config), folder)
-    Sam2ImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-
-
-@pytest.fixture(scope="session", params=[tiny_sam, tiny_sam2], ids=["sam", "sam2"])
+@pytest.fixture(scope="session", params=MODELS)
 def weights(request, tmp_path_factory) -> Path:
     """A model with random weights, saved by transformers."""
-    folder = tmp_path_factory.mktemp(request.param.__name__)
-    torch.manual_seed(1)
-    request.param(folder)
-    return folder
+    return save_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def everything(weights, **options) -> SAMSegmenter:

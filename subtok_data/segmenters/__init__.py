@@ -11,27 +11,35 @@ from __future__ import annotations
 from typing import Any
 
 from subtok_data.segmenters.edges import SAMEdgeSegmenter
+from subtok_data.segmenters.efficient_sam import EfficientSAMPrompter, EfficientSAMSegmenter
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
+from subtok_data.segmenters.prompters import SAMPrompter
 from subtok_data.segmenters.protocol import (
     Evidence,
     Launch,
     LaunchingSegmenter,
+    Prompter,
     Segmenter,
     takes_prompts,
 )
 from subtok_data.segmenters.sam import SAMSegmenter
 
 __all__ = [
+    "PROMPTERS",
     "SEGMENTERS",
     "EPOCSegmenter",
+    "EfficientSAMPrompter",
+    "EfficientSAMSegmenter",
     "Evidence",
     "Launch",
     "LaunchingSegmenter",
     "PanopticSegmenter",
     "PatchSegmenter",
+    "Prompter",
     "SAMEdgeSegmenter",
+    "SAMPrompter",
     "SAMSegmenter",
     "Segmenter",
     "SuperpixelSegmenter",
@@ -42,6 +50,7 @@ SEGMENTERS: dict[str, Any] = {
     cls.name: cls
     for cls in (
         EPOCSegmenter,
+        EfficientSAMSegmenter,
         PanopticSegmenter,
         PatchSegmenter,
         SAMEdgeSegmenter,
@@ -50,3 +59,6 @@ SEGMENTERS: dict[str, Any] = {
     )
 }
 """Segmenters by the name that stands in a saved configuration."""
+
+PROMPTERS: dict[str, Any] = {cls.name: cls for cls in (EfficientSAMPrompter, SAMPrompter)}
+"""Prompters by the name that stands in a saved configuration."""

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
+from subtok_data.segment.packed import PackedMasks
 from subtok_data.segment.partition import Partitioner
+from subtok_data.segment.prompts import Prompts
 
 __all__ = [
     "Evidence",
     "Images",
     "Launch",
     "LaunchingSegmenter",
+    "Prompter",
     "Segmenter",
     "Sizes",
     "partitioner_config",
@@ -81,6 +84,36 @@ class LaunchingSegmenter(Segmenter, Protocol):
 
     def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
         """Start inference and return at once."""
+        ...
+
+
+@runtime_checkable
+class Prompter(Protocol):
+    """A model that makes masks of prompts."""
+
+    def prompt_masks(
+        self, images: Images, prompts: Sequence[Prompts | None]
+    ) -> list[PackedMasks | None]:
+        """Return one mask for each prompt of each image.
+
+        Parameters
+        ----------
+        images : sequence of (H, W, 3) uint8 arrays
+            May differ in size.
+        prompts : sequence of Prompts or None
+            One entry per image, on the pixels of that image; None for an image without prompts.
+
+        Returns
+        -------
+        list of PackedMasks or None
+            Masks of the size of the image, in the order of the prompts, scored by predicted IoU.
+            An empty mask says that the model found nothing. None for an image without prompts.
+
+        Raises
+        ------
+        PromptError
+            A prompt that the model does not take.
+        """
         ...
 
 
