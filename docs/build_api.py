@@ -34,6 +34,7 @@ SECTIONS: dict[str, list[str]] = {
         "PanopticSegmenter",
         "SAMSegmenter",
         "SAMEdgeSegmenter",
+        "PromptedSegmenter",
         "Prompts",
         "BoundaryModel",
         "watershed_tokens",

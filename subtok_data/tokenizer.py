@@ -204,7 +204,8 @@ class SubobjectTokenizer:
                 f"{type(segmenter).__name__}(threshold=…, device=…)"
             )
         if min_area is None:
-            by_threshold = isinstance(segmenter, EPOCSegmenter) and num_tokens is None
+            cutter = getattr(segmenter, "segmenter", segmenter)  # below prompts, or itself
+            by_threshold = isinstance(cutter, EPOCSegmenter) and num_tokens is None
             min_area = DEFAULT_MIN_AREA if by_threshold else 0
         self.segmenter = segmenter
         self.canvas = Canvas(size, square)

@@ -136,7 +136,7 @@ def _point_pixels(prompts: Prompts) -> NDArray[np.int64]:
     """Row and column of the pixel of each point, (P, K, 2); anything where there is no point."""
     last = np.array([prompts.size[1] - 1, prompts.size[0] - 1])
     known = np.where(prompts.labels[..., None] >= 0, prompts.points, 0)
-    return known.astype(np.int64).clip(0, last)[..., ::-1]
+    return np.ascontiguousarray(known.astype(np.int64).clip(0, last)[..., ::-1])
 
 
 def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> _Tokens:

@@ -15,6 +15,7 @@ from subtok_data.segmenters.efficient_sam import EfficientSAMPrompter, Efficient
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
+from subtok_data.segmenters.prompted import PromptedSegmenter
 from subtok_data.segmenters.prompters import SAMPrompter
 from subtok_data.segmenters.protocol import (
     Evidence,
@@ -37,6 +38,7 @@ __all__ = [
     "LaunchingSegmenter",
     "PanopticSegmenter",
     "PatchSegmenter",
+    "PromptedSegmenter",
     "Prompter",
     "SAMEdgeSegmenter",
     "SAMPrompter",
@@ -53,6 +55,7 @@ SEGMENTERS: dict[str, Any] = {
         EfficientSAMSegmenter,
         PanopticSegmenter,
         PatchSegmenter,
+        PromptedSegmenter,
         SAMEdgeSegmenter,
         SAMSegmenter,
         SuperpixelSegmenter,

@@ -24,7 +24,9 @@ def warm_up() -> None:
     from subtok_data.segment.budget import Budget, apply_budget
     from subtok_data.segment.masks import MaskPartitioner
     from subtok_data.segment.packed import PackedMasks
-    from subtok_data.segment.pipeline import arrange
+    from subtok_data.segment.pipeline import arrange, segment_image
+    from subtok_data.segment.prompted import PromptedPartitioner
+    from subtok_data.segment.prompts import Prompts
     from subtok_data.segment.watershed import WatershedPartitioner
 
     levels = np.array([[0, 9, 0, 9, 0]], np.uint8)
@@ -34,3 +36,6 @@ def warm_up() -> None:
         arrange(apply_budget(partition, Budget(num_tokens=2)), shape_size=1)
     masks = PackedMasks.from_masks([levels == 0])
     MaskPartitioner()(masks.to_evidence(), masks.size)
+    prompts = Prompts.of((1, 5), boxes=[[0, 0, 3, 1]])
+    partitioner = PromptedPartitioner(WatershedPartitioner(0.01))
+    segment_image(partitioner, {**evidence, **prompts.to_evidence()}, (1, 5))
