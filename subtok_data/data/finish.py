@@ -7,34 +7,34 @@ batches; a pending batch that finishes itself calls them in a row. Same steps, s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from subtok_data.batch import list_regions, pad_tokens
 from subtok_data.data.columns import put_column_row
+from subtok_data.data.inference import ReadyEvidence, launch
 from subtok_data.data.pending import RawBatch
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
 from subtok_data.data.sample import Replacement, Sample
+from subtok_data.data.work import BatchSample, BatchWork
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.pixels import PixelConfig, stack_pixels
 from subtok_data.segment.budget import Budget
 from subtok_data.segment.given import GivenPartitioner
 from subtok_data.segment.prompts import Prompts
-from subtok_data.segment.task import Segmented, SegmentTask
-from subtok_data.segmenters import Evidence, Launch, LaunchingSegmenter, takes_prompts
-from subtok_data.text import EncodedText, layout_text
-from subtok_data.text.regions import RegionRow, layout_regions
+from subtok_data.segment.task import SegmentTask
+from subtok_data.segmenters import Evidence, Launch
+from subtok_data.text import layout_text
+from subtok_data.text.regions import layout_regions
 
 if TYPE_CHECKING:
     from subtok_data.data.collate import WorkerHalf
     from subtok_data.tokenizer import SubobjectTokenizer
 
-__all__ = ["BatchFinisher", "BatchWork", "FinishOptions", "ReplacementSource"]
+__all__ = ["BatchFinisher", "FinishOptions", "ReplacementSource"]
 
 _GIVEN = GivenPartitioner()
 
@@ -78,57 +78,6 @@ class FinishOptions:
             raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
 
 
-@dataclass
-class SampleWork:
-    """One sample of a batch under way."""
-
-    index: int
-    path: str | None
-    images: list[NDArray[np.uint8]]
-    encoder_images: list[NDArray[np.uint8]]
-    source_sizes: list[tuple[int, int]]
-    token_maps: list[NDArray[Any]] | None
-    token_fields: list[dict[str, NDArray[Any]]] | None
-    text: EncodedText | None
-    prompts: list[Prompts] | None = None
-    region_texts: list[RegionRow] | None = None
-    futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
-    cut: list[Segmented] = field(default_factory=list[Segmented])
-    error: SampleError | None = None
-
-    def fail(self, error: BaseException, stage: str) -> None:
-        """Remember the first failure, with the sample's name on it."""
-        if self.error is None:
-            index = self.index if self.index >= 0 else None
-            self.error = SampleError.of(error, index=index, path=self.path, stage=stage)
-
-
-@dataclass
-class BatchWork:
-    """A batch under way: its samples, and what is collated already."""
-
-    samples: list[SampleWork]
-    columns: dict[str, Any]
-    many: bool
-    tokens_hash: str | None
-    replaced: list[Replacement]
-
-    @property
-    def has_failures(self) -> bool:
-        """Whether a sample failed."""
-        return any(sample.error is not None for sample in self.samples)
-
-
-class _Ready:
-    """Evidence that is there already."""
-
-    def __init__(self, evidence: list[Evidence]) -> None:
-        self._evidence = evidence
-
-    def result(self) -> list[Evidence]:
-        return self._evidence
-
-
 class BatchFinisher:
     """Steps from raw batch to finished batch: open, launch, segment, collect, replace, build.
 
@@ -157,132 +106,48 @@ class BatchFinisher:
         self.source: ReplacementSource | None = None
 
     def open(self, raw: RawBatch) -> BatchWork:
-        """Lay out a raw batch sample by sample; images are views of its buffer."""
+        """Lay out a raw batch, whose stored tokens must be this tokenizer's."""
         if raw.tokens_hash is not None and raw.tokens_hash != self.tokenizer.config_hash:
             raise ConfigError(
                 f"stored tokens have configuration {raw.tokens_hash}, the tokenizer "
                 f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize "
                 "again"
             )
-        images = iter(raw.images.unpack())
-        encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
-        maps = None if raw.token_maps is None else iter(raw.token_maps.unpack())
-        fields = None if raw.token_fields is None else iter(raw.token_fields)
-        prompts = None if raw.prompts is None else iter(raw.prompts)
-        sizes = iter(raw.source_sizes)
-        samples: list[SampleWork] = []
-        for place, count in enumerate(raw.images_per_sample):
-            own = [next(images) for _ in range(count)]
-            samples.append(
-                SampleWork(
-                    index=raw.sample_index[place],
-                    path=raw.paths[place],
-                    images=own,
-                    encoder_images=own
-                    if encoder is None
-                    else [next(encoder) for _ in range(count)],
-                    source_sizes=[next(sizes) for _ in range(count)],
-                    token_maps=None if maps is None else [next(maps) for _ in range(count)],
-                    token_fields=None if fields is None else [next(fields) for _ in range(count)],
-                    text=None if raw.texts is None else raw.texts[place],
-                    prompts=None if prompts is None else [next(prompts) for _ in range(count)],
-                    region_texts=None if raw.region_texts is None else raw.region_texts[place],
-                )
-            )
-        return BatchWork(samples, raw.columns, raw.many, raw.tokens_hash, list(raw.replaced))
+        return BatchWork.of(raw)
 
     def launch(self, work: BatchWork) -> Launch:
         """Start inference for all images of a batch; returns at once if the segmenter can."""
-        if work.tokens_hash is not None:
-            return _Ready([])
-        images = [image for sample in work.samples for image in sample.images]
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
-        prompts = [one for sample in work.samples for one in self._prompts(sample)]
-        segmenter = self.tokenizer.segmenter
-        if isinstance(segmenter, LaunchingSegmenter) and segmenter.is_asynchronous:
-            return segmenter.launch(images, sizes, prompts)
-        try:
-            return _Ready(segmenter.infer(images, sizes, prompts))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            return _Ready(self._infer_each(work, error))
-
-    def _prompts(self, sample: SampleWork) -> Sequence[Prompts | None]:
-        """Prompts of each image, for a segmenter that takes them."""
-        if sample.prompts is None or not takes_prompts(self.tokenizer.segmenter):
-            return [None] * len(sample.images)
-        return sample.prompts
-
-    def _infer_each(self, work: BatchWork, error: Exception) -> list[Evidence]:
-        """Find which images a failed inference is about, and infer the others."""
-        found: list[Evidence] = []
-        for sample in work.samples:
-            for image, prompts in zip(sample.images, self._prompts(sample), strict=True):
-                size = (image.shape[0], image.shape[1])
-                try:
-                    found += self.tokenizer.segmenter.infer([image], [size], [prompts])
-                except Exception as own:
-                    sample.fail(own, "infer")
-                    found.append({})
-        if all(sample.error is not None for sample in work.samples):
-            # Not about one image: the model itself does not work.
-            raise SubtokError(f"inference failed on every image of a batch: {error}") from error
-        return found
+        if work.has_stored_tokens:
+            return ReadyEvidence([])
+        return launch(self.tokenizer.segmenter, work.samples)
 
     def segment(self, work: BatchWork, evidence: Sequence[Evidence], pool: SegmentPool) -> None:
         """Hand every image to the pool."""
-        remaining = iter(evidence)
+        inferred = iter(evidence)
         for sample in work.samples:
             limit = None if sample.text is None else sample.text.visual_room
-            task = self._task(given=sample.token_maps is not None, max_tokens=limit)
-            for place, image in enumerate(sample.images):
-                if sample.token_maps is None or sample.token_fields is None:
-                    found = next(remaining)
-                else:
-                    fields = sample.token_fields[place]
-                    found = {
-                        "token_map": sample.token_maps[place],
-                        **{f"field_{name}": values for name, values in fields.items()},
-                    }
-                if sample.prompts is not None:
-                    found = {**sample.prompts[place].to_evidence(), **found}
-                if sample.error is None:
-                    size = (image.shape[0], image.shape[1])
-                    sample.futures.append(pool.submit(task, found, size, image))
+            stored = sample.stored_evidence()
+            found = list(islice(inferred, len(sample.images))) if stored is None else stored
+            sample.submit(self._task(stored is not None, limit), found, pool)
 
-    def _task(self, *, given: bool, max_tokens: int | None) -> SegmentTask:
+    def _task(self, stored: bool, max_tokens: int | None) -> SegmentTask:
         task = self.tokenizer.segment_task(
             shape_size=self.options.shape_size, max_tokens=max_tokens
         )
-        if given:
+        if stored:
             return SegmentTask(_GIVEN, Budget(max_tokens=max_tokens), task.order, task.shape_size)
         return task
 
     def collect(self, work: BatchWork) -> None:
         """Wait for the pool; a failure stays with its sample."""
         for sample in work.samples:
-            self._collect(sample)
+            sample.collect()
 
     def replace_failures(self, work: BatchWork) -> None:
         """Raise the first failure, or put other samples in place of all that failed."""
         for place, sample in enumerate(work.samples):
             if sample.error is not None:
                 self._replace(work, place, sample.error)
-
-    def _collect(self, sample: SampleWork) -> None:
-        for future in sample.futures:
-            try:
-                sample.cut.append(future.result())
-            except SampleError as error:
-                sample.fail(error, error.stage or "segment")
-            except (ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
-                sample.fail(error, "segment")
-        if sample.error is None and sample.text is not None:
-            try:
-                sample.text.check_fits([cut.num_tokens for cut in sample.cut])
-            except ValueError as error:
-                sample.fail(SubtokError(str(error)), "finish")
 
     def _replace(self, work: BatchWork, place: int, error: SampleError) -> None:
         if self.options.on_error == "raise":
@@ -292,7 +157,7 @@ class BatchFinisher:
             for other in self.source.replacements(index, str(error)):
                 single = self.open(self._raw(other))
                 self.segment(single, self.launch(single).result(), InlineSegmentPool())
-                self._collect(single.samples[0])
+                self.collect(single)
                 if single.samples[0].error is None:
                     work.samples[place] = single.samples[0]
                     work.replaced += single.replaced
@@ -344,7 +209,7 @@ class BatchFinisher:
         }
 
     def _region_text(
-        self, samples: Sequence[SampleWork], prompts: Sequence[Prompts]
+        self, samples: Sequence[BatchSample], prompts: Sequence[Prompts]
     ) -> dict[str, Any]:
         """Texts of the regions: as they are, and as token ids."""
         found: dict[str, Any] = {}
@@ -356,7 +221,7 @@ class BatchFinisher:
             found.update(layout_regions(config, rows))
         return found
 
-    def _with_text(self, samples: Sequence[SampleWork], visual: dict[str, Any]) -> dict[str, Any]:
+    def _with_text(self, samples: Sequence[BatchSample], visual: dict[str, Any]) -> dict[str, Any]:
         encoder = self.worker_half.encoder
         if encoder is None:
             return visual

@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from subtok_data.data.dataset import SubobjectDataset
+from subtok_data.data.work import SampleWork
 from subtok_data.errors import SampleError, WorkerCrashError
 from subtok_data.tokenizer import Canvas
 
-__all__ = ["FittedRow", "FittedRows", "decode_ahead"]
+__all__ = ["FittedRows", "decode_ahead"]
 
 
-@dataclass
-class FittedRow:
-    """A row as it leaves a decoding worker: images at the size that is cut, or what failed."""
-
-    index: int
-    path: str | None
-    images: list[NDArray[np.uint8]]
-    error: str | None = None
-
-
-class FittedRows(Dataset[FittedRow]):
-    """Decodes and resizes; a bad image is a value here, since one must not stop the others."""
+class FittedRows(Dataset[SampleWork]):
+    """Decodes and resizes; a bad sample is a value with an error, since it must not stop others."""
 
     def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
         self.samples = samples
         self.canvas = canvas
 
-    def __getitem__(self, index: int) -> FittedRow:
+    def __getitem__(self, index: int) -> SampleWork:
         try:
             sample = self.samples.load(index)
         except SampleError as error:
-            return FittedRow(index, error.path, [], str(error))
+            return SampleWork(index=index, path=error.path, images=[], error=error)
         path = sample.paths[0] if sample.paths else None
-        return FittedRow(index, path, [self.canvas.fit(image) for image in sample.images])
+        images = [self.canvas.fit(image) for image in sample.images]
+        return SampleWork(index=index, path=path, images=images)
 
 
 def decode_ahead(
     rows: FittedRows, shards: Sequence[range], batch_size: int, num_workers: int
-) -> Iterator[list[FittedRow]]:
+) -> Iterator[list[SampleWork]]:
     """Decode the rows of some shards, batch by batch; no batch reaches over the end of a shard.
 
     Raises

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from subtok_data.data.collate import SubobjectCollator
-from subtok_data.data.finish import BatchWork
 from subtok_data.data.pending import PendingBatch, RawBatch, StreamPosition
 from subtok_data.data.pool import SegmentPool
 from subtok_data.data.stats import StatsRecorder
+from subtok_data.data.work import BatchWork
 from subtok_data.errors import SubtokError, WorkerCrashError
 from subtok_data.segmenters import Launch
 

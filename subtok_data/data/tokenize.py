@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from subtok_data.data.dataset import SubobjectDataset
-from subtok_data.data.fitted import FittedRow, FittedRows, decode_ahead
+from subtok_data.data.fitted import FittedRows, decode_ahead
+from subtok_data.data.inference import infer
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.stored import StoredRow, TokenWriter
-from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.data.work import SampleWork
+from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_MAX_PIXELS
-from subtok_data.segment.task import Segmented
-from subtok_data.segmenters import Evidence
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["FailedRow", "TokenizeReport", "tokenize_dataset"]
@@ -192,78 +190,36 @@ def tokenize_dataset(
     )
 
 
-_Pending = tuple[FittedRow, list[Future[Segmented]]]
-
-
 def _launch(
-    decoded: Iterator[list[FittedRow]], tokenizer: SubobjectTokenizer, pool: SegmentPool
-) -> Iterator[list[_Pending]]:
+    decoded: Iterator[list[SampleWork]], tokenizer: SubobjectTokenizer, pool: SegmentPool
+) -> Iterator[list[SampleWork]]:
     """Infer each batch and hand its images to the pool."""
     task = tokenizer.segment_task()
-    for rows in decoded:
-        evidence = iter(_infer(rows, tokenizer))
-        pending: list[_Pending] = []
-        for row in rows:
-            futures: list[Future[Segmented]] = []
-            if row.error is None:
-                for image in row.images:
-                    size = (image.shape[0], image.shape[1])
-                    futures.append(pool.submit(task, next(evidence), size, image))
-            pending.append((row, futures))
-        yield pending
+    for samples in decoded:
+        evidence = iter(infer(tokenizer.segmenter, samples))
+        for sample in samples:
+            sample.submit(task, list(islice(evidence, len(sample.images))), pool)
+        yield samples
 
 
-def _infer(rows: Sequence[FittedRow], tokenizer: SubobjectTokenizer) -> list[Evidence]:
-    """Evidence for each image of the good rows; rows whose images cannot be inferred become bad."""
-    infer = tokenizer.segmenter.infer
-    good = [row for row in rows if row.error is None and row.images]
-    if not good:
-        return []
-    images = [image for row in good for image in row.images]
-    try:
-        return infer(images, _sizes(images))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:
-        found: list[Evidence] = []
-        for row in good:
-            try:
-                found += infer(row.images, _sizes(row.images))
-            except Exception as own:
-                row.error = _reason(own, row, "infer")
-        if not found:
-            raise SubtokError(f"inference failed on every image of a batch: {error}") from error
-        return found
-
-
-def _in_order(launched: Iterator[list[_Pending]]) -> Iterator[list[StoredRow]]:
+def _in_order(launched: Iterator[list[SampleWork]]) -> Iterator[list[StoredRow]]:
     """Batches in the order of the dataset, with a few of them in the pool at a time."""
-    waiting: deque[list[_Pending]] = deque()
-    for pending in launched:
-        waiting.append(pending)
+    waiting: deque[list[SampleWork]] = deque()
+    for samples in launched:
+        waiting.append(samples)
         if len(waiting) > _AHEAD:
-            yield [_collect(*one) for one in waiting.popleft()]
+            yield [_collect(sample) for sample in waiting.popleft()]
     while waiting:
-        yield [_collect(*one) for one in waiting.popleft()]
+        yield [_collect(sample) for sample in waiting.popleft()]
 
 
-def _collect(row: FittedRow, futures: Sequence[Future[Segmented]]) -> StoredRow:
-    cut: list[Segmented] = []
-    for future in futures:
-        try:
-            cut.append(future.result())
-        except (SampleError, ValueError, TypeError, KeyError, IndexError, ArithmeticError) as error:
-            row.error = row.error or _reason(error, row, "segment")
-    if row.error is not None:
-        return StoredRow(row.index, row.path, error=row.error)
+def _collect(sample: SampleWork) -> StoredRow:
+    sample.collect()
+    if sample.error is not None:
+        return StoredRow(sample.index, sample.path, error=str(sample.error))
     return StoredRow(
-        row.index, row.path, [one.token_map for one in cut], [one.token_fields for one in cut]
+        sample.index,
+        sample.path,
+        [one.token_map for one in sample.cut],
+        [one.token_fields for one in sample.cut],
     )
-
-
-def _reason(error: Exception, row: FittedRow, stage: str) -> str:
-    return str(SampleError.of(error, index=row.index, path=row.path, stage=stage))
-
-
-def _sizes(images: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int]]:
-    return [(image.shape[0], image.shape[1]) for image in images]
