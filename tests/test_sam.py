@@ -31,13 +31,9 @@ from subtok_data.segment.masks import MaskPartitioner
 from subtok_data.segment.packed import PackedMasks, encode_mask
 from subtok_data.segment.parts import PartRules
 from subtok_data.segment.regions import clean_mask, clean_masks, suppress_boxes
+from subtok_data.segmenters.crops import crop_boxes, point_grid
 from subtok_data.segmenters.edges import edge_map
-from subtok_data.segmenters.generation import (
-    GenerationOptions,
-    crop_boxes,
-    generate_masks,
-    point_grid,
-)
+from subtok_data.segmenters.generation import GenerationOptions, generate_masks
 
 IMAGES = [coded_image(0, 48, 90), coded_image(1, 64, 64), coded_image(2, 48, 90)]
 ROWS = [{"image": image, "label": i} for i, image in enumerate(IMAGES)]

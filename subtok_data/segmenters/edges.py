@@ -15,8 +15,9 @@ from torchvision.ops import nms
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
 from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
+from subtok_data.segmenters.crops import point_grid
 from subtok_data.segmenters.generated import mask_boxes
-from subtok_data.segmenters.generation import PointDecoder, point_grid, refuse_nan
+from subtok_data.segmenters.generation import PointDecoder, refuse_nan
 from subtok_data.segmenters.protocol import (
     Evidence,
     Images,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,14 +19,13 @@ from torchvision.ops import nms
 
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segment.budget import check_count
+from subtok_data.segmenters.crops import crop_boxes, point_grid
 from subtok_data.segmenters.generated import GeneratedMasks, mask_boxes, mask_runs
 
 __all__ = [
     "GenerationOptions",
     "PointDecoder",
-    "crop_boxes",
     "generate_masks",
-    "point_grid",
     "refuse_nan",
 ]
 
@@ -127,54 +124,6 @@ class PointDecoder(Protocol):
         ...
 
 
-def point_grid(points_per_side: int) -> NDArray[np.float64]:
-    """Centres (x, y) of n × n cells of the unit square, row by row; (n², 2).
-
-    Examples
-    --------
-    >>> point_grid(2).tolist()
-    [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    """
-    centers = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(centers, centers)
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-def crop_boxes(
-    size: tuple[int, int], layers: int, overlap: float
-) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """Layer and box (x0, y0, x1, y1; half-open) of the whole picture and of every crop.
-
-    Parameters
-    ----------
-    size : (H, W)
-        Of the picture.
-    layers : int
-        Layers of crops; 0 for the picture alone.
-    overlap : float
-        Overlap of the crops of layer 1, as a share of the shorter side; of layer l, 2^(1−l) times
-        that.
-
-    Examples
-    --------
-    >>> crop_boxes((100, 100), 1, 0.2)[1:3]
-    [(1, (0, 0, 60, 60)), (1, (0, 40, 60, 100))]
-    """
-    height, width = size
-    boxes = [(0, (0, 0, width, height))]
-    for layer in range(1, layers + 1):
-        count = 2**layer
-        shared = int(overlap * min(size) * (2 / count))
-        across = ceil((shared * (count - 1) + width) / count)
-        down = ceil((shared * (count - 1) + height) / count)
-        for column, row in product(range(count), range(count)):
-            x, y = (across - shared) * column, (down - shared) * row
-            box = (x, y, min(x + across, width), min(y + down, height))
-            if box[0] < box[2] and box[1] < box[3]:  # a tiny picture has fewer crops
-                boxes.append((layer, box))
-    return boxes
-
-
 @torch.inference_mode()
 def generate_masks(
     decoder: PointDecoder, images: Sequence[NDArray[np.uint8]], options: GenerationOptions
@@ -209,7 +158,9 @@ def generate_masks(
         ]
         for (index, layer, box), embedding in zip(chunk, decoder.encode(crops), strict=True):
             grid = point_grid(options.points_per_side // options.crop_points_factor**layer)
-            masks = _masks_of_crop(decoder, embedding, grid, box, images[index].shape[:2], options)
+            masks = _masks_of_crop(
+                decoder, embedding, grid, (index, box), images[index].shape[:2], options
+            )
             found[index].append(masks.take(_suppress(masks.boxes, masks.ious, options.box_nms)))
     return [_across_crops(parts, options) for parts in found]
 
@@ -233,17 +184,18 @@ def _masks_of_crop(
     decoder: PointDecoder,
     embedding: Any,
     grid: NDArray[np.float64],
-    crop: tuple[int, int, int, int],
+    source: tuple[int, tuple[int, int, int, int]],
     size: tuple[int, ...],
     options: GenerationOptions,
 ) -> GeneratedMasks:
+    index, crop = source
     x0, y0, x1, y1 = crop
     points = grid * (x1 - x0, y1 - y0)
     parts: list[GeneratedMasks] = []
     for start in range(0, len(points), options.points_per_batch):
         chunk = points[start : start + options.points_per_batch]
         logits, ious = decoder.decode(embedding, chunk)
-        refuse_nan(ious)
+        refuse_nan(ious, index)
         prompts = np.repeat(chunk, logits.shape[1], axis=0)
         logits, ious = logits.flatten(0, 1), ious.flatten()
         if options.iou_threshold > 0:
@@ -258,17 +210,25 @@ def _masks_of_crop(
     return GeneratedMasks.join(parts)
 
 
-def refuse_nan(scores: Tensor) -> None:
+def refuse_nan(scores: Tensor, image: int | None = None) -> None:
     """Raise SubtokError for scores that are not finite: filters would drop all masks silently.
+
+    Parameters
+    ----------
+    scores : tensor
+        What a model said.
+    image : int, optional
+        Place of the picture among those inferred, for the message.
 
     Examples
     --------
     >>> refuse_nan(torch.zeros(2))
     """
     if not bool(torch.isfinite(scores).all()):
+        where = "" if image is None else f"image {image}: "
         raise SubtokError(
-            "the model predicts scores that are NaN or infinite: check its weights and precision, "
-            "float16 may overflow"
+            f"{where}the model predicts scores that are NaN or infinite: check its weights and "
+            "precision, float16 may overflow"
         )
 
 

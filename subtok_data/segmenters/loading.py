@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ __all__ = ["best_device", "load_pretrained", "model_hash"]
 _PASSING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
-def load_pretrained(auto_model: Any, auto_processor: Any, name: str | Path) -> tuple[Any, Any]:
+def load_pretrained(
+    auto_model: Any, read_processor: Callable[[str, Any], Any], name: str | Path
+) -> tuple[Any, Any]:
     """Load a model and its processor, safetensors only.
 
     transformers fills weights that a file lacks with random numbers and a warning; here they are
@@ -26,8 +29,10 @@ def load_pretrained(auto_model: Any, auto_processor: Any, name: str | Path) -> t
 
     Parameters
     ----------
-    auto_model, auto_processor : class
-        Classes of transformers with ``from_pretrained``.
+    auto_model : class
+        Class of transformers with ``from_pretrained``.
+    read_processor : callable
+        Takes the name and the model, and reads the processor.
     name : str or Path
         Folder, or hub id.
 
@@ -47,9 +52,9 @@ def load_pretrained(auto_model: Any, auto_processor: Any, name: str | Path) -> t
         model, found = auto_model.from_pretrained(
             str(name), output_loading_info=True, use_safetensors=True
         )
-        processor = auto_processor.from_pretrained(str(name))
+        processor = read_processor(str(name), model)
     except Exception as error:  # transformers raises many kinds, down to AttributeError
-        reason = str(error).split("\n")[0]
+        reason = str(error).strip().split("\n")[0]
         raise WeightsError(
             f"{what} cannot be loaded: {reason}; expected a folder or hub id with config.json, "
             "*.safetensors and the processor's configuration, for a model of that kind"

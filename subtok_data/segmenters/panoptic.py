@@ -16,7 +16,13 @@ from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
 from subtok_data.segment.parts import LabelMapPartitioner, PartRules
 from subtok_data.segmenters.generation import refuse_nan
-from subtok_data.segmenters.loading import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.loading import best_device, model_hash
+from subtok_data.segmenters.panoptic_models import (
+    image_part,
+    load_panoptic,
+    reads_task,
+    without_padding,
+)
 from subtok_data.segmenters.protocol import (
     Evidence,
     Images,
@@ -28,10 +34,12 @@ from subtok_data.segmenters.protocol import (
 __all__ = ["PanopticSegmenter"]
 
 _FOLDER = "panoptic_model"
+_TASK = "panoptic"
+"""What OneFormer is asked for."""
 
 
 class PanopticSegmenter:
-    """Mask2Former, or a model like it, then connected parts: tokens with a class.
+    """Mask2Former, OneFormer, EoMT or a model like them, then connected parts: tokens with a class.
 
     Takes models of transformers whose image processor has ``post_process_panoptic_segmentation``.
     Each segment's connected parts become tokens; pixels that the model leaves open join the
@@ -42,7 +50,8 @@ class PanopticSegmenter:
     model : str, Path or nn.Module
         A folder or hub id, loaded at first use (safetensors only); or a model, with ``processor``.
     processor : object, optional
-        Image processor, for a model that is given as a module.
+        Image processor, for a model that is given as a module; OneFormer's whole processor, since
+        the model reads its task as text.
     rules : PartRules, optional
         Which parts become tokens. By default those of 16 pixels or more, and no gap.
     threshold : float
@@ -121,16 +130,7 @@ class PanopticSegmenter:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
-
-            model, processor = load_pretrained(
-                AutoModelForUniversalSegmentation, AutoImageProcessor, self._name or ""
-            )
-            if not hasattr(processor, "post_process_panoptic_segmentation"):
-                raise ConfigError(
-                    f"{self._name!r}: {type(processor).__name__} has no "
-                    "post_process_panoptic_segmentation; give a panoptic model"
-                )
+            model, processor = load_panoptic(self._name or "")
             self._loaded = model.to(best_device(self._device)), processor
         return self._loaded
 
@@ -155,11 +155,7 @@ class PanopticSegmenter:
         change one another's result.
         """
         refuse_prompts(self, prompts)
-        _, processor = self._load()
-        inputs = [
-            processor(images=[image], input_data_format="channels_last", return_tensors="pt")
-            for image in images
-        ]
+        inputs = [self._prepare(image) for image in images]
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, one in enumerate(inputs):
             groups.setdefault(tuple(one["pixel_values"].shape[1:]), []).append(place)
@@ -169,8 +165,17 @@ class PanopticSegmenter:
                 chunk = members[start : start + self.batch_size]
                 outputs = self._forward([inputs[place] for place in chunk])
                 for row, place in enumerate(chunk):
+                    refuse_nan(outputs.class_queries_logits[row], place)
+                    refuse_nan(outputs.masks_queries_logits[row], place)
                     found[place] = self._read(outputs, row, inputs[place], sizes[place])
         return [found[place] for place in range(len(images))]
+
+    def _prepare(self, image: NDArray[np.uint8]) -> Mapping[str, torch.Tensor]:
+        _, processor = self._load()
+        task: dict[str, Any] = {"task_inputs": [_TASK]} if reads_task(processor) else {}
+        return processor(
+            images=[image], input_data_format="channels_last", return_tensors="pt", **task
+        )
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> Any:
@@ -181,8 +186,18 @@ class PanopticSegmenter:
             for key in inputs[0]
             if key in accepted
         }
+        if "task_inputs" in accepted and "task_inputs" not in joined:
+            raise ConfigError(
+                f"{type(model).__name__} reads its task as text: give it OneFormerProcessor, not "
+                "the image processor alone"
+            )
         outputs = model(**joined)
-        refuse_nan(outputs.class_queries_logits)
+        if not hasattr(outputs, "class_queries_logits"):
+            raise ConfigError(
+                f"{type(model).__name__} answers with {', '.join(outputs)}, expected "
+                "class_queries_logits and masks_queries_logits: give Mask2Former, MaskFormer, "
+                "OneFormer or EoMT"
+            )
         return outputs
 
     @torch.inference_mode()
@@ -193,11 +208,11 @@ class PanopticSegmenter:
         inputs: Mapping[str, torch.Tensor],
         size: tuple[int, int],
     ) -> Evidence:
-        _, processor = self._load()
+        processor = image_part(self._load()[1])
         masks = outputs.masks_queries_logits[row : row + 1]
         own = SimpleNamespace(
             class_queries_logits=outputs.class_queries_logits[row : row + 1],
-            masks_queries_logits=_without_padding(masks, inputs.get("pixel_mask")),
+            masks_queries_logits=without_padding(masks, inputs.get("pixel_mask")),
         )
         options: dict[str, Any] = dict(self.thresholds)
         process = processor.post_process_panoptic_segmentation
@@ -255,13 +270,3 @@ class PanopticSegmenter:
             fuse=config["fuse"],
             device=device,
         )
-
-
-def _without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """Cut off what a processor padded right and below; its post-processing does not."""
-    if pixel_mask is None:
-        return masks
-    height, width = pixel_mask.shape[-2:]
-    rows = round(int(pixel_mask[0].any(1).sum()) * masks.shape[-2] / height)
-    columns = round(int(pixel_mask[0].any(0).sum()) * masks.shape[-1] / width)
-    return masks[..., : max(rows, 1), : max(columns, 1)]

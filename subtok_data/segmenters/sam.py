@@ -74,7 +74,11 @@ class DecoderOwner:
     def _load(self, name: str | Path) -> PointDecoder:
         from transformers import AutoImageProcessor, AutoModelForMaskGeneration
 
-        model, processor = load_pretrained(AutoModelForMaskGeneration, AutoImageProcessor, name)
+        def read_processor(name: str, model: object) -> object:
+            del model
+            return AutoImageProcessor.from_pretrained(name)
+
+        model, processor = load_pretrained(AutoModelForMaskGeneration, read_processor, name)
         return SAMDecoder(model.to(best_device(self._device)), processor)
 
     @property
