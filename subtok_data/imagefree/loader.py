@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
@@ -130,6 +130,9 @@ class ImageFreeLoader(AccelerateState, DataLoader[Any]):
         finally:
             self._is_running = False
             self._end_epoch()
+
+    def __len__(self) -> int:
+        return len(self._places) if isinstance(self._places, Sized) else len(self._source)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; by default each iteration is the next epoch.
