@@ -234,7 +234,7 @@ class StoredTokens:
         return table.column("records")[row].as_py(), table.column("error")[row].as_py()
 
     def attach(self, sample: Sample) -> None:
-        """Give a sample its token maps, and bring its images to their size.
+        """Give a sample its token maps, and bring its images and prompts to their size.
 
         Raises
         ------
@@ -255,10 +255,11 @@ class StoredTokens:
         found = [decode_record(record) for record in records]
         sample.token_maps = [token_map for token_map, _ in found]
         sample.token_fields = [fields for _, fields in found]
-        sample.images = [
-            resize(image, (token_map.shape[0], token_map.shape[1]))
-            for image, token_map in zip(sample.images, sample.token_maps, strict=True)
-        ]
+        sizes = [(token_map.shape[0], token_map.shape[1]) for token_map in sample.token_maps]
+        sample.images = [resize(*pair) for pair in zip(sample.images, sizes, strict=True)]
+        if sample.prompts is not None:
+            pairs = zip(sample.prompts, sizes, strict=True)
+            sample.prompts = [prompts.resized(size) for prompts, size in pairs]
         sample.tokens_hash = self.config_hash
 
 

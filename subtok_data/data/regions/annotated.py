@@ -139,7 +139,9 @@ class Regions:
     def _clipped(self, size: tuple[int, int], *, keep_all: bool) -> NDArray[np.float32]:
         boxes = np.array(self.boxes, np.float32).reshape(-1, 4)
         wild = np.isinf(boxes).any(1) | (np.isnan(boxes).any(1) & ~np.isnan(boxes).all(1))
-        bare = np.isnan(boxes).all(1) & np.array([not self._has_mask(i) for i in range(len(self))])
+        bare = np.isnan(boxes).all(1) & np.array(
+            [not self._has_mask(region) for region in range(len(self))], np.bool_
+        )
         for region in np.flatnonzero(wild | bare).tolist():
             raise PromptError(
                 f"{self.name(region)} has the box {boxes[region].tolist()}: give four finite "

@@ -51,7 +51,7 @@ class LargeScaleJitter(v2.Transform):
     Raises
     ------
     ConfigError
-        A size below 1, or factors that are not 0 < smallest ≤ largest.
+        A size below 2, or factors that are not 0 < smallest ≤ largest.
 
     Examples
     --------
@@ -69,8 +69,8 @@ class LargeScaleJitter(v2.Transform):
         pad: bool = True,
     ) -> None:
         super().__init__()
-        if size < 1:
-            raise ConfigError(f"LargeScaleJitter(size={size}): give at least 1 pixel")
+        if size < 2:
+            raise ConfigError(f"LargeScaleJitter(size={size}): give at least 2 pixels")
         if not 0 < scale[0] <= scale[1]:
             raise ConfigError(f"LargeScaleJitter(scale={scale}): expected 0 < smallest ≤ largest")
         self.size = size
@@ -84,7 +84,8 @@ class LargeScaleJitter(v2.Transform):
         smallest, largest = self.scale
         factor = smallest + float(torch.rand(())) * (largest - smallest)
         fitted = min(self.size / height, self.size / width) * factor
-        size = [max(1, round(height * fitted)), max(1, round(width * fitted))]
+        # Two pixels at least: torch's antialiasing of bytes fails on a single one.
+        size = [max(2, round(height * fitted)), max(2, round(width * fitted))]
         cut = [min(side, self.size) for side in size]
         corner = [
             int(torch.randint(0, side - kept + 1, ())) for side, kept in zip(size, cut, strict=True)
@@ -176,8 +177,9 @@ def refuse_plain_flips(transform: Callable[..., Any] | None) -> None:
         Naming the transform to take instead.
     """
     for part in _parts(transform, set()):
-        name = part.__name__ if isinstance(part, type) else type(part).__name__
-        if "horizontalflip" in name.lower() and not isinstance(part, TextSafeHorizontalFlip):
+        name = getattr(part, "__name__", type(part).__name__)
+        plain = re.search("horizontal_?flip|hflip", name, re.IGNORECASE) is not None
+        if plain and not isinstance(part, TextSafeHorizontalFlip):
             raise ConfigError(
                 f"{name} in the transform of a dataset with region texts: a text that says left or "
                 "right would be wrong of the flipped picture. Take TextSafeHorizontalFlip(p) "
