@@ -105,6 +105,15 @@ class KillsDecoder(CodedImages):
         return super().__getitem__(index)
 
 
+class BreaksDecoder(CodedImages):
+    """Raises an error that is about no sample."""
+
+    def __getitem__(self, index: int):
+        if index == 5:
+            raise RuntimeError("no such disk")
+        return super().__getitem__(index)
+
+
 class HangsDecoder(CodedImages):
     """Never answers for one index."""
 

@@ -18,6 +18,7 @@ from faulty import (
     KILL,
     KILL_ONCE,
     RAISE,
+    BreaksDecoder,
     CodedImages,
     FaultyPartitioner,
     HangsDecoder,
@@ -229,8 +230,17 @@ def test_killed_dataloader_worker(tmp_path):
     with SubobjectLoader(
         KillsDecoder(16), faulty_tokenizer(tmp_path), batch_size=4, num_workers=1, executor="thread"
     ) as loader:
-        with pytest.raises((WorkerCrashError, RuntimeError), match="DataLoader worker"):
+        with pytest.raises(WorkerCrashError, match="worker died or did not answer: DataLoader"):
             list(loader)
+
+
+def test_error_in_a_dataloader_worker_is_no_crash(tmp_path):
+    with SubobjectLoader(
+        BreaksDecoder(8), faulty_tokenizer(tmp_path), batch_size=4, num_workers=1, executor="thread"
+    ) as loader:
+        with pytest.raises(RuntimeError, match="no such disk") as info:
+            list(loader)
+    assert not isinstance(info.value, WorkerCrashError)
 
 
 def test_hung_dataloader_worker(tmp_path):

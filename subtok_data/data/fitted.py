@@ -6,12 +6,18 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader, Dataset
 
+from subtok_data.data.crashes import name_crashes
 from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.work import SampleWork
-from subtok_data.errors import SampleError, WorkerCrashError
+from subtok_data.errors import SampleError
 from subtok_data.tokenizer import Canvas
 
 __all__ = ["FittedRows", "decode_ahead"]
+
+_ADVICE = (
+    "What is stored is kept; run again to go on, with fewer workers if memory ran out, or with none "
+    "to see the error"
+)
 
 
 class FittedRows(Dataset[SampleWork]):
@@ -55,12 +61,5 @@ def decode_ahead(
         collate_fn=list,
         multiprocessing_context=context,
     )
-    try:
+    with name_crashes(_ADVICE):
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerCrashError(
-            f"a worker that decodes died: {error}. What is stored is kept; run again to go on, "
-            "with fewer workers if memory ran out, or with none to see the error"
-        ) from error

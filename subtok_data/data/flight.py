@@ -10,14 +10,18 @@ import numpy as np
 import torch
 
 from subtok_data.data.collate import SubobjectCollator
+from subtok_data.data.crashes import name_crashes
 from subtok_data.data.pending import PendingBatch, RawBatch, StreamPosition
 from subtok_data.data.pool import SegmentPool
 from subtok_data.data.stats import StatsRecorder
 from subtok_data.data.work import BatchWork
-from subtok_data.errors import SubtokError, WorkerCrashError
+from subtok_data.errors import SubtokError
 from subtok_data.segmenters import Launch
 
 __all__ = ["Delivery", "Flight", "Stages", "raw_batches"]
+
+_ADVICE = "If memory ran out, use fewer num_workers; num_workers=0 shows the error in this process"
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,10 @@ def raw_batches(
 ) -> Iterator[RawBatch]:
     """Pull pending batches in the calling thread; placeholders of a resumed stream are left out."""
     while True:
-        with stats.timed("decode"), collator.deferred():
-            try:
-                pending = next(source)
-            except StopIteration:
-                return
-            except SubtokError:
-                raise
-            except RuntimeError as error:
-                if "DataLoader" in str(error):
-                    raise WorkerCrashError(
-                        f"a DataLoader worker died or did not answer: {error}. If memory ran out, "
-                        "use fewer num_workers; num_workers=0 shows the error in this process"
-                    ) from error
-                raise
+        with stats.timed("decode"), collator.deferred(), name_crashes(_ADVICE):
+            pending = next(source, _END)
+        if pending is _END:
+            return
         if not isinstance(pending, PendingBatch):
             raise SubtokError(
                 f"the loader's collate_fn gave a {type(pending).__name__}; SubobjectLoader needs "
