@@ -23,6 +23,7 @@ __all__ = ["CocoRegions", "PanopticRegions", "plain_name"]
 
 _CROWD = "regions of a crowd"
 _LICENCE = "images of other licences"
+_ORPHAN = "regions of images that are not taken"
 
 
 def plain_name(name: str) -> str:
@@ -86,7 +87,7 @@ class CocoRegions(RegionRows):
         for place, one in enumerate(_list(data, "annotations", annotations)):
             name = one.get("id", place)
             if one.get("image_id") not in known:
-                counts[_LICENCE if licences is not None else "regions without an image"] += 1
+                counts[_ORPHAN] += 1
                 continue
             if one.get("iscrowd") and not crowd:
                 counts[_CROWD] += 1
