@@ -11,6 +11,7 @@ import pytest
 import torch
 from batches import assert_same
 from faulty import coded_image
+from panoptic import MODELS, save_model
 
 from subtok_data import (
     BoundaryModel,
@@ -22,51 +23,22 @@ from subtok_data import (
     validate_batch,
 )
 from subtok_data.data.tokenize import tokenize_dataset
-from subtok_data.errors import ConfigError, WeightsError
+from subtok_data.errors import ConfigError, SampleError, SubtokError, WeightsError
 from subtok_data.segment.parts import PartRules
 
 IMAGES = [coded_image(0, 48, 64), coded_image(1, 64, 64), coded_image(2, 48, 64)]
 ROWS = [{"image": image, "label": i} for i, image in enumerate(IMAGES)]
 
 
+@pytest.fixture(scope="session", params=MODELS)
+def weights(request, tmp_path_factory) -> Path:
+    """A model with random weights, saved by transformers."""
+    return save_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="session")
 def mask2former(tmp_path_factory) -> Path:
-    """A Mask2Former with random weights, saved by transformers."""
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        Mask2FormerImageProcessor,
-        SwinConfig,
-    )
-
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        hidden_dim=32,
-        feature_size=32,
-        mask_feature_size=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        encoder_feedforward_dim=16,
-        num_queries=12,
-        num_labels=5,
-        init_std=1.0,
-        init_xavier_std=3.0,
-    )
-    folder = tmp_path_factory.mktemp("mask2former")
-    torch.manual_seed(4)
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
+    return save_model("mask2former", tmp_path_factory.mktemp("mask2former"))
 
 
 def all_segments(model, **options) -> PanopticSegmenter:
@@ -75,8 +47,8 @@ def all_segments(model, **options) -> PanopticSegmenter:
     return PanopticSegmenter(model, device="cpu", **options)
 
 
-def test_classes_reach_the_batch(mask2former):
-    tokenizer = SubobjectTokenizer(all_segments(mask2former), size=None)
+def test_classes_reach_the_batch(weights):
+    tokenizer = SubobjectTokenizer(all_segments(weights), size=None)
     batch = SubobjectCollator(tokenizer)(ROWS)
     validate_batch(batch)
     assert batch["num_visual_tokens"].max() > 1
@@ -89,8 +61,8 @@ def test_classes_reach_the_batch(mask2former):
     assert torch.equal(batch["visual_token_source"][mask] == 1, classes[mask] == -1)
 
 
-def test_budget_is_honoured_and_the_loader_gives_the_same(mask2former, no_leaks):
-    tokenizer = SubobjectTokenizer(all_segments(mask2former), max_tokens=3, size=None)
+def test_budget_is_honoured_and_the_loader_gives_the_same(weights, no_leaks):
+    tokenizer = SubobjectTokenizer(all_segments(weights), max_tokens=3, size=None)
     expected = SubobjectCollator(tokenizer)([SubobjectDataset(ROWS)[i] for i in range(3)])
     assert int(expected["num_visual_tokens"].max()) == 3
     loader = SubobjectLoader(SubobjectDataset(ROWS), tokenizer, batch_size=3, segment_workers=1)
@@ -100,19 +72,19 @@ def test_budget_is_honoured_and_the_loader_gives_the_same(mask2former, no_leaks)
     assert_same(batch, expected)
 
 
-def test_photos_through_the_loader(mask2former, no_leaks):
+def test_photos_through_the_loader(weights, no_leaks):
     from skimage import data
 
     photos = [{"image": photo()} for photo in (data.coffee, data.chelsea, data.astronaut)]
-    tokenizer = SubobjectTokenizer(all_segments(mask2former), max_tokens=12, size=96)
+    tokenizer = SubobjectTokenizer(all_segments(weights), max_tokens=12, size=96)
     with SubobjectLoader(photos, tokenizer, batch_size=2, segment_workers=1) as loader:
         for batch in loader:
             validate_batch(batch)
             assert int(batch["num_visual_tokens"].max()) <= 12
 
 
-def test_the_batch_does_not_change_the_tokens(mask2former):
-    segmenter = all_segments(mask2former, batch_size=2)
+def test_the_batch_does_not_change_the_tokens(weights):
+    segmenter = all_segments(weights, batch_size=2)
     sizes = [(48, 64), (64, 64), (48, 64)]
     together = segmenter.infer(IMAGES, sizes)
     for image, size, evidence in zip(IMAGES, sizes, together, strict=True):
@@ -121,15 +93,15 @@ def test_the_batch_does_not_change_the_tokens(mask2former):
         assert evidence["label_map"].shape == size
 
 
-def test_saved_and_stored(mask2former, tmp_path):
+def test_saved_and_stored(weights, tmp_path):
     rules = PartRules(min_area=4, gap_area=9)
-    segmenter = all_segments(mask2former, rules=rules, fuse=[1, 2])
+    segmenter = all_segments(weights, rules=rules, fuse=[1, 2])
     tokenizer = SubobjectTokenizer(segmenter, size=64)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     again = SubobjectTokenizer.from_pretrained(tmp_path / "tokenizer", device="cpu")
     assert again.config() == tokenizer.config()
     assert again.segmenter.partitioner.rules == rules
-    assert all_segments(mask2former).config() != segmenter.config()
+    assert all_segments(weights).config() != segmenter.config()
     tokenize_dataset(ROWS, tokenizer, tmp_path / "tokens")
     dataset = SubobjectDataset(ROWS, tokens=tmp_path / "tokens")
     stored = SubobjectCollator(again)([dataset[i] for i in range(3)])
@@ -213,6 +185,74 @@ def test_bad_options_and_weights(mask2former, tmp_path):
     BoundaryModel.from_pretrained(device="cpu").save_pretrained(tmp_path / "boundary")
     with pytest.raises(WeightsError, match="cannot be loaded"):
         PanopticSegmenter(tmp_path / "boundary").config()
+
+
+class NaNModel(StubModel):
+    """Gives NaN for pictures of a certain brightness."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, pixel_values):
+        outputs = super().forward(pixel_values)
+        getattr(outputs, self.part)[pixel_values.mean((1, 2, 3)) > 0.5] = torch.nan
+        return outputs
+
+
+class BrightProcessor(StubProcessor):
+    def __call__(self, images, input_data_format, return_tensors):
+        inputs = super().__call__(images, input_data_format, return_tensors)
+        return {**inputs, "pixel_values": inputs["pixel_values"] + images[0].mean() / 255}
+
+
+@pytest.mark.parametrize("part", ["class_queries_logits", "masks_queries_logits"])
+def test_nan_names_its_image(part, no_leaks):
+    answer = np.zeros((32, 32), int), [{"id": 0, "label_id": 1, "score": 1.0}]
+    segmenter = PanopticSegmenter(NaNModel(part), BrightProcessor(*answer))
+    images = [np.full((32, 32, 3), level, np.uint8) for level in (9, 20, 255, 30)]
+    with pytest.raises(SubtokError, match="^image 2: .* NaN or infinite"):
+        segmenter.infer(images, [(32, 32)] * 4)
+    tokenizer = SubobjectTokenizer(segmenter, size=None)
+    rows = [{"image": image, "label": i} for i, image in enumerate(images)]
+    with pytest.raises(SampleError, match="sample 2 failed in infer: the model .*NaN") as raised:
+        with SubobjectLoader(rows, tokenizer, batch_size=4, segment_workers=1) as loader:
+            next(iter(loader))
+    assert raised.value.index == 2
+    replacing = SubobjectLoader(
+        rows, tokenizer, batch_size=4, segment_workers=1, on_error="replace"
+    )
+    with replacing as loader:
+        (batch,) = loader
+    validate_batch(batch)
+    assert batch["num_visual_tokens"].tolist() == [1] * 4
+
+
+def test_models_that_answer_or_ask_otherwise(tmp_path):
+    from transformers import AutoImageProcessor, OneFormerForUniversalSegmentation
+
+    class Other(StubModel):
+        def forward(self, pixel_values):
+            return {"logits": pixel_values, "pred_masks": pixel_values}
+
+    segmenter = PanopticSegmenter(Other(), StubProcessor([[0]], []))
+    with pytest.raises(ConfigError, match="Other answers with logits, pred_masks, expected"):
+        segmenter.infer(IMAGES[:1], [(48, 64)])
+    save_model("oneformer", tmp_path)
+    model = OneFormerForUniversalSegmentation.from_pretrained(tmp_path)
+    images = AutoImageProcessor.from_pretrained(tmp_path, class_info_file=None)
+    with pytest.raises(ConfigError, match="give it OneFormerProcessor"):
+        PanopticSegmenter(model, images, device="cpu").infer(IMAGES[:1], [(48, 64)])
+
+
+def test_pieces_of_images_are_refused(tmp_path):
+    from transformers import EomtImageProcessor
+
+    save_model("eomt", tmp_path)
+    size = {"shortest_edge": 64, "longest_edge": None}
+    EomtImageProcessor(size=size, do_split_image=True, do_pad=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="do_split_image"):
+        PanopticSegmenter(tmp_path).infer(IMAGES[:1], [(48, 64)])
 
 
 def test_missing_weights_are_refused(mask2former, tmp_path):

@@ -157,9 +157,10 @@ def generate_masks(
             for index, _, (x0, y0, x1, y1) in chunk
         ]
         for (index, layer, box), embedding in zip(chunk, decoder.encode(crops), strict=True):
+            name = index if len(images) > 1 else None
             grid = point_grid(options.points_per_side // options.crop_points_factor**layer)
             masks = _masks_of_crop(
-                decoder, embedding, grid, (index, box), images[index].shape[:2], options
+                decoder, embedding, grid, (name, box), images[index].shape[:2], options
             )
             found[index].append(masks.take(_suppress(masks.boxes, masks.ious, options.box_nms)))
     return [_across_crops(parts, options) for parts in found]
@@ -184,18 +185,18 @@ def _masks_of_crop(
     decoder: PointDecoder,
     embedding: Any,
     grid: NDArray[np.float64],
-    source: tuple[int, tuple[int, int, int, int]],
+    source: tuple[int | None, tuple[int, int, int, int]],
     size: tuple[int, ...],
     options: GenerationOptions,
 ) -> GeneratedMasks:
-    index, crop = source
+    name, crop = source
     x0, y0, x1, y1 = crop
     points = grid * (x1 - x0, y1 - y0)
     parts: list[GeneratedMasks] = []
     for start in range(0, len(points), options.points_per_batch):
         chunk = points[start : start + options.points_per_batch]
         logits, ious = decoder.decode(embedding, chunk)
-        refuse_nan(ious, index)
+        refuse_nan(ious, name)
         prompts = np.repeat(chunk, logits.shape[1], axis=0)
         logits, ious = logits.flatten(0, 1), ious.flatten()
         if options.iou_threshold > 0:

@@ -165,12 +165,13 @@ class PanopticSegmenter:
                 chunk = members[start : start + self.batch_size]
                 outputs = self._forward([inputs[place] for place in chunk])
                 for row, place in enumerate(chunk):
-                    refuse_nan(outputs.class_queries_logits[row], place)
-                    refuse_nan(outputs.masks_queries_logits[row], place)
+                    name = place if len(images) > 1 else None
+                    refuse_nan(outputs.class_queries_logits[row], name)
+                    refuse_nan(outputs.masks_queries_logits[row], name)
                     found[place] = self._read(outputs, row, inputs[place], sizes[place])
         return [found[place] for place in range(len(images))]
 
-    def _prepare(self, image: NDArray[np.uint8]) -> Mapping[str, torch.Tensor]:
+    def _prepare(self, image: NDArray[np.uint8]) -> Mapping[str, Any]:
         _, processor = self._load()
         task: dict[str, Any] = {"task_inputs": [_TASK]} if reads_task(processor) else {}
         return processor(
@@ -178,13 +179,13 @@ class PanopticSegmenter:
         )
 
     @torch.inference_mode()
-    def _forward(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> Any:
+    def _forward(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
         model, _ = self._load()
         accepted = inspect.signature(model.forward).parameters
         joined = {
             key: torch.cat([one[key] for one in inputs]).to(model.device)
-            for key in inputs[0]
-            if key in accepted
+            for key, value in inputs[0].items()
+            if key in accepted and isinstance(value, torch.Tensor)
         }
         if "task_inputs" in accepted and "task_inputs" not in joined:
             raise ConfigError(
@@ -205,7 +206,7 @@ class PanopticSegmenter:
         self,
         outputs: Any,
         row: int,
-        inputs: Mapping[str, torch.Tensor],
+        inputs: Mapping[str, Any],
         size: tuple[int, int],
     ) -> Evidence:
         processor = image_part(self._load()[1])
