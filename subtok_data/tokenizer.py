@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.images import canvas_size, resize, to_rgb
 from subtok_data.segment.budget import Budget, Overflow
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.hierarchy import MergeCost
 from subtok_data.segment.order import Order
 from subtok_data.segment.prompts import Prompts
@@ -287,7 +288,7 @@ class SubobjectTokenizer:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
         asked = _fit_prompts(prompts, sources, images)
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        sizes = [picture_size(image) for image in images]
         taken = asked if takes_prompts(self.segmenter) else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
@@ -297,7 +298,7 @@ class SubobjectTokenizer:
             if one is not None:
                 evidence = {**one.to_evidence(), **evidence}
             cut = run_task(task, evidence, size, image)
-            found.append(_tokenized(image, cut, evidence, (source.shape[0], source.shape[1])))
+            found.append(_tokenized(image, cut, evidence, picture_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:
@@ -420,7 +421,7 @@ def _fit_prompts(
                 f"image {place} has {source.shape[0]} × {source.shape[1]} pixels, its prompts are "
                 f"for {one.size[0]} × {one.size[1]}: give the size of the source, upright"
             )
-        fitted.append(None if one is None else one.resized((image.shape[0], image.shape[1])))
+        fitted.append(None if one is None else one.resized(picture_size(image)))
     return fitted
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError
 from subtok_data.images import resize
 from subtok_data.segment.budget import Budget
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.pipeline import segment_image
 from subtok_data.segment.watershed import WatershedPartitioner
 
@@ -260,7 +261,7 @@ def plot_thresholds(
     def row(settings: Sequence[Any], heading: str, remark: str) -> Row:
         panels: list[Panel] = []
         for label, partitioner, budget in settings:
-            size = (boundary.shape[0], boundary.shape[1])
+            size = picture_size(boundary)
             cut = segment_image(partitioner, {"boundary_map": boundary}, size, budget)
             flat = mean_color_image(tokenized.image, cut.token_map)
             picture = outline_image(flat, cut.token_map, color=(255, 255, 255), width=0.7)

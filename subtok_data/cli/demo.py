@@ -26,6 +26,7 @@ _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
   subtok demo --image holiday.jpg --num-tokens 60
   subtok demo --image photos/ --threshold 0.2 --out pictures/
+  subtok demo --segmenter sam --segmenter-model facebook/sam-vit-base --points-per-side 16
   subtok demo --json > timings.json
 """
 
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     elif timings:
         print_table(_HEADER, [timing.cells() for timing in timings])
         pictures = sum(len(timing.pictures) for timing in timings)
-        print(f"\n{pictures} pictures in {out}/   (boundary model on {tokenizer.device})")
+        print(f"\n{pictures} pictures in {out}/   (model on {tokenizer.device})")
     return 1 if failed else 0
 
 
@@ -154,10 +155,11 @@ def _measure(
 ) -> tuple[_Timing, TokenizedImage]:
     """Cut an image once to warm up and to draw, then stage by stage with a clock."""
     from subtok_data.images import to_rgb
+    from subtok_data.segment.geometry import picture_size
     from subtok_data.segment.task import run_task
 
     tokenized = tokenizer(value)
-    size = (tokenized.image.shape[0], tokenized.image.shape[1])
+    size = picture_size(tokenized.image)
     segmenter, task = tokenizer.segmenter, tokenizer.segment_task()
     image, decode_ms = _timed(lambda: tokenizer.canvas.fit(to_rgb(value)))
     evidence, infer_ms = _timed(lambda: segmenter.infer([image], [size])[0])

@@ -28,6 +28,7 @@ from subtok_data.data.sample import Replacement, Sample, check_on_error, decode_
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.pixels import PixelConfig
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.prompts import Prompts
 from subtok_data.text import EncodedText, TextConfig, TextEncoder
 from subtok_data.text.regions import RegionRow, RegionText
@@ -206,10 +207,7 @@ def _prompts(
             "all datasets of a mixture"
         )
     prompts = [one for sample in samples for one in sample.prompts or []]
-    return [
-        one.resized((image.shape[0], image.shape[1]))
-        for one, image in zip(prompts, fitted, strict=True)
-    ]
+    return [one.resized(picture_size(image)) for one, image in zip(prompts, fitted, strict=True)]
 
 
 def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:

@@ -23,6 +23,7 @@ from subtok_data.data.work import BatchSample, BatchWork
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.pixels import PixelConfig, stack_pixels
 from subtok_data.segment.budget import Budget
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.given import GivenPartitioner
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import SegmentTask
@@ -187,7 +188,7 @@ class BatchFinisher:
         encoder_images = [image for sample in samples for image in sample.encoder_images]
         visual: dict[str, Any] = {
             "pixel_values": stack_pixels(encoder_images, self.options.pixels, device),
-            "valid_sizes": _sizes([(i.shape[0], i.shape[1]) for i in encoder_images]),
+            "valid_sizes": _sizes([picture_size(i) for i in encoder_images]),
             **pad_tokens(cut, pad_to_multiple_of=self.options.pad_to_multiple_of),
             "source_sizes": _sizes([size for sample in samples for size in sample.source_sizes]),
         }

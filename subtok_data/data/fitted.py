@@ -15,8 +15,8 @@ from subtok_data.tokenizer import Canvas
 __all__ = ["FittedRows", "decode_ahead"]
 
 _ADVICE = (
-    "What is stored is kept; run again to go on, with fewer workers if memory ran out, or with none "
-    "to see the error"
+    "What is stored is kept; run again to go on, with fewer workers if memory ran out, or with "
+    "none to see the error"
 )
 
 

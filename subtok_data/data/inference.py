@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from subtok_data.data.work import SampleWork
 from subtok_data.errors import SubtokError
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segmenters import (
     Evidence,
@@ -89,7 +90,7 @@ def _inputs(
 ) -> tuple[list[NDArray[np.uint8]], list[tuple[int, int]], list[Prompts | None]]:
     """Images, their sizes, and their prompts if the segmenter takes any."""
     images = [image for sample in samples for image in sample.images]
-    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    sizes = [picture_size(image) for image in images]
     if not takes_prompts(segmenter):
         return images, sizes, [None] * len(images)
     prompts: list[Prompts | None] = []

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from subtok_data.data.prompts import PromptColumns
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, to_rgb
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.prompts import Prompts
 
 __all__ = ["ColumnError", "Replacement", "Sample", "check_on_error", "decode_row", "split_row"]
@@ -170,7 +171,7 @@ def decode_row(
             cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
             raise SampleError(cause, index=known, path=path, stage="decode") from error
         paths.append(path)
-    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    sizes = [picture_size(image) for image in images]
     sample = Sample(images, columns, index, many, sizes, paths)
     if prompts is not None:
         try:

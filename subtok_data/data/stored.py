@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from subtok_data.data.record import decode_record, encode_record
 from subtok_data.errors import ConfigError, SampleError
+from subtok_data.segment.geometry import picture_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -255,7 +256,7 @@ class StoredTokens:
         found = [decode_record(record) for record in records]
         sample.token_maps = [token_map for token_map, _ in found]
         sample.token_fields = [fields for _, fields in found]
-        sizes = [(token_map.shape[0], token_map.shape[1]) for token_map in sample.token_maps]
+        sizes = [picture_size(token_map) for token_map in sample.token_maps]
         sample.images = [resize(*pair) for pair in zip(sample.images, sizes, strict=True)]
         if sample.prompts is not None:
             pairs = zip(sample.prompts, sizes, strict=True)

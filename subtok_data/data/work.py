@@ -14,6 +14,7 @@ from subtok_data.data.pending import RawBatch
 from subtok_data.data.pool import SegmentPool
 from subtok_data.data.sample import Replacement
 from subtok_data.errors import SampleError, SubtokError
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import Segmented, SegmentTask
 from subtok_data.segmenters import Evidence
@@ -69,8 +70,7 @@ class SampleWork:
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
             if self.prompts is not None:
                 found = {**self.prompts[place].to_evidence(), **found}
-            size = (image.shape[0], image.shape[1])
-            self.futures.append(pool.submit(task, found, size, image))
+            self.futures.append(pool.submit(task, found, picture_size(image), image))
 
     def collect(self) -> None:
         """Wait for the pool; a failure stays with the sample."""

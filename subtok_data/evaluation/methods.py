@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from subtok_data.segment.budget import Budget, apply_budget
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.grid import GridPartitioner
 from subtok_data.segment.hierarchy import MergeCost
 from subtok_data.segment.superpixels import SuperpixelPartitioner
@@ -52,7 +53,7 @@ class PatchCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = (image.shape[0], image.shape[1])
+        size = picture_size(image)
         return {str(n): GridPartitioner(num_tokens=n)({}, size).token_map for n in self.counts}
 
 
@@ -70,7 +71,7 @@ class SlicCutter:
 
         def cut(parameter: float) -> tuple[NDArray[Any], int]:
             partition = replace(base, n_segments=max(1, round(parameter)))(
-                {"image": image}, (image.shape[0], image.shape[1])
+                {"image": image}, picture_size(image)
             )
             return partition.token_map, partition.num_tokens
 
@@ -149,7 +150,7 @@ class SegmenterCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = (image.shape[0], image.shape[1])
+        size = picture_size(image)
         evidence = self.segmenter.infer([image], [size])[0]
         found: dict[str, NDArray[Any]] = {}
         for count in self.counts:

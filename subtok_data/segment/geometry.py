@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.segment.partition import TokenMap
 
-__all__ = ["TokenGeometry", "measure", "token_shapes"]
+__all__ = ["TokenGeometry", "measure", "picture_size", "token_shapes"]
+
+
+def picture_size(array: NDArray[Any]) -> tuple[int, int]:
+    """Height and width of a picture or a map, whatever its channels.
+
+    Examples
+    --------
+    >>> picture_size(np.zeros((4, 6, 3), np.uint8))
+    (4, 6)
+    """
+    return array.shape[0], array.shape[1]
 
 
 @dataclass(frozen=True, eq=False)

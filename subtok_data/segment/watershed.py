@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import Budget, apply_budget, check_count
 from subtok_data.segment.flooding import Backend, check_backend, flood_from
+from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.hierarchy import MergeCost, merge_hierarchy
 from subtok_data.segment.levels import quantize
 from subtok_data.segment.order import Order, check_order
@@ -221,7 +222,7 @@ def watershed_tokens(
     check_order(order)
     levels = quantize(boundary_map)
     evidence = {"boundary_map": levels}
-    size = (levels.shape[0], levels.shape[1])
+    size = picture_size(levels)
     if num_tokens is None or not isinstance(num_tokens, Sequence):
         budget = Budget(num_tokens, max_tokens, min_area, merge)
         partitioner = WatershedPartitioner(threshold, num_tokens, backend)
