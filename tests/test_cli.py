@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import numpy as np
+import panoptic
+import promptable
 import pytest
 import torch
 from faulty import KillsDecoder
 from PIL import Image
+from tiny_efficient_sam import make_model, save_torchscript
 
 from subtok_data import (
     ImageFiles,
@@ -215,7 +218,18 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
         (["--threshold", "1.5"], "1.5"),
         (["--max-tokens", "0"], "max_tokens=0"),
         (["--size", "8"], "size=8"),
-        (["--segmenter", "patch", "--threshold", "0.2"], "--threshold is about the boundary model"),
+        (["--segmenter", "patch", "--threshold", "0.2"], "--threshold is an option of --segmenter"),
+        (["--segmenter", "sam", "--weights", "x"], "--weights is an option of --segmenter epoc"),
+        (["--segmenter-model", "x"], "option of --segmenter sam, sam-edges, efficient-sam, panop"),
+        (["--segmenter", "sam"], "--segmenter sam needs --segmenter-model PATH: a folder or hub"),
+        (["--segmenter", "sam-edges"], "--segmenter sam-edges needs --segmenter-model PATH"),
+        (["--segmenter", "efficient-sam"], "needs --segmenter-model PATH: EfficientSAM's Torch"),
+        (["--segmenter", "panoptic"], "needs --segmenter-model PATH: a folder or hub id of Mask2"),
+        (["--segmenter", "efficient-sam", "--segmenter-model", "no.pt"], "'no.pt' does not exist"),
+        (
+            ["--segmenter", "sam", "--segmenter-model", "x", "--points-per-side", "0"],
+            "points_per_side=0",
+        ),
         (["--weights", "no-such-weights"], "no-such-weights"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--split", "train"], "folder of images"),
@@ -229,6 +243,37 @@ def test_impossible_options_are_one_clear_line(photos, tmp_path, capsys, options
     assert message.startswith("subtok: ")
     assert words in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "options"),
+    [
+        ("sam", ["--points-per-side", "2"]),
+        ("sam-edges", ["--points-per-side", "2", "--threshold", "0.3"]),
+        ("efficient-sam", ["--points-per-side", "3"]),
+        ("panoptic", []),
+    ],
+)
+def test_models_cut_photos_from_the_command_line(photos, tmp_path, capsys, segmenter, options):
+    model = tmp_path / "model"
+    model.mkdir()
+    if segmenter == "panoptic":
+        panoptic.save_model("mask2former", model)
+    elif segmenter == "efficient-sam":
+        save_torchscript(make_model(), model / "efficient_sam_vitt_torchscript.pt")
+    else:
+        promptable.save_model("sam", model)
+    out = tmp_path / "tokens"
+    arguments = ["--segmenter", segmenter, "--segmenter-model", str(model), *options]
+    common = [*arguments, "--size", "64", "--max-tokens", "5"]
+    assert main(["tokenize", str(photos), "--out", str(out), *common, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], report["failed"]) == (6, [])
+    assert 6 <= report["tokens"] <= 30
+    image, pictures = photos / "00.png", tmp_path / "pictures"
+    assert main(["demo", "--image", str(image), "--out", str(pictures), *common, "--json"]) == 0
+    (timing,) = json.loads(capsys.readouterr().out)["images"]
+    assert timing["coverage"] == 1
 
 
 def test_an_output_folder_that_is_a_file_is_one_clear_line(photos, capsys):

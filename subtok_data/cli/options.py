@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:
+    from subtok_data.segmenters import Segmenter
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["Commands", "add_command", "add_tokenizer_options", "make_tokenizer"]
 
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What ``add_subparsers`` returns; argparse gives it no public name."""
+
+_SEGMENTERS = ("epoc", "patch", "superpixel", "sam", "sam-edges", "efficient-sam", "panoptic")
+_OPTIONS = {
+    "weights": ("epoc",),
+    "threshold": ("epoc", "sam-edges"),
+    "device": ("epoc", "sam", "sam-edges", "efficient-sam", "panoptic"),
+    "segmenter-model": ("sam", "sam-edges", "efficient-sam", "panoptic"),
+    "points-per-side": ("sam", "sam-edges", "efficient-sam"),
+}
+"""Options that only some segmenters have."""
+_SAM = "a folder or hub id of SAM, SAM 2 or EdgeTAM"
+_MODEL_OF = {
+    "sam": _SAM,
+    "sam-edges": _SAM,
+    "efficient-sam": "EfficientSAM's TorchScript file or ONNX encoder",
+    "panoptic": "a folder or hub id of Mask2Former, OneFormer or EoMT",
+}
 
 
 def add_command(
@@ -34,9 +53,22 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how images are cut")
     group.add_argument(
         "--segmenter",
-        choices=("epoc", "patch", "superpixel"),
+        choices=_SEGMENTERS,
         default="epoc",
-        help="boundary model and watershed (default), a grid of patches, or SLIC superpixels",
+        help="boundary model and watershed (default), a grid of patches, SLIC superpixels, masks "
+        "of SAM, its zero-shot edges and a watershed, masks of EfficientSAM, or a panoptic model",
+    )
+    group.add_argument(
+        "--segmenter-model",
+        metavar="PATH",
+        help="the model of sam, sam-edges and panoptic: a folder or a hub id; of efficient-sam: "
+        "its TorchScript file, its ONNX encoder, or a folder with them",
+    )
+    group.add_argument(
+        "--points-per-side",
+        type=int,
+        metavar="N",
+        help="SAM and EfficientSAM are asked for masks at N × N points (default: 32; for edges 16)",
     )
     group.add_argument(
         "--weights",
@@ -44,7 +76,10 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         help="boundary model: a folder or a hub id (default: the packaged one)",
     )
     group.add_argument(
-        "--threshold", type=float, metavar="T", help="boundary threshold, in (0, 1) (default: 0.1)"
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="boundary threshold of epoc and sam-edges, in (0, 1) (default: 0.1)",
     )
     group.add_argument(
         "--num-tokens", type=int, metavar="N", help="exactly N tokens per image, instead"
@@ -69,7 +104,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--square", action="store_true", help="squash images to SIZE × SIZE")
     group.add_argument(
         "--device",
-        help="where the boundary model runs, cpu or cuda (default: a GPU if there is one)",
+        help="where the model runs, cpu or cuda (default: a GPU if there is one)",
     )
 
 
@@ -81,21 +116,9 @@ def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
     ConfigError
         If options contradict each other.
     """
-    from subtok_data.segmenters import EPOCSegmenter, PatchSegmenter, SuperpixelSegmenter
     from subtok_data.tokenizer import SubobjectTokenizer
 
-    if args.segmenter != "epoc":
-        for name in ("threshold", "weights", "device"):
-            if getattr(args, name) is not None:
-                raise ConfigError(
-                    f"--{name} is about the boundary model: leave it out with "
-                    f"--segmenter {args.segmenter}"
-                )
-        segmenter = PatchSegmenter() if args.segmenter == "patch" else SuperpixelSegmenter()
-    elif args.threshold is not None and args.num_tokens is not None:
-        raise ConfigError("--threshold and --num-tokens both set the granularity: give one")
-    else:
-        segmenter = EPOCSegmenter(args.weights, threshold=args.threshold, device=args.device)
+    segmenter = _make_segmenter(args)
     return SubobjectTokenizer(
         segmenter,
         num_tokens=args.num_tokens,
@@ -105,3 +128,47 @@ def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
         size=args.size,
         square=args.square,
     )
+
+
+def _make_segmenter(args: argparse.Namespace) -> Segmenter:
+    from subtok_data import segmenters
+    from subtok_data.segmenters.generation import GenerationOptions
+
+    _refuse_foreign(args)
+    kind, model, device = args.segmenter, args.segmenter_model, args.device
+    if kind == "epoc":
+        return segmenters.EPOCSegmenter(args.weights, threshold=args.threshold, device=device)
+    if kind == "patch":
+        return segmenters.PatchSegmenter()
+    if kind == "superpixel":
+        return segmenters.SuperpixelSegmenter()
+    if kind == "panoptic":
+        return segmenters.PanopticSegmenter(model, device=device)
+    points = {} if args.points_per_side is None else {"points_per_side": args.points_per_side}
+    if kind == "sam-edges":
+        return segmenters.SAMEdgeSegmenter(model, threshold=args.threshold, device=device, **points)
+    if kind == "sam":
+        return segmenters.SAMSegmenter(model, options=GenerationOptions(**points), device=device)
+    from subtok_data.segmenters.efficient_sam import DEFAULT_OPTIONS
+
+    options = replace(DEFAULT_OPTIONS, **points)
+    return segmenters.EfficientSAMSegmenter(model, options=options, device=device)
+
+
+def _refuse_foreign(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that the segmenter has no use for, and for a missing model."""
+    kind = args.segmenter
+    for name, kinds in _OPTIONS.items():
+        given = getattr(args, name.replace("-", "_")) is not None
+        if given and kind not in kinds:
+            raise ConfigError(
+                f"--{name} is an option of --segmenter {', '.join(kinds)}: leave it out with "
+                f"--segmenter {kind}"
+            )
+    if kind in _OPTIONS["segmenter-model"] and args.segmenter_model is None:
+        raise ConfigError(
+            f"--segmenter {kind} needs --segmenter-model PATH: {_MODEL_OF[kind]}; "
+            "no such model comes with the library"
+        )
+    if args.threshold is not None and args.num_tokens is not None:
+        raise ConfigError("--threshold and --num-tokens both set the granularity: give one")

@@ -33,6 +33,7 @@ from subtok_data.segmenters.prompters import ModelPrompter
 from subtok_data.segmenters.sam import DecoderOwner, SAMSegmenter
 
 __all__ = [
+    "DEFAULT_OPTIONS",
     "MAX_POINTS",
     "EfficientSAMDecoder",
     "EfficientSAMPrompter",
@@ -42,6 +43,9 @@ __all__ = [
 
 MAX_POINTS = 6
 """Points that the model takes for a prompt, the two corners of a box among them."""
+
+DEFAULT_OPTIONS = GenerationOptions(iou_threshold=0.7, stability_threshold=0.9)
+"""The filters of the official notebook."""
 
 
 class EfficientSAMDecoder:
@@ -198,7 +202,7 @@ class EfficientSAMSegmenter(_FilesOwner, SAMSegmenter):
     ) -> None:
         super().__init__(
             path,
-            options=options or GenerationOptions(iou_threshold=0.7, stability_threshold=0.9),
+            options=options or DEFAULT_OPTIONS,
             paint=paint,
             rules=rules,
             min_region=min_region,
