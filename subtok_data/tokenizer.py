@@ -307,8 +307,7 @@ class SubobjectTokenizer:
         if describe is None:
             raise ConfigError(
                 f"{type(self.segmenter).__name__} has no config(): give it one that returns its "
-                "options "
-                "as JSON values, so that stored tokens can be told apart"
+                "options as JSON values, so that stored tokens can be told apart"
             )
         return self._own_config(describe())
 

@@ -217,8 +217,7 @@ def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
     if not all(stored) or len({sample.tokens_hash for sample in samples}) > 1:
         raise ConfigError(
             "a batch mixes samples with stored tokens and samples without, or of two "
-            "configurations: "
-            "tokenize all datasets of a mixture with the same configuration"
+            "configurations: tokenize all datasets of a mixture with the same configuration"
         )
     maps = [token_map for sample in samples for token_map in sample.token_maps or []]
     return [token_map.astype("int32") for token_map in maps]

@@ -39,8 +39,7 @@ def collate_columns(rows: Sequence[dict[str, Any]], keep: Sequence[str] | None) 
         if name in RESERVED_KEYS:
             raise ConfigError(
                 f"column {name!r} has the name of a key of the batch: rename it, or leave it out "
-                "with "
-                "columns=[…]"
+                "with columns=[…]"
             )
         lacking = [place for place, row in enumerate(rows) if name not in row]
         if lacking:

@@ -115,8 +115,7 @@ class SubobjectDataset(Dataset[Sample]):
         if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
             raise ConfigError(
                 f"{type(dataset).__name__} has no length or no indexing: use "
-                "SubobjectIterableDataset "
-                "for streams"
+                "SubobjectIterableDataset for streams"
             )
         self.dataset = own_decoding(dataset, image_column)
         self.image_column = image_column

@@ -195,17 +195,14 @@ class PendingBatch(MutableMapping[str, Any]):
             if torch.utils.data.get_worker_info() is not None:
                 raise SubtokError(
                     "a PendingBatch was read inside a DataLoader worker; it is finished in the "
-                    "main "
-                    "process. Move what reads it out of the worker, behind the DataLoader"
+                    "main process. Move what reads it out of the worker, behind the DataLoader"
                 )
             collator = COLLATORS.get(self.collator_key or "")
             if collator is None or self.raw is None:
                 raise SubtokError(
-                    "the SubobjectCollator of this batch no longer exists in this process: keep "
-                    "it (or "
-                    "its DataLoader) alive while batches are read, and do not send pending "
-                    "batches to "
-                    "other processes"
+                    "the SubobjectCollator of this batch no longer exists in this process: keep it "
+                    "(or its DataLoader) alive while batches are read, and do not send pending "
+                    "batches to other processes"
                 )
             self._finished = collator.finish(self.raw, device)
             self.raw = None

@@ -79,8 +79,7 @@ def decode_record(record: bytes) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]
             offset += fields[name].nbytes
     except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise SubtokError(
-            f"a stored token map of {len(record)} bytes is damaged ({error}); delete its shard "
-            "and run "
-            "`subtok tokenize` again: it makes only what is missing"
+            f"a stored token map of {len(record)} bytes is damaged ({error}); delete its shard and "
+            "run `subtok tokenize` again: it makes only what is missing"
         ) from error
     return token_map, fields

@@ -131,10 +131,8 @@ def split_row(row: Any, image_column: str) -> tuple[Any, dict[str, Any]]:
 def _missing_column(image_column: str, columns: Sequence[str]) -> str:
     return (
         f"no image column {image_column!r}: the row has {sorted(columns)}. Name the image column "
-        "with "
-        "image_column=…; under transformers' Trainer set remove_unused_columns=False, since by "
-        "default it "
-        "removes the columns that model.forward does not name"
+        "with image_column=…; under transformers' Trainer set remove_unused_columns=False, since "
+        "by default it removes the columns that model.forward does not name"
     )
 
 

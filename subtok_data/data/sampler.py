@@ -64,18 +64,15 @@ class BatchPlan:
         if grouped and self.lengths is None:
             raise ConfigError(
                 "batches by length need lengths: token counts are known only after segmentation. "
-                "Store "
-                "tokens once (`subtok tokenize`) and give "
-                "lengths=StoredTokens(folder).lengths(), or give "
-                "a length column of your own"
+                "Store tokens once (`subtok tokenize`) and give "
+                "lengths=StoredTokens(folder).lengths(), or give a length column of your own"
             )
         if self.max_batch_length is not None and self.lengths is not None:
             longest = int(np.max(np.asarray(self.lengths), initial=0))
             if longest > self.max_batch_length:
                 raise ConfigError(
                     f"max_batch_length={self.max_batch_length} is below the longest sample "
-                    f"({longest}): "
-                    "raise it, or tokenize with max_tokens"
+                    f"({longest}): raise it, or tokenize with max_tokens"
                 )
 
 

@@ -70,8 +70,7 @@ class LoaderState:
         if state.get("version") != _VERSION:
             raise ConfigError(
                 f"loader state of version {state.get('version')!r}: this version of subtok_data "
-                "reads "
-                f"{_VERSION}"
+                f"reads {_VERSION}"
             )
         saved: Mapping[str, Any] = state["identity"]
         different = [
@@ -81,9 +80,8 @@ class LoaderState:
         ]
         if different:
             raise ConfigError(
-                f"the loader state belongs to another run: {'; '.join(different)}. Resuming "
-                "would give "
-                "other batches; use the same settings, or start the epoch anew"
+                f"the loader state belongs to another run: {'; '.join(different)}. Resuming would "
+                "give other batches; use the same settings, or start the epoch anew"
             )
         return cls(
             epoch=int(state["epoch"]),

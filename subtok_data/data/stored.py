@@ -167,15 +167,14 @@ class StoredTokens:
         file = self.folder / _META
         if not file.is_file() or not (self.folder / _INDEX).is_file():
             raise ConfigError(
-                f"no finished tokens in {str(folder)!r}: make them with "
-                f"`subtok tokenize SRC --out {folder}`, which also finishes an interrupted run"
+                f"no finished tokens in {str(folder)!r}: make them with `subtok tokenize SRC --out "
+                f"{folder}`, which also finishes an interrupted run"
             )
         meta = json.loads(file.read_text(encoding="utf-8"))
         if meta["store_version"] != STORE_VERSION:
             raise ConfigError(
                 f"tokens in {str(folder)!r} have format version {meta['store_version']}, this "
-                "version "
-                f"of subtok_data reads {STORE_VERSION}: make them again"
+                f"version of subtok_data reads {STORE_VERSION}: make them again"
             )
         self.config_hash: str = meta["config_hash"]
         self.config: dict[str, Any] = meta["config"]

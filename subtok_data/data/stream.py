@@ -126,9 +126,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             if "BufferShuffled" in type(examples).__name__:
                 warnings.warn(
                     "the stream is shuffled through a buffer, whose content is lost at resume: "
-                    "samples "
-                    "that were in it are left out, and the order differs from the uninterrupted "
-                    "run",
+                    "samples that were in it are left out, and the order differs from the "
+                    "uninterrupted run",
                     stacklevel=3,
                 )
                 return

@@ -104,8 +104,8 @@ class DecoderOwner:
         if not (hasattr(self.decoder, "identity") and hasattr(self.decoder, "save")):
             raise ConfigError(
                 f"{type(self.decoder).__name__} cannot be saved or told apart from others: give it "
-                "identity() and save(folder), or give "
-                f"{type(self).__name__} a model that the library loads"
+                f"identity() and save(folder), or give {type(self).__name__} a model that the "
+                "library loads"
             )
         return self.decoder
 
