@@ -25,6 +25,7 @@ from subtok_data.data.prompts import PromptColumns
 from subtok_data.data.tokenize import tokenize_dataset
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.segment.prompts import Prompts
+from subtok_data.segmenters.prompted import PromptedSegmenter
 
 COLUMNS = PromptColumns(boxes="boxes", texts="phrases")
 
@@ -139,6 +140,31 @@ def test_stored_tokens_are_matched_like_live_ones(tmp_path) -> None:
     for key in ("region_to_image", "region_to_token", "region_prompt"):
         assert torch.equal(a[key], b[key])
     validate_batch(b)
+
+
+def test_regions_are_painted_over_stored_tokens(tmp_path) -> None:
+    prompted = SubobjectTokenizer(PromptedSegmenter(PatchSegmenter(32)), size=128)
+    tokenize_dataset(rows(), prompted, tmp_path, executor="inline")
+    live = SubobjectDataset(rows(), prompts=COLUMNS)
+    stored = SubobjectDataset(rows(), prompts=COLUMNS, tokens=tmp_path)
+    collator = SubobjectCollator(prompted)
+    a = collator([live[k] for k in range(7)])
+    b = collator([stored[k] for k in range(7)])
+    validate_batch(b)
+    # Everything but the images, which stored tokens leave at the size that was cut.
+    for key in [key for key in a if key.startswith(("visual_", "region_", "num_", "map_"))]:
+        if isinstance(a[key], torch.Tensor):
+            assert torch.equal(a[key], b[key]), key
+    assert (a["visual_token_prompt"] >= 0).sum() >= 9
+
+
+def test_stored_tokens_with_prompts_keep_the_budget(tmp_path) -> None:
+    prompted = SubobjectTokenizer(PromptedSegmenter(), size=128, num_tokens=9)
+    tokenize_dataset(rows(), prompted, tmp_path, executor="inline")
+    stored = SubobjectDataset(rows(), prompts=COLUMNS, tokens=tmp_path)
+    batch = SubobjectCollator(prompted)([stored[k] for k in range(7)])
+    validate_batch(batch)
+    assert batch["num_visual_tokens"].tolist() == [9] * 7
 
 
 def test_no_prompt_in_a_whole_batch() -> None:

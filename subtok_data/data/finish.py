@@ -7,7 +7,7 @@ batches; a pending batch that finishes itself calls them in a row. Same steps, s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,7 @@ from subtok_data.pixels import PixelConfig, stack_pixels
 from subtok_data.segment.budget import Budget
 from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.given import GivenPartitioner
+from subtok_data.segment.prompted import PromptedPartitioner
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segment.task import SegmentTask
 from subtok_data.segmenters import Evidence, Launch
@@ -135,9 +136,12 @@ class BatchFinisher:
         task = self.tokenizer.segment_task(
             shape_size=self.options.shape_size, max_tokens=max_tokens
         )
-        if stored:
-            return SegmentTask(_GIVEN, Budget(max_tokens=max_tokens), task.order, task.shape_size)
-        return task
+        if not stored:
+            return task
+        if isinstance(task.partitioner, PromptedPartitioner):
+            # Stored tokens are those without prompts: regions go on top of them.
+            return replace(task, partitioner=task.partitioner.on(_GIVEN))
+        return replace(task, partitioner=_GIVEN, budget=Budget(max_tokens=max_tokens))
 
     def collect(self, work: BatchWork) -> None:
         """Wait for the pool; a failure stays with its sample."""

@@ -91,6 +91,23 @@ class PromptedPartitioner:
         """Whether tokens merge along a boundary map."""
         return bool(getattr(self.base, "has_cost_map", False))
 
+    def on(self, base: Partitioner) -> PromptedPartitioner:
+        """Paint over the tokens of another partitioner by the same rules.
+
+        Parameters
+        ----------
+        base : Partitioner
+            Takes the place of the one before; without a cost map, the rest joins the nearest token.
+
+        Returns
+        -------
+        PromptedPartitioner
+        """
+        rules = self.rules
+        if rules is not None and not getattr(base, "has_cost_map", False):
+            rules = replace(rules, fill="nearest")
+        return replace(self, base=base, rules=rules)
+
     def for_num_tokens(self, num_tokens: int) -> PromptedPartitioner:
         """Partitioner that cuts finely enough for an exact number of tokens.
 
