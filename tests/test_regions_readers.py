@@ -79,6 +79,37 @@ def test_masks_given_as_arrays_or_runs_are_one(mask):
     assert segmentation_runs(coded, size).tolist() == expected
 
 
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-5, 25, width=32), st.floats(-5, 25, width=32)),
+            min_size=3,
+            max_size=9,
+        ),
+        max_size=3,
+    )
+)
+def test_polygons_cover_the_pixels_whose_centre_they_hold(polygons):
+    """Against a plain even-odd count along the column of each pixel, away from the outline."""
+    height, width = 17, 21
+    runs = segmentation_runs([[v for point in one for v in point] for one in polygons], (17, 21))
+    found = PackedMasks.from_runs([runs], (height, width)).mask(0)
+    for row in range(height):
+        for column in range(width):
+            x, y = column + 0.5, row + 0.5
+            inside, near = False, False
+            for one in polygons:
+                odd = False
+                for (ax, ay), (bx, by) in zip(one, one[1:] + one[:1], strict=True):
+                    if (ax < x) != (bx < x):
+                        cut = ay + (x - ax) / (bx - ax) * (by - ay)
+                        odd ^= cut < y
+                        near |= abs(cut - y) < 1e-6
+                    near |= ax == x
+                inside |= odd
+            assert near or found[row, column] == inside
+
+
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
