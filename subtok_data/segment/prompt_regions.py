@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.segment.boxes import pixel_box
 from subtok_data.segment.geometry import measure
 from subtok_data.segment.overlaps import measure_overlaps
 from subtok_data.segment.packed import PackedMasks
@@ -24,8 +25,9 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     """Find the region of each prompt with the help of tokens.
 
     * A prompt with a mask: the mask.
-    * With a box: the union of tokens that has the highest IoU with the box (:func:`best_union`); if
-      that is below ``min_iou``, or nothing of it is left, the pixels of the box.
+    * With a box: the union of tokens that has the highest IoU with the box (:func:`best_union`), as
+      far as it is inside the box. If that IoU is below ``min_iou``, or nothing of the union is
+      left, the pixels of the box.
     * With points: tokens under points inside are in, tokens under points outside are not, also
       where a box was given. A token under points of both kinds is divided: each pixel belongs to
       the nearest point, inside if both are equally near.
@@ -47,9 +49,9 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     Examples
     --------
     >>> tokens = Partition(np.array([[0, 0, 1, 1, 2]], np.int16), 3)
-    >>> prompts = Prompts.of((1, 5), boxes=[[0, 0, 3, 1]])
+    >>> prompts = Prompts.of((1, 5), boxes=[[2, 0, 5, 1]], points=[[1.5, 0.5]], labels=[0])
     >>> prompt_regions(prompts, tokens).mask(0)
-    array([[ True,  True,  True,  True, False]])
+    array([[False, False,  True,  True,  True]])
     """
     pixels = prompts.regions()
     scores = np.zeros(len(prompts), np.float32)
@@ -103,8 +105,9 @@ def best_union(inside: Longs, areas: Longs, box_area: int) -> tuple[Longs, float
 
 
 class _Tokens(NamedTuple):
-    """Tokens that make up a region: whole ones, and some that points divide."""
+    """Tokens that make up a region: clipped to the box, whole ones, and some that points divide."""
 
+    clipped: Ints
     whole: Ints
     divided: Ints
 
@@ -124,7 +127,7 @@ def _find_tokens(
         best, iou = best_union(inside, areas[tokens], int(box_areas[place]))
         if iou >= min_iou:
             region = _add_points(tokens[best], under[prompt], prompts.labels[prompt])
-            if len(region.whole) + len(region.divided):
+            if any(len(tokens) for tokens in region):
                 found[int(prompt)] = region
     for prompt in np.flatnonzero(~prompts.has_mask & ~prompts.has_box):
         none = np.zeros(0, np.int32)
@@ -140,32 +143,37 @@ def _point_pixels(prompts: Prompts) -> NDArray[np.int64]:
 
 
 def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> _Tokens:
-    """Add the tokens under points inside, and leave out those under points outside."""
+    """Tokens of a box, corrected: those under points inside added, those outside left out."""
     if not (labels >= 0).any():
-        return _Tokens(tokens, tokens[:0])
+        return _Tokens(tokens, tokens[:0], tokens[:0])
     inner, outer = (np.unique(under[labels == label]).astype(np.int32) for label in (1, 0))
-    whole = np.setdiff1d(np.union1d(tokens, inner), outer)
-    return _Tokens(whole, np.intersect1d(inner, outer))
+    clipped = np.setdiff1d(tokens, np.union1d(inner, outer))
+    return _Tokens(clipped, np.setdiff1d(inner, outer), np.intersect1d(inner, outer))
 
 
 def _join_tokens(
     prompts: Prompts, found: Mapping[int, _Tokens], partition: Partition, boxes: Ints
 ) -> Iterator[Ints]:
     """Run lengths of each region that is made of tokens."""
-    from subtok_data.segment.kernels.unions import DIVIDED, WHOLE, union_runs
+    from subtok_data.segment.kernels.unions import CLIPPED, DIVIDED, WHOLE, union_runs
 
     asking = np.array(list(found), np.int64)
     if len(asking) == 0:
         return
-    tokens = [side for region in found.values() for side in region]
-    lengths = np.array([len(side) for side in tokens])
+    tokens = [some for region in found.values() for some in region]
+    lengths = np.array([len(some) for some in tokens])
+    kinds = np.tile(np.array([CLIPPED, WHOLE, DIVIDED], np.uint8), len(asking))
+    clips = np.zeros((len(asking), 4), np.int32)
+    for place in np.flatnonzero(prompts.has_box[asking]):
+        clips[place] = pixel_box(prompts.boxes[asking[place]], prompts.size)
     counts, offsets = union_runs(
         np.require(partition.token_map, requirements=["C", "W"]),
         partition.num_tokens,
         boxes,
-        np.append(0, np.cumsum(lengths))[::2],
+        np.ascontiguousarray(np.append(0, np.cumsum(lengths))[::3]),
         np.concatenate(tokens),
-        np.repeat(np.tile(np.array([WHOLE, DIVIDED], np.uint8), len(asking)), lengths),
+        np.repeat(kinds, lengths),
+        clips,
         _point_pixels(prompts)[asking],
         prompts.labels[asking],
     )

@@ -63,12 +63,12 @@ class PromptedPartitioner:
     Examples
     --------
     >>> from subtok_data.segment.grid import GridPartitioner
-    >>> prompts = Prompts.of((2, 6), boxes=[[2, 0, 5, 2]])
+    >>> prompts = Prompts.of((2, 6), boxes=[[1, 0, 6, 2]])
     >>> partitioner = PromptedPartitioner(GridPartitioner(patch=2), PartRules(min_area=1))
     >>> partition = partitioner(prompts.to_evidence(), (2, 6))
     >>> partition.token_map, partition.token_fields["prompt"]
-    (array([[0, 0, 1, 1, 1, 1],
-           [0, 0, 1, 1, 1, 1]], dtype=int16), array([-1,  0]))
+    (array([[0, 1, 1, 1, 1, 1],
+           [0, 1, 1, 1, 1, 1]], dtype=int16), array([-1,  0]))
     """
 
     base: Partitioner

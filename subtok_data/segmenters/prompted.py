@@ -33,7 +33,7 @@ class PromptedSegmenter:
     """Makes tokens of prompts (boxes, points, masks), and cuts the rest like another segmenter.
 
     Works with any segmenter, and without a promptable model: the region of a box is then the union
-    of tokens that fits it best, and that of points the tokens under them
+    of tokens that fits it best, clipped to it, and that of points the tokens under them
     (:func:`~subtok_data.segment.prompt_regions.prompt_regions`). With a ``prompter``, a model finds
     the region. How regions become tokens, see
     :class:`~subtok_data.segment.prompted.PromptedPartitioner`. Token fields: ``source`` (0 found, 1

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.compiled import Scalar, kernel
 
-__all__ = ["DIVIDED", "WHOLE", "union_runs"]
+__all__ = ["CLIPPED", "DIVIDED", "WHOLE", "union_runs"]
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
-WHOLE, DIVIDED = 1, 2
-"""How a token belongs to a region: all of it, or what is nearest to points inside."""
+CLIPPED, WHOLE, DIVIDED = 1, 2, 3
+"""How a token belongs to a region: inside a box, all of it, or what is nearest to points inside."""
 
 
 @kernel
@@ -37,6 +37,7 @@ def union_runs(
     first: Longs,
     tokens: Ints,
     kinds: NDArray[np.uint8],
+    clips: Ints,
     points: Longs,
     labels: NDArray[np.int8],
 ) -> tuple[Ints, Longs]:
@@ -55,7 +56,9 @@ def union_runs(
     tokens : (K,) int32
         Tokens of all regions.
     kinds : (K,) uint8
-        WHOLE or DIVIDED.
+        CLIPPED, WHOLE or DIVIDED.
+    clips : (P, 4) int32
+        Box that clips, x0, y0, x1, y1, half-open.
     points : (P, Q, 2) int64
         Row and column of the points that divide.
     labels : (P, Q) int8
@@ -91,23 +94,29 @@ def union_runs(
             while y < bottom:
                 kind = member[column[y]]
                 start = y
+                end = start
                 if kind == DIVIDED:
                     y += 1
-                    inside = is_nearer(start, x, points[region], labels[region])
+                    if is_nearer(start, x, points[region], labels[region]):
+                        end = y
                 else:
                     token = column[y]
                     while y < bottom and column[y] == token:
                         y += 1
-                    inside = kind == WHOLE
-                if not inside:
+                    if kind == WHOLE:
+                        end = y
+                    elif kind == CLIPPED and clips[region, 0] <= x < clips[region, 2]:
+                        start = max(start, np.int64(clips[region, 1]))
+                        end = min(y, np.int64(clips[region, 3]))
+                if start >= end:
                     continue
                 if used > begins and past == x * height + start:
-                    counts[used - 1] += y - start
+                    counts[used - 1] += end - start
                 else:
                     counts[used] = x * height + start - past
-                    counts[used + 1] = y - start
+                    counts[used + 1] = end - start
                     used += 2
-                past = x * height + y
+                past = x * height + end
         if past < height * width:
             counts[used] = height * width - past
             used += 1
