@@ -66,6 +66,7 @@ def test_every_side_of_the_paper_is_that_of_torchvision():
         assert (resize_nearest(values, (side, 1)) == torch_nearest(values, (side, 1))).all()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 32), st.integers(1, 32), st.sampled_from([(32, 32), (512, 512), (48, 100)]))
 def test_geometry_of_a_grid_is_what_its_map_shows(h, w, size):
     regions = DrawnRegions.grid(h, w)

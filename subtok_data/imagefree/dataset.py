@@ -50,7 +50,17 @@ class ImageFreeSample:
 
     def class_map(self, size: Size, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
         """Category of each pixel of a picture of ``size`` pixels, (H, W)."""
-        return resize_nearest(self.classes[self.regions.labels], size, out)
+        labels = self.regions.labels
+        if labels.shape == size:
+            from subtok_data.segment.kernels.tokens import relabel
+
+            classes = np.empty(size, np.int16) if out is None else out
+            source = np.require(labels, requirements=["C", "W"])
+            relabel(source, self.classes.astype(np.int64), classes)
+            return classes
+        if labels.size > size[0] * size[1]:
+            labels = resize_nearest(labels, size)  # the smaller map is looked up
+        return resize_nearest(self.classes[labels], size, out)
 
 
 class ImageFreeDataset(Dataset[ImageFreeSample]):

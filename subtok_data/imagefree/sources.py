@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GridSource", "RegionSource", "StoredSource"]
 
-_KEPT_MAPS = 128
-"""Maps of 512 x 512 pixels held per process: 64 MB."""
+_KEPT_BYTES = 128 * 2**20
+"""Decoded maps held per process: 256 of 512 x 512 pixels."""
 
 _renumber = GivenPartitioner()
 
@@ -118,7 +118,7 @@ class StoredSource:
         found = self._kept.get(key)
         if found is None:
             found = self._kept[key] = self._read(chosen, size)
-            if len(self._kept) > _KEPT_MAPS:
+            if len(self._kept) * found.labels.nbytes > _KEPT_BYTES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return found
