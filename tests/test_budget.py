@@ -171,7 +171,7 @@ def test_superpixels_need_an_image() -> None:
     with pytest.raises(ValueError, match=r"expected \(4, 4, 3\) uint8"):
         partitioner({"image": np.zeros((4, 4, 3), np.float32)}, (4, 4))
     for options in ({"method": "quick"}, {"compactness": 0.0}, {"sigma": -1.0}, {"scale": np.nan}):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}=.*expected"):
             SuperpixelPartitioner(**options)
 
 

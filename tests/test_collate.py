@@ -144,7 +144,7 @@ def test_missing_column_is_never_replaced():
 
 def test_replacement_in_collation_is_counted(patches):
     rows = [{"image": b"bad", "label": 0}, {"image": coded_image(1), "label": 1}]
-    with pytest.raises(SampleError):
+    with pytest.raises(SampleError, match="failed in decode: not a readable image"):
         SubobjectCollator(patches)(rows)
     collate = SubobjectCollator(patches, on_error="replace")
     batch = collate(rows)

@@ -130,9 +130,9 @@ def test_one_threshold_for_all_or_one_for_each():
 
 
 def test_nothing_to_compare_is_refused():
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="no annotations"):
         count_boundaries(np.zeros((4, 4), np.uint8), [])
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="no images"):
         score_boundaries([])
     a = count_boundaries(np.zeros((4, 4), np.uint8), [lines(1, shape=(4, 4))], thresholds=3)
     b = count_boundaries(np.zeros((4, 4), np.uint8), [lines(1, shape=(4, 4))], thresholds=4)

@@ -121,7 +121,7 @@ def test_worker_that_cannot_start(monkeypatch):
         future = pool.submit(task, {"image": coded_image(0)}, (64, 64))
         with pytest.raises(WorkerCrashError, match="exited with code 3"):
             future.result(60)
-        with pytest.raises(WorkerCrashError):
+        with pytest.raises(WorkerCrashError, match="2 segment workers were lost"):
             pool.submit(task, {"image": coded_image(0)}, (64, 64))
 
 
@@ -296,7 +296,7 @@ def test_loader_dropped_without_close(tmp_path):
 
 def test_loader_is_usable_after_an_error_and_after_close(tmp_path):
     with loader_of({9: RAISE}, tmp_path, executor="process") as loader:
-        with pytest.raises(SampleError):
+        with pytest.raises(SampleError, match="sample 9 failed in segment"):
             list(loader)
         assert indices(next(iter(loader)) for _ in range(1)) == [0, 1, 2, 3]
         loader.close()

@@ -163,11 +163,11 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
         pairs, lengths, sums, areas = star(leaves)
         if flat:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
-        started = time.perf_counter()
+        started = time.process_time()  # other processes do not count
         merges, _ = merging.merge_neighbours(
             pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
         )
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         assert len(merges) == leaves
     # Eight times the tokens: quadratic would be 64 times the time.
     assert seconds[2] < 25 * max(seconds[1], 0.004)

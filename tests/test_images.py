@@ -463,7 +463,7 @@ def test_limit_is_ours_alone(monkeypatch):
 def test_globals_stay(tmp_path: Path):
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     to_rgb(encoded(Image.fromarray(RGB), "PNG"))
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="not an image"):
         to_rgb(b"not an image at all")
     after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     assert after == before

@@ -78,7 +78,7 @@ def test_impossible_options_are_refused_at_once(options, words):
 
 
 def test_bad_image_is_an_image_error():
-    with pytest.raises(ImageError):
+    with pytest.raises(ImageError, match="not an image in any format"):
         SubobjectTokenizer(PatchSegmenter())(b"no image")
 
 

@@ -71,9 +71,9 @@ def test_coco_strings_are_read(runs: list[int]):
     assert decode_coco_string(coco_string(runs)).tolist() == runs
 
 
-@pytest.mark.parametrize("text", ["~", "Q"])
-def test_broken_coco_strings_are_refused(text: str):
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(("text", "words"), [("~", "'~' does not occur"), ("Q", "within a number")])
+def test_broken_coco_strings_are_refused(text: str, words: str):
+    with pytest.raises(ConfigError, match=words):
         decode_coco_string(text)
 
 

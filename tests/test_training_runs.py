@@ -233,7 +233,7 @@ def test_padding_follows_tensorflow():
 def test_configuration_round_trip():
     config = LiteConfig(decoder_channels=24)
     assert LiteConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="decoder_channels is 2"):
         LiteConfig(decoder_channels=2)
 
 
@@ -271,7 +271,7 @@ def test_the_command_trains_and_reports(
 def test_the_command_refuses_what_is_missing(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not exist"):
         run_train(parse(str(tmp_path), "--data", "labels:a,b", "--init", str(tmp_path / "none")))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         parse(str(tmp_path))
 
 
