@@ -9,17 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from batches import assert_same
 from skimage import data
 from tiny_efficient_sam import make_model, save_onnx, save_torchscript
 from torch import nn
 
 from subtok_data import (
-    SubobjectCollator,
-    SubobjectDataset,
-    SubobjectLoader,
     SubobjectTokenizer,
-    validate_batch,
 )
 from subtok_data.errors import ConfigError, PromptError, SubtokError, WeightsError
 from subtok_data.segment.prompts import Prompts
@@ -197,23 +192,6 @@ def test_peak_memory_is_bounded_by_the_chunk(files):
     # Each of 2304 points needs 16 × 64² floats for its copy of the embedding alone: 604 MB.
     assert all_at_once > 300
     assert same < 0.1 * all_at_once
-
-
-def test_photos_through_the_loader(file, no_leaks):
-    rows = [{"image": photo, "label": i} for i, photo in enumerate(PHOTOS)]
-    segmenter = EfficientSAMSegmenter(file, options=OPTIONS, min_region=9, device="cpu")
-    tokenizer = SubobjectTokenizer(segmenter, max_tokens=8, size=96)
-    dataset = SubobjectDataset(rows)
-    expected = SubobjectCollator(tokenizer)([dataset[0], dataset[1]])
-    validate_batch(expected)
-    assert expected["num_visual_tokens"].tolist() == [8, 8]
-    for executor in ("process", "thread", "inline"):
-        loader = SubobjectLoader(
-            dataset, tokenizer, batch_size=2, segment_workers=1, executor=executor
-        )
-        with loader:
-            (batch,) = loader
-        assert_same(batch, expected)
 
 
 def test_saved_and_loaded(file, tmp_path):

@@ -72,17 +72,6 @@ def test_budget_is_honoured_and_the_loader_gives_the_same(weights, no_leaks):
     assert_same(batch, expected)
 
 
-def test_photos_through_the_loader(weights, no_leaks):
-    from skimage import data
-
-    photos = [{"image": photo()} for photo in (data.coffee, data.chelsea, data.astronaut)]
-    tokenizer = SubobjectTokenizer(all_segments(weights), max_tokens=12, size=96)
-    with SubobjectLoader(photos, tokenizer, batch_size=2, segment_workers=1) as loader:
-        for batch in loader:
-            validate_batch(batch)
-            assert int(batch["num_visual_tokens"].max()) <= 12
-
-
 def test_the_batch_does_not_change_the_tokens(weights):
     segmenter = all_segments(weights, batch_size=2)
     sizes = [(48, 64), (64, 64), (48, 64)]

@@ -295,24 +295,6 @@ def test_real_models_through_the_loader(weights, no_leaks):
     assert_same(batch, expected)
 
 
-@pytest.mark.parametrize("kind", [SAMSegmenter, SAMEdgeSegmenter])
-def test_photos_through_the_loader(weights, kind, no_leaks):
-    from skimage import data
-
-    photos = [{"image": photo()} for photo in (data.coffee, data.chelsea, data.astronaut)]
-    segmenter = everything(weights)
-    if kind is SAMEdgeSegmenter:
-        segmenter = SAMEdgeSegmenter(segmenter.decoder, points_per_side=4)
-    tokenizer = SubobjectTokenizer(segmenter, max_tokens=12, size=96)
-    with SubobjectLoader(photos, tokenizer, batch_size=2, segment_workers=1) as loader:
-        for batch in loader:
-            validate_batch(batch)
-            assert int(batch["num_visual_tokens"].max()) <= 12
-            assert batch["visual_token_areas"].sum(1).tolist() == pytest.approx(
-                [1] * len(batch["visual_token_areas"])
-            )
-
-
 def test_logits_are_those_of_the_processor(weights):
     """Points, padding and upscaling as transformers' own processor does it for single prompts."""
     from transformers import AutoImageProcessor
