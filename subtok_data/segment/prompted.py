@@ -17,12 +17,25 @@ from subtok_data.segment.parts import PartRules, fill_parts
 from subtok_data.segment.prompt_regions import prompt_regions
 from subtok_data.segment.prompts import Prompts
 
-__all__ = ["FOUND", "GAP", "PROMPT", "PromptedPartitioner"]
+__all__ = ["FOUND", "GAP", "PROMPT", "PromptedPartitioner", "default_rules"]
 
 FOUND, GAP, PROMPT = 0, 1, 2
 """Values of the token field ``source``: found by a segmenter, gap between its finds, prompt."""
 
 _TRIES = 4
+
+
+def default_rules(base: Partitioner) -> PartRules:
+    """Rules for parts of regions: 64 pixels at least, filling along a cost map where there is one.
+
+    Examples
+    --------
+    >>> from subtok_data.segment.grid import GridPartitioner
+    >>> default_rules(GridPartitioner(patch=8)).fill
+    'nearest'
+    """
+    has_cost_map = getattr(base, "has_cost_map", False)
+    return PartRules(min_area=64, fill="boundary" if has_cost_map else "nearest")
 
 
 @dataclass(frozen=True)
@@ -47,8 +60,7 @@ class PromptedPartitioner:
         Cuts the picture; its options for exact counts and merging are handed on.
     rules : PartRules, optional
         Which parts become tokens, and who gets the pixels of the others; ``gap_area`` matters with
-        ``automatic=False`` only. By default ``PartRules()``, filling along the cost map of ``base``
-        where it has one.
+        ``automatic=False`` only. :func:`default_rules` if not given.
     automatic : bool
         Keep the tokens of ``base`` where no region is. False: what no region covers is a gap, whose
         connected parts are tokens.
@@ -189,7 +201,7 @@ class PromptedPartitioner:
 
         count = len(prompts)
         spared = np.zeros(count, np.int64)
-        rules = self.rules or PartRules(fill="boundary" if self.has_cost_map else "nearest")
+        rules = self.rules or default_rules(self.base)
         if self.automatic:
             canvas = found.token_map.T.astype(np.int32, order="C") + np.int32(count)
             # A token that keeps all its pixels stays, however small it is.

@@ -13,7 +13,7 @@ import torch
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment.packed import PackedMasks
 from subtok_data.segment.parts import PartRules
-from subtok_data.segment.prompted import PromptedPartitioner
+from subtok_data.segment.prompted import PromptedPartitioner, default_rules
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.protocol import (
@@ -51,8 +51,8 @@ class PromptedSegmenter:
         Keep the other segmenter's tokens where no region is; False: what no region covers are gaps,
         one token for each connected part.
     rules : PartRules, optional
-        Which parts become tokens; see
-        :class:`~subtok_data.segment.prompted.PromptedPartitioner`.
+        Which parts of regions become tokens, and who gets the pixels of the others; by default
+        those of 64 pixels or more (:func:`~subtok_data.segment.prompted.default_rules`).
     min_iou : float
         Least IoU of a box with a union of tokens; below it, the box itself is the region.
 
@@ -88,10 +88,8 @@ class PromptedSegmenter:
         self.segmenter: Segmenter = EPOCSegmenter() if segmenter is None else segmenter
         self.prompter = prompter
         base = self.segmenter.partitioner
-        if rules is None:
-            has_costs = getattr(base, "has_cost_map", False)
-            rules = PartRules(fill="boundary" if has_costs else "nearest")
-        self.partitioner = PromptedPartitioner(base, rules, automatic, min_iou)
+        self.rules = rules or default_rules(base)
+        self.partitioner = PromptedPartitioner(base, self.rules, automatic, min_iou)
 
     @property
     def model(self) -> Any:
@@ -157,12 +155,11 @@ class PromptedSegmenter:
 
     def _config(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"base": self.segmenter, "prompter": self.prompter}
-        rules = self.partitioner.rules or PartRules()
         return {
             "segmenter": self.name,
             **{name: None if part is None else part.config() for name, part in parts.items()},
             "partitioner": {
-                "rules": asdict(rules),
+                "rules": asdict(self.rules),
                 "automatic": self.partitioner.automatic,
                 "min_iou": self.partitioner.min_iou,
             },
