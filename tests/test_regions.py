@@ -260,6 +260,17 @@ def test_boxes_over_the_edge_are_cut_and_small_ones_lost_by_rule():
     assert RegionDataset(rows, min_side=4)[0].prompts[0].ids.tolist() == [0]
 
 
+def test_a_corner_of_a_box_without_its_mask_is_lost():
+    mask = np.tri(40, dtype=bool)  # the lower left half
+    region = {"bbox": [0, 0, 40, 40], "segmentation": mask, "phrase": "a slope"}
+    rows = [{"image": np.zeros((40, 40, 3), np.uint8), "regions": [region, _region(20, 0, 9, 9)]}]
+    cut = v2.Lambda(lambda x: v2.functional.crop(x, 0, 20, 15, 15), *_moving())
+    sample = RegionDataset(rows, transform=cut)[0]
+    assert sample.prompts[0].texts == ("a thing",)
+    assert sample.columns["regions_lost"] == 1
+    assert "regions_masked" not in sample.columns
+
+
 # --- points -------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,18 @@ def test_rows_that_name_a_side_are_never_flipped_and_others_half_the_time():
     assert 30 < flips[1] < 70
 
 
+def test_other_texts_of_the_row_hold_a_flip_back_too():
+    row = coloured_row(2, most=3)
+    flip = TextSafeHorizontalFlip(1.0)
+    for column, flipped in (
+        ({"caption": "Turn Left at the sign"}, False),
+        ({"messages": [{"role": "user", "content": "What is on the right?"}]}, False),
+        ({"caption": "a bright day", "number": 3}, True),
+    ):
+        image = RegionDataset([row | column], transform=flip)[0].image
+        assert np.array_equal(image, row["image"][:, ::-1] if flipped else row["image"])
+
+
 class Hidden:
     """A transform of the user's own, with a flip in an attribute."""
 

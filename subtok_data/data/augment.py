@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,9 +49,9 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
     transform : callable
         Called as ``transform(image)`` with a ``tv_tensors.Image`` (3, H, W) uint8; as
         ``transform(image, mask)`` with a ``tv_tensors.Mask`` (H, W) when the sample has stored
-        tokens; as ``transform({"image": image, …})`` when it has prompts, see
-        :func:`~subtok_data.data.moving.prompts_to_tensors`. torchvision's transforms v2 do all
-        three.
+        tokens; as ``transform({"image": image, …})`` when it has prompts: with what
+        :func:`~subtok_data.data.moving.prompts_to_tensors` gives, and ``"row_texts"``, all strings
+        in the other columns of the row. torchvision's transforms v2 do all three.
 
     Raises
     ------
@@ -73,7 +73,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
             token_map = torch.from_numpy(sample.token_maps[place].astype(np.int32))
             moved["token_map"] = tv_tensors.Mask(token_map)
         if sample.prompts is not None:
-            moved = transform(moved | prompts_to_tensors(sample.prompts[place]))
+            moved |= prompts_to_tensors(sample.prompts[place])
+            moved = transform({**moved, "row_texts": list(_strings(sample.columns))})
         elif sample.token_maps is not None:
             moved = dict(zip(moved, transform(*moved.values()), strict=True))
         else:
@@ -85,6 +86,18 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
         if sample.prompts is not None:
             sample.prompts[place] = prompts_from_tensors(sample.prompts[place], moved, size)
     return sample
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in nested columns."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _same_size(mask: Any, size: tuple[int, int]) -> NDArray[Any]:

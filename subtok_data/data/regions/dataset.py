@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.regions.annotated import Regions
@@ -23,6 +24,9 @@ PromptKind = Literal["mask", "box", "point"]
 
 COUNT_COLUMNS = ("regions_annotated", "regions_lost", "regions_capped")
 """Columns that a :class:`RegionDataset` adds to its samples: numbers of regions."""
+
+_MASKED = "regions_masked"
+"""Column between decoding and augmentation: which regions had a mask."""
 
 _TEXTS, _ORDER, _POINTS = 1, 2, 3
 """What random numbers are for, so that no two uses share a stream."""
@@ -59,7 +63,7 @@ class RegionDataset(SubobjectDataset):
         a point of it, drawn from mask or box in training, in its middle in evaluation.
     min_side : float, optional
         In training: regions whose shorter side is below this many pixels after the transform are
-        lost. In evaluation none is.
+        lost, as are those of whose mask nothing is left. In evaluation none is.
     empty : {"replace", "keep", "error"}, optional
         What a sample without a region does: another sample takes its place, listed among the
         replacements; it stays, with no region; or it is an error, as ``on_error`` has them. By
@@ -155,7 +159,8 @@ class RegionDataset(SubobjectDataset):
                 error, index=known, path=sample.paths[0], stage="decode"
             ) from error
         sample.prompts = [prompts]
-        sample.columns = self._columns(sample.columns, regions)
+        # For load, which takes it out again.
+        sample.columns = self._columns(sample.columns, regions) | {_MASKED: _masked(prompts)}
         return sample
 
     def load(self, index: int) -> Sample:
@@ -171,7 +176,7 @@ class RegionDataset(SubobjectDataset):
         (prompts,) = sample.prompts or [None]
         if prompts is None:
             raise ConfigError("the transform of a RegionDataset lost the prompts")
-        left = self._large_enough(prompts)
+        left = self._visible(prompts, sample.columns.pop(_MASKED))
         chosen = self._chosen(left, index)
         annotated = sample.columns["regions_annotated"]
         if not len(chosen) and self.empty != "keep":
@@ -213,12 +218,15 @@ class RegionDataset(SubobjectDataset):
             )
         return kept | added
 
-    def _large_enough(self, prompts: Prompts) -> Prompts:
+    def _visible(self, prompts: Prompts, masked: NDArray[np.int64]) -> Prompts:
+        """Regions that are large enough, and of whose mask there is something left."""
         if not self.train or not len(prompts):
             return prompts
+        # The corner of a box that is left of a slanted thing may show nothing of it.
+        gone = np.isin(prompts.ids, masked) & ~prompts.has_mask
         bounds = prompts.bounds()
         sides = (bounds[:, 2:] - bounds[:, :2]).min(axis=1)
-        return prompts.take(np.flatnonzero(sides >= self.min_side))
+        return prompts.take(np.flatnonzero((sides >= self.min_side) & ~gone))
 
     def _chosen(self, prompts: Prompts, index: int) -> Prompts:
         if not self.train:
@@ -235,3 +243,8 @@ class RegionDataset(SubobjectDataset):
 
     def _random(self, index: int, use: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, index, use])
+
+
+def _masked(prompts: Prompts) -> NDArray[np.int64]:
+    """Places in the row of the regions that have a mask."""
+    return prompts.ids[prompts.has_mask]

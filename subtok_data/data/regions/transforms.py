@@ -117,8 +117,9 @@ class LargeScaleJitter(v2.Transform):
 class TextSafeHorizontalFlip(v2.RandomHorizontalFlip):
     """Flip a picture left to right, unless a text of it says left or right.
 
-    Looks at ``"texts"`` of the dict that a dataset with regions calls its transform with. Words are
-    whole words: left, right, lefthand, right-handed, leftmost, rightwards …; not leftover, bright.
+    Looks at ``"texts"`` (of the regions) and ``"row_texts"`` (all strings in the other columns) of
+    the dict that a dataset with regions calls its transform with. Words are whole words: left,
+    right, lefthand, right-handed, leftmost, rightwards …; not leftover, bright.
 
     Parameters
     ----------
@@ -144,9 +145,10 @@ class TextSafeHorizontalFlip(v2.RandomHorizontalFlip):
     def forward(self, *inputs: Any) -> Any:
         """Flip, or return the inputs as they are."""
         for given in inputs:
-            texts: Sequence[str] = given.get("texts", ()) if isinstance(given, Mapping) else ()
-            if any(names_a_side(text, self.words) for text in texts):
-                return inputs if len(inputs) > 1 else given
+            if isinstance(given, Mapping):
+                texts = [*given.get("texts", ()), *given.get("row_texts", ())]
+                if any(names_a_side(text, self.words) for text in texts):
+                    return inputs if len(inputs) > 1 else given
         return super().forward(*inputs)
 
 
