@@ -363,6 +363,32 @@ def test_bad_options_and_weights(tmp_path):
         SAMSegmenter(tmp_path).infer(IMAGES[:1], [(48, 90)])
 
 
+def test_other_promptable_models_are_refused():
+    from transformers import SamHQConfig, SamHQModel, SamHQVisionConfig, SamImageProcessor
+
+    vision = SamHQVisionConfig(
+        hidden_size=16,
+        output_channels=256,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+        global_attn_indexes=[0],
+    )
+    prompts = {"image_size": 64, "patch_size": 16}
+    model = SamHQModel(
+        SamHQConfig(
+            vision_config=vision.to_dict(),
+            prompt_encoder_config=prompts,
+            mask_decoder_config={"vit_dim": 16},
+        )
+    )
+    size = {"longest_edge": 64}
+    processor = SamImageProcessor(size=size, pad_size={"height": 64, "width": 64})
+    with pytest.raises(ConfigError, match="SamHQModel wants more .* give SAM, SAM 2 or EdgeTAM"):
+        SAMSegmenter(model, processor, device="cpu").infer(IMAGES[:1], [(48, 90)])
+
+
 def test_runs_on_the_way_out_are_those_of_the_masks():
     from subtok_data.segmenters.generated import mask_boxes, mask_runs
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.errors import ConfigError
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segmenters.generation import PointDecoder
 from subtok_data.segmenters.loading import model_hash
@@ -119,8 +120,13 @@ class SAMDecoder:
             images=list(crops), input_data_format="channels_last", return_tensors="pt"
         )
         pixels = inputs["pixel_values"].to(self.model.device)
-        features = self.model.get_image_embeddings(pixels)
-        levels: list[Tensor] = [features] if isinstance(features, Tensor) else list(features)
+        features: Any = self.model.get_image_embeddings(pixels)
+        levels: list[Any] = [features] if isinstance(features, Tensor) else list(features)
+        if not all(isinstance(level, Tensor) for level in levels):  # SAM-HQ
+            raise ConfigError(
+                f"the mask decoder of {type(self.model).__name__} wants more than the encoder's "
+                "feature maps: give SAM, SAM 2 or EdgeTAM, or a PointDecoder of your own"
+            )
         canvas = (pixels.shape[-2], pixels.shape[-1])
         inside: Any = inputs.get("reshaped_input_sizes")
         return [
