@@ -163,6 +163,19 @@ def test_coco_crowds_licences_and_empty_images(tmp_path):
     assert only.left_out["regions of images that are not taken"] == others
 
 
+def test_lvis_names_files_by_their_address(tmp_path):
+    path = write_coco(tmp_path, ROWS)
+    data = json.loads(path.read_text())
+    (tmp_path / "train2017").mkdir()
+    for image in data["images"]:
+        name = image.pop("file_name")
+        (tmp_path / name).rename(tmp_path / "train2017" / name)
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+    path.write_text(json.dumps(data))
+    rows = CocoRegions(path, tmp_path)
+    assert shows_its_colours(RegionDataset(rows, train=False)) == TOTAL
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -27,16 +27,16 @@ _ORPHAN = "regions of images that are not taken"
 
 
 def plain_name(name: str) -> str:
-    """Words of a category name: COCO's stuff categories carry marks that nobody says.
+    """Words of a category name: COCO's stuff has marks that nobody says, LVIS has underscores.
 
     Examples
     --------
-    >>> plain_name("sky-other-merged"), plain_name("teddy bear"), plain_name("door-stuff")
-    ('sky', 'teddy bear', 'door')
+    >>> plain_name("sky-other-merged"), plain_name("door-stuff"), plain_name("hair_dryer")
+    ('sky', 'door', 'hair dryer')
     """
     for mark in ("-merged", "-other", "-stuff"):
         name = name.removesuffix(mark)
-    return name.replace("-", " ")
+    return name.replace("-", " ").replace("_", " ")
 
 
 class CocoRegions(RegionRows):
@@ -49,7 +49,7 @@ class CocoRegions(RegionRows):
     annotations : str or Path
         JSON file with ``images``, ``annotations`` and ``categories``.
     images : str or Path
-        Folder that its ``file_name`` entries are in.
+        Folder that its ``file_name`` entries are in (for LVIS, the ends of ``coco_url``).
     masks : bool, optional
         Read ``segmentation`` (polygons or run lengths) where there is one; else boxes only.
     crowd : bool, optional
@@ -197,13 +197,15 @@ def _images(
 ) -> list[AnnotatedImage]:
     found: list[AnnotatedImage] = []
     for one in _list(data, "images", path):
-        if "id" not in one or "file_name" not in one:
+        # LVIS names no file, but ends of addresses: train2017/000000391895.jpg.
+        file = one.get("file_name") or "/".join(str(one.get("coco_url", "")).split("/")[-2:])
+        if "id" not in one or not file:
             raise ConfigError(f"{path}: an image without id or file_name: {dict(one)}")
         if licences is not None and one.get("license") not in licences:
             counts[_LICENCE] += 1
             continue
         size = (int(one["height"]), int(one["width"])) if "height" in one else None
-        found.append(AnnotatedImage(one["id"], str(Path(folder) / one["file_name"]), size))
+        found.append(AnnotatedImage(one["id"], str(Path(folder) / file), size))
     return found
 
 
