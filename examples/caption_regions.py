@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from captions import data_folder
 from region_captioner import RegionCaptioner, lite_encoder
-from region_data import SceneRegions, split_coco
+from region_data import SceneRegions, ids_of_licences, split_coco
 from region_views import draw_curve, draw_regions
 from torchvision.transforms import v2
 from transformers import get_cosine_schedule_with_warmup
@@ -59,6 +59,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-regions", type=int, default=16, help="regions per picture")
     parser.add_argument("--size", type=int, default=320, help="side of the pictures, pixels")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--licences", type=int, nargs="+", help="draw only COCO's photos of these (4 5 7 are open)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -222,7 +225,10 @@ def main() -> None:
         f"text: {results['most_common']:.1%}); mean over {results['texts']} texts "
         f"{results['exact_per_text']:.1%} (chance {results['most_common_per_text']:.1%})"
     )
-    draw_regions(held_out, found, args.out / "regions.jpg")
+    shown = None
+    if args.licences is not None:
+        shown = ids_of_licences(data_folder(args.data), args.licences)
+    draw_regions(held_out, found, args.out / "regions.jpg", shown=shown)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from scenes import draw_scene
 
 from subtok_data.data.regions import CocoRegions, PanopticRegions, Regions
 
-__all__ = ["Part", "SceneRegions", "split_coco"]
+__all__ = ["Part", "SceneRegions", "ids_of_licences", "split_coco"]
 
 
 class Part:
@@ -51,6 +52,13 @@ def split_coco(
         train.append(Part(rows, order[cut:]))
         test.append(Part(rows, order[:cut]))
     return train, test
+
+
+def ids_of_licences(folder: Path, licences: list[int]) -> set[int]:
+    """Ids of COCO's pictures of these licences."""
+    files = [folder / "coco" / name for name in ("instances.json", "panoptic.json")]
+    images = [one for file in files for one in json.loads(file.read_text())["images"]]
+    return {one["id"] for one in images if one["license"] in licences}
 
 
 class SceneRegions:

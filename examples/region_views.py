@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def draw_curve(entries: list[dict[str, float]], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(5, 3))
     axis.plot(losses, color="C0", alpha=0.25)
     axis.plot(np.arange(len(smooth)) + width // 2, smooth, color="C0")
-    axis.set(xlabel="step", ylabel="loss per text token (label smoothing 0.1)")
+    axis.set(xlabel="step", ylabel="loss per text token")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -34,14 +35,18 @@ def draw_regions(
     found: list[list[dict[str, Any]]],
     path: Path,
     *,
+    shown: Collection[int] | None = None,
     pictures: int = 6,
     regions: int = 5,
 ) -> None:
-    """Draw held-out pictures with their largest regions: green where the caption is right."""
+    """Draw held-out pictures with their largest regions: green where the caption is right.
+
+    ``shown`` holds the ids of the pictures to choose from; all by default.
+    """
     chosen = [
         (dataset, own, sample)
         for dataset, own in zip(datasets, found, strict=True)
-        for sample in _fullest(own, pictures // len(datasets))
+        for sample in _fullest(dataset, own, pictures // len(datasets), shown)
     ]
     figure, axes = pyplot.subplots(2, -(-len(chosen) // 2), figsize=(12, 7), squeeze=False)
     for axis in axes.flat:
@@ -70,10 +75,13 @@ def draw_regions(
     pyplot.close(figure)
 
 
-def _fullest(found: list[dict[str, Any]], count: int) -> list[int]:
+def _fullest(
+    dataset: Any, found: list[dict[str, Any]], count: int, shown: Collection[int] | None
+) -> list[int]:
     """Samples with three to eight regions first."""
     numbers: dict[int, int] = {}
     for one in found:
-        numbers[one["sample"]] = numbers.get(one["sample"], 0) + 1
+        if shown is None or dataset.dataset[one["sample"]]["image_id"] in shown:
+            numbers[one["sample"]] = numbers.get(one["sample"], 0) + 1
     ranked = sorted(numbers, key=lambda sample: (not 3 <= numbers[sample] <= 8, sample))
     return ranked[:count]
