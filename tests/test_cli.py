@@ -23,7 +23,7 @@ from subtok_data import (
 )
 from subtok_data.boundary.model import BoundaryModel
 from subtok_data.cli import bench, main
-from subtok_data.data import stored
+from subtok_data.data import store_writer
 from subtok_data.data.tokenize import tokenize_dataset
 from subtok_data.errors import ConfigError, SubtokError, WorkerCrashError
 
@@ -160,7 +160,7 @@ def test_json_report(photos, tmp_path, capsys):
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     photos, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(stored, "SHARD_ROWS", 2)
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", 2)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     arguments = ["--size", "64", "--executor", "inline", "--batch-size", "2"]
     assert main(["tokenize", str(photos), "--out", str(whole), *arguments]) == 0

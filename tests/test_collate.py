@@ -230,7 +230,7 @@ def test_pending_batch_outlives_neither_its_collator_nor_its_process(patches):
 
 
 def test_stored_maps_move_with_the_image(tmp_path, patches):
-    from subtok_data.data.stored import StoredRow, TokenWriter
+    from subtok_data.data.store_writer import StoredRow, TokenWriter
 
     tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=96)
     rows = [{"image": coded_image(i, 96, 64), "label": i} for i in range(3)]

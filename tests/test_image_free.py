@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
 
 from subtok_data import validate_batch
-from subtok_data.data.stored import StoredRow, TokenWriter
+from subtok_data.data.store_writer import StoredRow, TokenWriter
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.imagefree import (
     CategoryWords,

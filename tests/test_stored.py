@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from subtok_data import PatchSegmenter, SubobjectTokenizer
-from subtok_data.data import stored
+from subtok_data.data import store_writer
 from subtok_data.data.record import decode_record, encode_record
 from subtok_data.data.sample import decode_row
-from subtok_data.data.stored import StoredRow, StoredTokens, TokenWriter
+from subtok_data.data.store_writer import StoredRow, TokenWriter
+from subtok_data.data.stored import StoredTokens
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 
 maps = st.sampled_from([np.int16, np.int32]).flatmap(
@@ -74,7 +75,7 @@ def test_a_cut_record_is_refused():
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(stored, "SHARD_ROWS", 4)
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", 4)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from subtok_data.data.dataset import SubobjectDataset
 from subtok_data.data.fitted import FittedRows, decode_ahead
 from subtok_data.data.inference import infer
 from subtok_data.data.pool import SegmentPool, make_pool
-from subtok_data.data.stored import StoredRow, TokenWriter
+from subtok_data.data.store_writer import StoredRow, TokenWriter
 from subtok_data.data.work import SampleWork
 from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_MAX_PIXELS
