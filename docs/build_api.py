@@ -82,6 +82,7 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.segmenters.generation.GenerationOptions",
         "subtok_data.segmenters.generation.generate_masks",
         "subtok_data.segmenters.generation.PointDecoder",
+        "subtok_data.segmenters.protocol.Prompter",
     ],
     "Segmentation without torch": [
         "subtok_data.segment.budget.Budget",
@@ -91,6 +92,9 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.segment.masks.MaskPartitioner",
         "subtok_data.segment.parts.PartRules",
         "subtok_data.segment.parts.LabelMapPartitioner",
+        "subtok_data.segment.prompted.PromptedPartitioner",
+        "subtok_data.segment.prompt_regions.prompt_regions",
+        "subtok_data.segment.overlaps.match_regions",
         "subtok_data.segment.geometry.measure",
         "subtok_data.segment.geometry.token_shapes",
         "subtok_data.segment.adjacency.adjacency",

@@ -66,6 +66,8 @@ class PromptedPartitioner:
         connected parts are tokens.
     min_iou : float
         Least IoU of a box with the best union of tokens; below it, the box itself is the region.
+    num_tokens : int, optional
+        Tokens that a budget is going to ask for; see :meth:`for_num_tokens`.
 
     Raises
     ------
