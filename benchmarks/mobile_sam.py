@@ -56,6 +56,49 @@ class MobileSAMDecoder:
         return interpolate(large[..., :height, :width], embedding.size, mode="bilinear")[0]
 
 
+class MobileSAMPrompts(MobileSAMDecoder):
+    """What prompters ask for (``PromptDecoder``): the exported decoder, prompt by prompt."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.decoder = onnxruntime.InferenceSession(str(Path(folder) / "sam.onnx"), options)
+
+    def check(self, prompts) -> None:
+        """It takes everything."""
+
+    def prompt(self, embedding, chunk):
+        found = [self.prompt_one(embedding, chunk, index) for index in range(len(chunk))]
+        return torch.cat([masks for masks, _ in found]), torch.cat([ious for _, ious in found])
+
+    def prompt_one(self, embedding, chunk, index: int):
+        # A box is two points; without one the model was trained with a point that says "no box".
+        corners = np.zeros((1, 2)) if chunk.boxes is None else chunk.boxes[index].reshape(2, 2)
+        kinds = [-1] if chunk.boxes is None else [2, 3]
+        points = np.concatenate([chunk.points[index], corners]) * embedding.scale
+        mask = np.zeros((1, 1, 256, 256)) if chunk.logits is None else chunk.logits[[index]].numpy()
+        inputs = {
+            "image_embeddings": embedding.features.T.reshape(1, 256, 64, 64).numpy(),
+            "point_coords": points[None],
+            "point_labels": np.concatenate([chunk.labels[index], kinds])[None],
+            "mask_input": mask,
+            "has_mask_input": np.array([chunk.logits is not None]),
+            "orig_im_size": np.array([64, 64]),  # its own scaling is not used
+        }
+        inputs = {name: value.astype(np.float32) for name, value in inputs.items()}
+        masks, ious = self.decoder.run(["low_res_masks", "iou_predictions"], inputs)
+        return torch.from_numpy(masks), torch.from_numpy(ious)
+
+    def to_logits(self, embedding, masks):
+        height, width = embedding.size
+        square = torch.zeros(len(masks), 1, max(height, width), max(height, width))
+        square[:, 0, :height, :width] = masks
+        return 20 * interpolate(square, (256, 256), mode="bilinear", antialias=True) - 10
+
+
 def mobile_sam_segmenter(folder: str | Path, points_per_side: int = 16) -> SAMSegmenter:
     """Its masks are less stable than SAM's: SAM's own filter of 0.95 would keep almost none."""
     options = GenerationOptions(
