@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +187,29 @@ def test_two_ranks_are_disjoint_complete_and_keep_the_ratio(monkeypatch):
     assert not set(found[0]) & set(found[1])
     both = found[0] + found[1]
     assert sorted(both) == [*((0, i) for i in range(40)), *((1, i) for i in range(10))]
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_epoch(tmp_path):
+    here = Path(__file__).parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc_per_node=2", str(here / "mixture_ranks.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    orders = []
+    for epoch in range(2):
+        pairs = [
+            [pair for numbers, places in rank[epoch] for pair in zip(numbers, places, strict=True)]
+            for rank in ranks
+        ]
+        assert len(pairs[0]) == len(pairs[1]) == 25
+        assert sorted(pairs[0] + pairs[1]) == [(0, i) for i in range(40)] + [
+            (1, i) for i in range(10)
+        ]
+        orders.append(pairs)
+    assert orders[0] != orders[1]
 
 
 @pytest.mark.parametrize(
