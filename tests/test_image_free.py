@@ -183,6 +183,15 @@ def test_position_ids_count_rows_of_the_bucket():
     )
     positions = dataset.collate([dataset[0]])["visual_position_ids"][0]
     assert positions.tolist() == [42 * row + column + 1 for row in range(3) for column in range(4)]
+    # Also where patches do not divide the pixels, and a center may lie in the next patch.
+    odd = ImageFreeDataset(WORDS, input_size=18, target_size=19, grid=(1, 3), bucket_size=18)
+    assert odd.collate([odd[0]])["visual_position_ids"][0].tolist() == list(range(1, 325))
+
+
+def test_position_of_a_region_is_the_patch_of_its_center():
+    dataset = ImageFreeDataset(WORDS, tokens="region", grid=(2, 2), target_size=64, bucket_size=50)
+    positions = dataset.collate([dataset[0]])["visual_position_ids"][0]
+    assert positions.tolist() == [8 * 50 + 9, 8 * 50 + 25, 24 * 50 + 9, 24 * 50 + 25]
 
 
 def test_word_bags_are_mean_embeddings_with_offsets_of_the_batch():

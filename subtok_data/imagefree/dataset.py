@@ -228,12 +228,8 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
         for sample, target in zip(samples, targets.numpy(), strict=True):
             sample.class_map(self.target_size, out=target)
         batch["visual_class_map"] = targets
-        mask = batch["visual_token_mask"]
-        scale = torch.tensor(self.input_size, dtype=torch.float32)
-        place = (batch["visual_token_centers"] * scale).long()
-        positions = place[..., 0] * self.bucket_size + place[..., 1] + 1
-        batch["visual_position_ids"] = positions.masked_fill_(~mask, 0)
-        batch["visual_type_ids"] = mask.long()
+        batch["visual_position_ids"] = self._positions(batch)
+        batch["visual_type_ids"] = batch["visual_token_mask"].long()
         if self.words is not None:
             ids, offsets = self.words.bags(np.concatenate([c.token_fields["class"] for c in cut]))
             batch["visual_word_ids"] = torch.from_numpy(ids)
@@ -243,6 +239,17 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
             batch["prompt_attention_mask"] = torch.ones_like(batch["prompt_input_ids"])
         batch["sample_index"] = torch.tensor([sample.index for sample in samples])
         return batch
+
+    def _positions(self, batch: dict[str, Tensor]) -> Tensor:
+        """Place of each token in the input grid, as OFA numbers it; 0 on padding."""
+        mask = batch["visual_token_mask"]
+        if self.tokens == "patch":
+            patch = torch.arange(mask.shape[1])
+            row, column = patch // self.input_size[1], patch % self.input_size[1]
+        else:
+            scale = torch.tensor(self.input_size, dtype=torch.float32)
+            row, column = (batch["visual_token_centers"] * scale).long().unbind(-1)
+        return torch.where(mask, row * self.bucket_size + column + 1, 0)
 
     def _cut(self, sample: ImageFreeSample) -> Segmented:
         """Tokens of a sample, with their categories."""

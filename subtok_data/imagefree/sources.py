@@ -11,6 +11,7 @@ import numpy as np
 
 from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
+from subtok_data.segment.budget import check_count
 from subtok_data.segment.geometry import measure
 from subtok_data.segment.given import GivenPartitioner
 
@@ -62,8 +63,8 @@ class GridSource:
     high: int = 32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise ConfigError(f"grid=({self.low}, {self.high}): give 1 ≤ fewest ≤ most cells")
+        check_count("fewest cells of grid", self.low, optional=False)
+        check_count("most cells of grid", self.high, least=self.low, optional=False)
 
     def draw(self, random: np.random.Generator, size: tuple[int, int]) -> DrawnRegions:  # noqa: ARG002
         """Grid of one picture."""

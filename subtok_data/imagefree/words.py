@@ -41,13 +41,15 @@ def check_categories(categories: Sequence[str]) -> tuple[str, ...]:
     names = tuple(" ".join(str(name).split()) for name in categories)
     if not names:
         raise ConfigError("categories are empty: give at least one word")
+    seen: set[str] = set()
     for place, name in enumerate(names):
         if not name:
             raise ConfigError(f"category {place} is empty: give a word")
         if name == UNKNOWN:
             raise ConfigError(f"category {place} is {UNKNOWN!r}, which is appended by itself")
-        if name in names[:place]:
+        if name in seen:
             raise ConfigError(f"category {place}, {name!r}, is there twice: give each once")
+        seen.add(name)
     if len(names) > np.iinfo(np.int16).max:
         raise ConfigError(f"{len(names)} categories: at most {np.iinfo(np.int16).max} fit")
     return names
