@@ -56,7 +56,7 @@ class SampleError(SubtokError, RuntimeError):
     message : str
         What failed and why; the place is prepended to it.
     index : int, optional
-        Index of the sample in its dataset.
+        Index of the sample in its dataset; below 0 it counts as unknown.
     path : str, optional
         File of the image, where it is known.
     stage : str, optional
@@ -80,6 +80,7 @@ class SampleError(SubtokError, RuntimeError):
         path: str | None = None,
         stage: str = "",
     ) -> None:
+        index = None if index is None or index < 0 else index
         self.index = index
         self.path = path
         self.stage = stage

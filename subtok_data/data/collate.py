@@ -86,7 +86,7 @@ class WorkerHalf:
             images_per_sample=[len(sample.images) for sample in samples],
             many=any(sample.many for sample in samples),
             sample_index=[sample.index for sample in samples],
-            paths=[sample.paths[0] if sample.paths else None for sample in samples],
+            paths=[sample.path for sample in samples],
             columns=collate_columns(
                 [self._passing(sample.columns) for sample in samples], self.columns
             ),
@@ -140,8 +140,8 @@ class WorkerHalf:
             except (SampleError, ValueError) as error:
                 failed = SampleError(
                     str(error),
-                    index=sample.index if sample.index >= 0 else None,
-                    path=_first(sample.paths),
+                    index=sample.index,
+                    path=sample.path,
                     stage="collate",
                 )
                 if self.on_error == "raise":
@@ -189,10 +189,6 @@ def _stand_in(
         index = -1 if sample.index is None else sample.index
         replaced.append(Replacement(index, other.index, str(sample)))
     return kept, replaced
-
-
-def _first(paths: Sequence[str | None]) -> str | None:
-    return paths[0] if paths else None
 
 
 def _prompts(

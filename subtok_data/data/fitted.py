@@ -32,9 +32,8 @@ class FittedRows(Dataset[SampleWork]):
             sample = self.samples.load(index)
         except SampleError as error:
             return SampleWork(index=index, path=error.path, images=[], error=error)
-        path = sample.paths[0] if sample.paths else None
         images = [self.canvas.fit(image) for image in sample.images]
-        return SampleWork(index=index, path=path, images=images)
+        return SampleWork(index=index, path=sample.path, images=images)
 
 
 def decode_ahead(

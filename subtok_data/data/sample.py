@@ -93,6 +93,11 @@ class Sample:
             raise ValueError(f"the sample has {len(self.images)} images: use .images")
         return self.images[0]
 
+    @property
+    def path(self) -> str | None:
+        """File of the first image, where it is known."""
+        return self.paths[0] if self.paths else None
+
 
 def check_on_error(on_error: str) -> str:
     """Refuse an unknown policy for bad samples."""
@@ -165,9 +170,8 @@ def decode_row(
         try:
             images.append(to_rgb(one, max_pixels=max_pixels))
         except (OSError, ValueError, TypeError) as error:
-            known = index if index >= 0 else None
             cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
-            raise SampleError(cause, index=known, path=path, stage="decode") from error
+            raise SampleError(cause, index=index, path=path, stage="decode") from error
         paths.append(path)
     sizes = [picture_size(image) for image in images]
     sample = Sample(images, columns, index, many, sizes, paths)
@@ -175,9 +179,7 @@ def decode_row(
         try:
             sample.prompts = prompts.read(columns, sizes, many=many)
         except PromptError as error:
-            known = index if index >= 0 else None
-            path = paths[0] if paths else None
-            raise SampleError.of(error, index=known, path=path, stage="decode") from error
+            raise SampleError.of(error, index=index, path=sample.path, stage="decode") from error
         sample.columns = {
             name: value for name, value in columns.items() if name not in prompts.names.values()
         }

@@ -124,10 +124,7 @@ class StoredTokens:
         if error is not None or len(records) != len(sample.images):
             reason = error or f"{len(records)} stored maps for {len(sample.images)} images"
             raise SampleError(
-                f"no stored tokens: {reason}",
-                index=sample.index,
-                path=sample.paths[0] if sample.paths else None,
-                stage="decode",
+                f"no stored tokens: {reason}", index=sample.index, path=sample.path, stage="decode"
             )
         from subtok_data.images import resize  # here, so that reading maps alone loads no decoder
 

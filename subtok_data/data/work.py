@@ -60,8 +60,7 @@ class SampleWork:
     def fail(self, error: BaseException, stage: str) -> None:
         """Remember the first failure, with the sample's name on it."""
         if self.error is None:
-            index = self.index if self.index >= 0 else None
-            self.error = SampleError.of(error, index=index, path=self.path, stage=stage)
+            self.error = SampleError.of(error, index=self.index, path=self.path, stage=stage)
 
     def submit(self, task: SegmentTask, evidence: Sequence[Evidence], pool: SegmentPool) -> None:
         """Hand every image with its evidence to the pool, unless the sample failed."""
