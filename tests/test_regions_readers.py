@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+from io import BytesIO
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from region_rows import COLOURS, colour_of, coloured_row, write_coco
 
@@ -365,12 +367,18 @@ def test_columns_of_other_kinds_are_refused():
         Regions(np.zeros((1, 4), np.float32), [["a"], ["b"]])
 
 
-def test_regions_with_only_a_mask():
+def test_regions_with_only_a_mask_of_any_kind():
     mask = np.zeros((20, 30), np.uint8)
     mask[4:9, 6:20] = 1
-    regions = RegionColumns().read({"regions": [{"mask": mask, "phrase": "a"}]})
-    prompts = regions.prompts((20, 30), ["a"])
-    assert prompts.bounds().tolist() == [[6, 4, 20, 9]]
+    file = BytesIO()
+    Image.fromarray(mask * 255).save(file, "PNG")
+    undecoded = {"bytes": file.getvalue(), "path": None}
+    kinds = [mask, mask.astype(bool), mask.tolist(), torch.from_numpy(mask), undecoded]
+    for kind in [*kinds, Image.fromarray(mask * 255), Image.fromarray(mask.astype(bool))]:
+        region = {"mask": kind, "phrases": np.array(["a", "b"])}
+        regions = RegionColumns().read({"regions": [region]})
+        assert regions.phrases == (("a", "b"),)
+        assert regions.prompts((20, 30), ["a"]).bounds().tolist() == [[6, 4, 20, 9]]
     row = {"image": np.zeros((20, 30, 3), np.uint8), "regions": [{"mask": mask, "phrase": "a"}]}
     boxed = RegionDataset([row], prompt="box")[0].prompts[0]
     assert (boxed.boxes.tolist(), boxed.masks) == ([[6, 4, 20, 9]], None)

@@ -85,6 +85,8 @@ def segmentation_runs(
         return _coded(segmentation, size)
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
         return _drawn(segmentation, size)
+    if len(segmentation) == size[0] and all(np.size(row) == size[1] for row in segmentation):
+        return _drawn(np.asarray(segmentation), size)  # an array that came as lists
     return _filled(segmentation, size)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from subtok_data.data.regions.annotated import Regions
 from subtok_data.data.sample import ColumnError
@@ -39,7 +41,7 @@ class RegionColumns:
     * box: ``bbox``, ``box``, or ``x``, ``y``, ``width``, ``height`` (Visual Genome, SCA);
     * texts: ``phrases``, ``phrase``, ``sentences`` (RefCOCO), ``captions``, ``caption``,
       ``names``, ``name``, ``category``, ``label``;
-    * mask: ``segmentation``, ``mask``;
+    * mask: ``segmentation``, ``mask``: polygons, run lengths, arrays or images;
     * name: ``region_id``, ``ann_id``, ``bbox_id``, ``id``.
 
     Parameters
@@ -134,7 +136,7 @@ class RegionColumns:
         for place, region in enumerate(regions):
             try:
                 boxes[place] = self._box(region)
-                masks.append(_first(region, self.mask, "mask", None))
+                masks.append(_drawn(_first(region, self.mask, "mask", None)))
                 if masks[-1] is None and np.isnan(boxes[place]).all():
                     raise PromptError(f"neither a box nor a mask; it has {sorted(region)}")
             except PromptError as error:
@@ -171,6 +173,8 @@ class RegionColumns:
 
     def _phrases(self, region: Mapping[str, Any], name: int | str) -> tuple[str, ...]:
         value = _first(region, self.phrases, "phrases", None)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
         values = value if isinstance(value, (list, tuple)) else [value]
         texts = tuple(text for text in map(self._text, values) if text)
         if not texts:
@@ -197,6 +201,16 @@ def _first(region: Mapping[str, Any], named: str | None, kind: str, default: Any
         return region.get(named, default)
     found = (region[name] for name in _KNOWN[kind] if region.get(name) is not None)
     return next(found, default)
+
+
+def _drawn(mask: Any) -> Any:
+    """A mask that is a picture (anything above 0 is inside) as an array; others as they are."""
+    if isinstance(mask, Mapping) and "bytes" in mask:  # as Hugging Face keeps images undecoded
+        with Image.open(mask["path"] if mask["bytes"] is None else BytesIO(mask["bytes"])) as file:
+            return np.asarray(file.convert("L")) > 0
+    if isinstance(mask, Image.Image):
+        return np.asarray(mask.convert("L")) > 0
+    return mask if isinstance(mask, (Mapping, list, tuple)) or mask is None else np.asarray(mask)
 
 
 def _as_dicts(value: Any, name: str | None) -> list[Mapping[str, Any]]:
