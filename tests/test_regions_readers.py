@@ -328,6 +328,22 @@ def test_detection_columns_with_numbers_for_classes():
         RegionDataset([row], columns=RegionColumns("objects"))[0]
 
 
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_names_of_class_labels_are_known(as_lists):
+    label, box = datasets.ClassLabel(names=["cat", "dog"]), datasets.List(datasets.Value("float32"))
+    objects = {"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]], "category": [1, 0]}
+    features = {"bbox": datasets.List(box), "category": datasets.List(label)}
+    if not as_lists:
+        objects = [{"bbox": [1, 2, 3, 4], "category": 1}, {"bbox": [5, 6, 7, 8], "category": 0}]
+        features = datasets.List({"bbox": box, "category": label})
+    wrapped = datasets.Dataset.from_list(
+        [{"image": Image.new("RGB", (40, 40)), "objects": objects}],
+        features=datasets.Features({"image": datasets.Image(), "objects": features}),
+    )
+    dataset = RegionDataset(wrapped, columns=RegionColumns("objects"), train=False)
+    assert dataset[0].prompts[0].texts == ("dog", "cat")
+
+
 def test_rows_that_are_a_region_themselves():
     columns = RegionColumns(None, box="bbox", phrases="answer", box_format="xyxy")
     one = columns.read({"bbox": [1, 2, 5, 9], "answer": ["a", "b"], "more": 3})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, get_args
 
@@ -54,7 +54,8 @@ class RegionColumns:
     box_format : {"xywh", "xyxy"}
         How a box is written.
     categories : mapping or sequence, optional
-        Names of categories where the text is a number: a list, or a dict by number.
+        Names of categories where the text is a number: a list, or a dict by number. Those of a
+        Hugging Face ``ClassLabel`` are known.
 
     Raises
     ------
@@ -97,6 +98,26 @@ class RegionColumns:
         if self.regions is not None:
             return (self.regions,)
         return tuple(n for n in (self.box, self.phrases, self.mask, self.id) if n is not None)
+
+    def with_names_of(self, features: Any) -> RegionColumns:
+        """Take the names of categories from the features of a Hugging Face dataset.
+
+        Parameters
+        ----------
+        features : mapping or None
+            ``dataset.features``; a text that is a ``ClassLabel`` there is a number in the rows.
+        """
+        if self.categories is not None or not isinstance(features, Mapping):
+            return self
+        if self.regions is not None:
+            features = features.get(self.regions)
+            features = getattr(features, "feature", features)  # a list of dicts
+        if not isinstance(features, Mapping):
+            return self
+        known = _KNOWN["phrases"] if self.phrases is None else (self.phrases,)
+        feature = next((features[name] for name in known if name in features), None)
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        return self if names is None else replace(self, categories=names)
 
     def read(self, row: Mapping[str, Any], source: str = "") -> Regions:
         """Read the regions of a row.

@@ -125,7 +125,8 @@ class RegionDataset(SubobjectDataset):
             raise ConfigError(f"prompt={prompt!r}: expected one of {get_args(PromptKind)}")
         if empty is not None and empty not in get_args(EmptyRule):
             raise ConfigError(f"empty={empty!r}: expected one of {get_args(EmptyRule)}")
-        self.columns = columns or RegionColumns()
+        features: Any = getattr(self.dataset, "features", None)
+        self.columns = (columns or RegionColumns()).with_names_of(features)
         self.train = train
         self.max_regions = max_regions
         self.shuffle_regions = shuffle_regions
