@@ -21,6 +21,7 @@ from subtok_data import (
     PanopticSegmenter,
     PatchSegmenter,
     PromptColumns,
+    Prompts,
     SAMEdgeSegmenter,
     SAMSegmenter,
     SubobjectCollator,
@@ -192,3 +193,24 @@ def test_the_generator_of_torch_is_left_alone(models):
         state = torch.random.get_rng_state()
         segmenter.infer([image], [image.shape[:2]])
         assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", [*promptable.MODELS, *panoptic.MODELS])
+def test_files_in_half_precision_run_as_they_are(models, name, tmp_path):
+    make, folder = (sam if name in promptable.MODELS else unsure), tmp_path / name
+    make(models, name).model.to(torch.bfloat16).save_pretrained(folder)
+    for file in models.folder(name).glob("*.json"):
+        if not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    segmenter = make(Models(tmp_path), name)
+    assert segmenter.model.dtype == torch.bfloat16
+    tokenizer = SubobjectTokenizer(segmenter, max_tokens=MAX_TOKENS, size=96)
+    assert tokenizer(data.chelsea()).num_tokens >= 1
+    if name in promptable.MODELS:
+        image = np.ascontiguousarray(data.chelsea()[::4, ::4])
+        mask = np.zeros(image.shape[:2], bool)
+        mask[20:50, 20:60] = True
+        prompts = Prompts.of(image.shape[:2], boxes=[[15, 15, 65, 55]], masks=[mask])
+        prompter = SAMPrompter(segmenter.decoder, refine_rounds=1)
+        (found,) = prompter.prompt_masks([image], [prompts])
+        assert np.isfinite(found.scores).all()

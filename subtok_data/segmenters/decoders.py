@@ -119,7 +119,9 @@ class SAMDecoder:
         inputs = self.processor(
             images=list(crops), input_data_format="channels_last", return_tensors="pt"
         )
-        pixels = inputs["pixel_values"].to(self.model.device)
+        # Files in half precision are loaded as they are.
+        dtype = getattr(self.model, "dtype", torch.float32)
+        pixels = inputs["pixel_values"].to(self.model.device, dtype)
         features: Any = self.model.get_image_embeddings(pixels)
         levels: list[Any] = [features] if isinstance(features, Tensor) else list(features)
         if not all(isinstance(level, Tensor) for level in levels):  # SAM-HQ
@@ -160,7 +162,7 @@ class SAMDecoder:
             boxes = (chunk.boxes * np.tile(scale, 2)).astype(np.float32)
             inputs["input_boxes"] = torch.from_numpy(boxes).to(device)[:, None]
         if chunk.logits is not None:
-            inputs["input_masks"] = chunk.logits
+            inputs["input_masks"] = chunk.logits.to(features[0].dtype)
         # Prompts lie along the batch, not along the points of one image: only so can each of them
         # have a mask of its own.
         spread = [level.expand(len(chunk), -1, -1, -1) for level in features]

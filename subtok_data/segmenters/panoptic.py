@@ -187,6 +187,8 @@ class PanopticSegmenter:
             for key, value in inputs[0].items()
             if key in accepted and isinstance(value, torch.Tensor)
         }
+        # Files in half precision are loaded as they are.
+        joined["pixel_values"] = joined["pixel_values"].to(getattr(model, "dtype", torch.float32))
         if "task_inputs" in accepted and "task_inputs" not in joined:
             raise ConfigError(
                 f"{type(model).__name__} reads its task as text: give it OneFormerProcessor, not "
@@ -210,9 +212,9 @@ class PanopticSegmenter:
         size: tuple[int, int],
     ) -> Evidence:
         processor = image_part(self._load()[1])
-        masks = outputs.masks_queries_logits[row : row + 1]
+        masks = outputs.masks_queries_logits[row : row + 1].float()
         own = SimpleNamespace(
-            class_queries_logits=outputs.class_queries_logits[row : row + 1],
+            class_queries_logits=outputs.class_queries_logits[row : row + 1].float(),
             masks_queries_logits=without_padding(masks, inputs.get("pixel_mask")),
         )
         options: dict[str, Any] = dict(self.thresholds)
