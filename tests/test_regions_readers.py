@@ -211,6 +211,8 @@ def test_panoptic_maps_that_do_not_fit_are_errors_of_their_sample(tmp_path):
     ):
         RegionDataset(rows)[0]
     (tmp_path / "map0.png").unlink()
+    boxes = RegionDataset(rows, prompt="box")[0].prompts[0]  # needs no map
+    assert len(boxes) == len(ROWS[0]["regions"]) + 1
     with pytest.raises(SampleError, match="map0"):
         RegionDataset(rows)[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +166,41 @@ class PanopticRegions(RegionRows):
                 found.append(AnnotatedRegion(segment["id"], box, [names[segment["category_id"]]]))
         super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
 
-    def segmentations(self, index: int, part: slice) -> list[Any]:
-        """Masks of an image, from its PNG."""
+    def segmentations(self, index: int, part: slice) -> Sequence[Any]:
+        """Masks of an image: its PNG is read when the first of them is."""
         path = self._maps[self._image_ids[index].as_py()]
-        with Image.open(path) as file:
-            colours = np.asarray(file.convert("RGB"), np.int32)
+        return _PanopticMasks(path, self._ids[part].to_pylist(), self.source)
+
+
+class _PanopticMasks(Sequence[Any]):
+    """Run lengths of the segments of one PNG, read on first use: boxes alone need none."""
+
+    def __init__(self, path: str, wanted: list[int], source: str) -> None:
+        self._path, self._wanted, self._source = path, wanted, source
+        self._masks: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __getitem__(self, region: Any) -> Any:
+        if self._masks is None:
+            self._masks = self._read()
+        return self._masks[region]
+
+    def _read(self) -> list[Any]:
+        try:
+            with Image.open(self._path) as file:
+                colours = np.asarray(file.convert("RGB"), np.int32)
+        except (OSError, ValueError) as error:
+            raise PromptError(f"panoptic map {self._path}: {error}") from error
         labels = colours @ np.array([1, 256, 65536], np.int32)
-        wanted: list[int] = self._ids[part].to_pylist()
         size = [int(side) for side in labels.shape]
         masks: list[Any] = []
-        for name, runs in zip(wanted, label_runs(labels, wanted), strict=True):
+        for name, runs in zip(self._wanted, label_runs(labels, self._wanted), strict=True):
             if len(runs) == 1:
-                raise PromptError(f"annotation {name!r} of {self.source} has no pixel in {path}")
+                raise PromptError(
+                    f"annotation {name!r} of {self._source} has no pixel in {self._path}"
+                )
             masks.append({"size": size, "counts": runs})
         return masks
 

@@ -128,7 +128,7 @@ class RegionRows(Dataset[dict[str, Any]]):
             "regions": regions,
         }
 
-    def segmentations(self, index: int, part: slice) -> list[Any] | None:
+    def segmentations(self, index: int, part: slice) -> Sequence[Any] | None:
         """Masks of an image, as annotated; None if the file has none."""
         del index  # for readers that keep masks elsewhere, one file an image
         if self._segmentations is None:
