@@ -19,6 +19,7 @@ from subtok_data import (
     SubobjectTokenizer,
     validate_batch,
 )
+from subtok_data.contract import BatchError
 from subtok_data.data.mixture import MixedDataset
 from subtok_data.data.regions import (
     LargeScaleJitter,
@@ -336,6 +337,28 @@ def test_task_of_each_region():
     expected = (batch["source_dataset"] == 0).long()[batch["region_to_image"]]
     assert batch["region_task"].tolist() == expected.tolist()
     assert set(batch["region_task"].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("region_texts", lambda v: v[:-1], r"\d+ 'region_texts' for \d+ regions"),
+        ("region_labels", lambda v: torch.zeros_like(v), "not -100 in front of the text"),
+        ("region_labels", lambda v: v[:, 2:], r"columns for \d+ tokens"),
+        ("region_labels", lambda v: v[:-1], "has R = "),
+        ("region_attention_mask", lambda v: v * 2, "other than 0 and 1"),
+        ("region_attention_mask", lambda v: v.flip(1), "not padded on the right"),
+        ("region_input_ids", lambda v: v.int(), "dtype"),
+        ("region_task", lambda v: v[:0], "has R = 0"),
+    ],
+)
+def test_the_contract_sees_broken_region_texts(key, change, message):
+    dataset = RegionDataset(ROWS, train=False, task="caption")
+    config = RegionText.sca(byte_tokenizer())
+    batch = SubobjectCollator(tokenizer(), region_text=config)([dataset[k] for k in range(4)])
+    validate_batch(batch)
+    with pytest.raises(BatchError, match=message):
+        validate_batch({**batch, key: change(batch[key])})
 
 
 def _region(x: float, y: float, width: float, height: float) -> dict:
