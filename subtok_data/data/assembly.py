@@ -1,10 +1,9 @@
-"""What a loader is put together from: collator, dataset, workers and batches."""
+"""What a loader is put together from: collator, dataset and batches."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -21,7 +20,6 @@ __all__ = [
     "batch_options",
     "check_shared_memory",
     "choose_collator",
-    "worker_options",
     "wrap_dataset",
 ]
 
@@ -67,14 +65,6 @@ def wrap_dataset(
     streaming = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
     wrapper = SubobjectIterableDataset if streaming else SubobjectDataset
     return wrapper(dataset, image_column=image_column, on_error=on_error, seed=seed)
-
-
-def worker_options(num_workers: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """DataLoader options, with those of its workers where the user gives none."""
-    if num_workers == 0:
-        return dict(options)
-    # A fork after CUDA and threads exist is unsafe, and both do exist here.
-    return {"multiprocessing_context": "forkserver", "persistent_workers": True, **options}
 
 
 def batch_options(

@@ -1,4 +1,7 @@
-"""A DataLoader that counts epochs, and whose position can be saved and taken up again."""
+"""A DataLoader that counts epochs, and whose position can be saved and taken up again.
+
+Knows nothing of images: loaders of artificial samples start without an image library.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,25 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from subtok_data.data.sampler import SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.state import LoaderState
-from subtok_data.data.stream import SubobjectIterableDataset
 from subtok_data.errors import ConfigError
 
 __all__ = ["EpochLoader"]
 
 
 class EpochLoader(DataLoader[Any]):
-    """What :class:`~subtok_data.SubobjectLoader` knows of epochs, positions and sizes.
+    """What our loaders know of epochs, positions and sizes.
 
     One iteration at a time: ``_running`` is its generator, and a new one ends it.
     """
 
-    def __init__(self, dataset: Any, *, shuffle: bool, seed: int, **options: Any) -> None:
-        super().__init__(dataset, **options)
+    def __init__(
+        self, dataset: Any, *, num_workers: int, shuffle: bool, seed: int, **options: Any
+    ) -> None:
+        if num_workers > 0:
+            # A fork after CUDA and threads exist is unsafe, and both may exist here.
+            options.setdefault("multiprocessing_context", "forkserver")
+            options.setdefault("persistent_workers", True)
+        super().__init__(dataset, num_workers=num_workers, **options)
         self.shuffle = shuffle
         self.seed = seed
         self._running: Generator[Any] | None = None
@@ -76,14 +84,16 @@ class EpochLoader(DataLoader[Any]):
         state = LoaderState.from_dict(state_dict, self._identity())
         if self._batches_left(state) == 0:
             state.begin(state.epoch + 1)
-        elif state.batches and isinstance(self.dataset, SubobjectIterableDataset):
-            self.dataset.warn_if_inexact()
+        elif state.batches:
+            warn_if_inexact: Any = getattr(self.dataset, "warn_if_inexact", None)
+            if warn_if_inexact is not None:
+                warn_if_inexact()
         self._resume = state
 
     def skip(self, num_batches: int) -> None:
         """Leave out the first batches of the next iteration, without decoding them."""
         if num_batches < 0:
-            raise ValueError(f"num_batches={num_batches}: give 0 or more")
+            raise ConfigError(f"num_batches={num_batches}: give 0 or more")
         if isinstance(self.dataset, IterableDataset):
             raise ConfigError("a stream cannot skip by index: resume it with load_state_dict")
         self._resume = LoaderState(epoch=self._next_epoch, batches=num_batches)
@@ -114,13 +124,13 @@ class EpochLoader(DataLoader[Any]):
         self._state = state
         self._next_epoch = state.epoch + 1
         self._forward_epoch(state.epoch)
-        if isinstance(self.dataset, SubobjectIterableDataset):
-            self.dataset.prepare(self.batch_size or 1, rank_and_world_size(), state)
-            if state.batches and self.num_workers:
-                self._end_dataloader_workers()  # they must learn where to go on
-        elif isinstance(self.batch_sampler, SubobjectBatchSampler):
-            self.batch_sampler.start = state.batches
+        self._go_to(state)
         return state
+
+    def _go_to(self, state: LoaderState) -> None:
+        """Let what gives the samples leave out those that the position is past."""
+        if isinstance(self.batch_sampler, SubobjectBatchSampler):
+            self.batch_sampler.start = state.batches
 
     def _batches_left(self, state: LoaderState) -> int | None:
         """Batches from a position to the end of its epoch; None for streams."""
@@ -132,6 +142,14 @@ class EpochLoader(DataLoader[Any]):
         running, self._running = self._running, None
         if running is not None:
             running.close()
+
+    def _refuse_ended(self, running: Generator[Any]) -> None:
+        """Raise if another iteration took the place of this one."""
+        if self._running is not running:
+            raise RuntimeError(
+                "this iterator ended because the loader was iterated again or closed; use one "
+                "loader for each iteration that goes on at the same time"
+            )
 
     def _end_dataloader_workers(self) -> None:
         iterator: Any = self._iterator

@@ -15,7 +15,6 @@ from subtok_data.data.assembly import (
     batch_options,
     check_shared_memory,
     choose_collator,
-    worker_options,
     wrap_dataset,
 )
 from subtok_data.data.collate import SubobjectCollator
@@ -24,8 +23,10 @@ from subtok_data.data.epochs import EpochLoader
 from subtok_data.data.flight import Delivery, Stages
 from subtok_data.data.pipeline import IN_STAGES, LookAhead, run_ahead, run_in_step
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
-from subtok_data.data.sampler import BatchPlan
+from subtok_data.data.sampler import BatchPlan, rank_and_world_size
+from subtok_data.data.state import LoaderState
 from subtok_data.data.stats import LoaderStats, StatsRecorder
+from subtok_data.data.stream import SubobjectIterableDataset
 from subtok_data.errors import ConfigError, WorkerCrashError
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -151,7 +152,7 @@ class SubobjectLoader(AccelerateState, EpochLoader):
             seed=seed,
             num_workers=num_workers,
             collate_fn=collator,
-            **worker_options(num_workers, kwargs),
+            **kwargs,
             **batch_options(
                 dataset,
                 sampler,
@@ -200,12 +201,7 @@ class SubobjectLoader(AccelerateState, EpochLoader):
                         self.end_of_dataloader = True
                     state.advance(delivery.position)
                     yield delivery.batch
-                    if self._running is not running:
-                        raise RuntimeError(
-                            "this iterator ended because the loader was iterated again or "
-                            "closed; use one loader for each iteration that goes on at the same "
-                            "time"
-                        )
+                    self._refuse_ended(running)
             state.begin(state.epoch + 1)
         except WorkerCrashError:
             self._end_dataloader_workers()  # torch cannot go on with some of them dead
@@ -214,6 +210,14 @@ class SubobjectLoader(AccelerateState, EpochLoader):
             self._end_epoch()
             if self._running is running:
                 self._running = None
+
+    def _go_to(self, state: LoaderState) -> None:
+        if not isinstance(self.dataset, SubobjectIterableDataset):
+            super()._go_to(state)
+            return
+        self.dataset.prepare(self.batch_size or 1, rank_and_world_size(), state)
+        if state.batches and self.num_workers:
+            self._end_dataloader_workers()  # they must learn where to go on
 
     def _deliveries(self, total: int | None) -> Generator[Delivery]:
         self._check_shared_memory()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Generator, Iterator, Sized
 from typing import Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from subtok_data.data.accelerate_state import AccelerateState
+from subtok_data.data.epochs import EpochLoader
 from subtok_data.data.sampler import SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.state import LoaderState
-from subtok_data.errors import ConfigError
 from subtok_data.imagefree.dataset import ImageFreeDataset
 from subtok_data.segment.budget import check_count
 
@@ -50,7 +50,7 @@ class EndlessBatchSampler(Sampler[list[int]]):
             number += 1
 
 
-class ImageFreeLoader(AccelerateState, DataLoader[Any]):
+class ImageFreeLoader(AccelerateState, EpochLoader):
     """Load batches of an :class:`~subtok_data.imagefree.ImageFreeDataset`.
 
     A plain ``DataLoader`` that knows its place: nothing here needs a model or a device, so there is
@@ -89,17 +89,15 @@ class ImageFreeLoader(AccelerateState, DataLoader[Any]):
         **kwargs: Any,
     ) -> None:
         check_count("batch_size", batch_size, optional=False)
-        if num_workers > 0:
-            kwargs.setdefault("multiprocessing_context", "forkserver")
-            kwargs.setdefault("persistent_workers", True)
-        endless = dataset.num_samples is None
         sampler: SubobjectBatchSampler | EndlessBatchSampler = (
             EndlessBatchSampler(batch_size)
-            if endless
+            if dataset.num_samples is None
             else SubobjectBatchSampler(len(dataset), batch_size, drop_last, dataset=dataset)
         )
         super().__init__(
             dataset,
+            shuffle=False,
+            seed=dataset.seed,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=dataset.collate,
@@ -107,88 +105,41 @@ class ImageFreeLoader(AccelerateState, DataLoader[Any]):
         )
         self._source = dataset
         self._places = sampler
-        self._is_running = False
-        self._next_epoch = 0
-        self._state = LoaderState()
-        self._resume: LoaderState | None = None
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        state = self._resume or LoaderState(epoch=self._next_epoch)
-        self._resume = None
-        self._state, self._next_epoch = state, state.epoch + 1
-        self._source.set_epoch(state.epoch)
-        self._places.start = state.batches
-        total = None if self._source.num_samples is None else len(self)
+        self._stop_running()
+        state = self._begin()
+        left = self._batches_left(state)
+        self._running = running = self._drawn()
         self._begin_epoch(self._remainder())
-        self._is_running = True
         try:
-            for batch in super().__iter__():
-                state.batches += 1
-                self.end_of_dataloader = state.batches == total
+            for number, batch in enumerate(running, start=1):
+                self.end_of_dataloader = number == left
+                state.advance(None)
                 yield batch
+                self._refuse_ended(running)
             state.begin(state.epoch + 1)
         finally:
-            self._is_running = False
             self._end_epoch()
+            if self._running is running:
+                self._running = None
 
-    def __len__(self) -> int:
-        return len(self._places) if isinstance(self._places, Sized) else len(self._source)
+    def _drawn(self) -> Generator[Any]:
+        yield from super().__iter__()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; by default each iteration is the next epoch.
+    def _go_to(self, state: LoaderState) -> None:
+        self._places.start = state.batches
 
-        A position that was just loaded is kept if it is in this epoch.
-        """
-        if self._resume is not None and self._resume.epoch != epoch:
-            self._resume = None
-        if not self._is_running:
-            self._state.begin(epoch)
-        self._next_epoch = epoch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position after the last batch that was yielded, as plain values.
-
-        What workers have drawn ahead is not counted.
-        """
-        state = self._resume or self._state
-        state.identity = self._identity()
-        return state.as_dict()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from a position, exactly and at once.
-
-        Raises
-        ------
-        ConfigError
-            If the state belongs to other samples, another batch size or number of ranks.
-        """
-        state = LoaderState.from_dict(state_dict, self._identity())
-        if self._source.num_samples is not None and state.batches >= len(self):
-            state.begin(state.epoch + 1)
-        self._resume = state
-
-    def skip(self, num_batches: int) -> None:
-        """Leave out the first batches of the next iteration, without drawing them."""
-        if num_batches < 0:
-            raise ConfigError(f"num_batches={num_batches}: give 0 or more")
-        self._resume = LoaderState(epoch=self._next_epoch, batches=num_batches)
+    def _batches_left(self, state: LoaderState) -> int | None:
+        return None if self._source.num_samples is None else super()._batches_left(state)
 
     def _identity(self) -> dict[str, Any]:
         return {
             **self._source.describe(),
-            "batch_size": self._places.batch_size,
+            "batch_size": self.batch_size,
             "world_size": rank_and_world_size()[1],
-            "drop_last": bool(getattr(self._places, "drop_last", False)),
+            "drop_last": self._drops_last,
         }
 
-    def _remainder(self) -> int:
-        """Samples of the last step of all ranks that are no repeats, as accelerate counts them."""
-        samples = self._source.num_samples
-        if samples is None or getattr(self._places, "drop_last", False):
-            return -1
-        return samples % (self._places.batch_size * rank_and_world_size()[1])
-
-    @property
-    def total_dataset_length(self) -> int:
-        """Samples of all ranks."""
-        return len(self._source)
+    def __len__(self) -> int:
+        return len(self._places) if isinstance(self._places, Sized) else len(self._source)
