@@ -1,3 +1,5 @@
+"""The real photos, and a check that a test leaves no process, thread or memory behind."""
+
 from __future__ import annotations
 
 import gc

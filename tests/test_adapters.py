@@ -1,3 +1,5 @@
+"""Batches in models of timm and transformers: what they see, learn, generate and refuse."""
+
 from __future__ import annotations
 
 import numpy as np

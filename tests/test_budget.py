@@ -1,3 +1,5 @@
+"""Exact counts, limits and least areas of any partition; grids and superpixels."""
+
 from __future__ import annotations
 
 import pickle

@@ -1,3 +1,5 @@
+"""The command ``subtok``: what it prints, writes and returns, and how a run goes on."""
+
 from __future__ import annotations
 
 import json

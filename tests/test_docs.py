@@ -1,3 +1,5 @@
+"""README and docs: code runs, links lead somewhere, every public name is described."""
+
 from __future__ import annotations
 
 import importlib.util

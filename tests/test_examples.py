@@ -1,3 +1,5 @@
+"""The examples run, and do what they promise."""
+
 from __future__ import annotations
 
 import subprocess

@@ -1,3 +1,5 @@
+"""Areas, boxes, centers, shapes, order and neighbours against their definitions."""
+
 from __future__ import annotations
 
 import numpy as np

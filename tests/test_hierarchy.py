@@ -1,3 +1,5 @@
+"""Merging: against its definition, nested cuts, fields, time."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""Everything that can be an image becomes RGB uint8, or one error that says why not."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""Compiled code: where it is kept, what loads it, and that it frees the interpreter lock."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Packed batches: the same losses as padded ones, and the way back."""
+
 from __future__ import annotations
 
 import warnings

@@ -1,3 +1,5 @@
+"""Stored tokens: what comes back, what is refused, what an interruption leaves."""
+
 from __future__ import annotations
 
 import json

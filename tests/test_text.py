@@ -1,3 +1,5 @@
+"""Texts as ids, placeholders and labels, for chats, captions and prompts."""
+
 from __future__ import annotations
 
 import logging

@@ -1,3 +1,5 @@
+"""One image or a list of them to tokens; configurations and what tells them apart."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Pictures of tokens, and the figures made of them."""
+
 from __future__ import annotations
 
 import subprocess

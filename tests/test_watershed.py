@@ -1,3 +1,5 @@
+"""The flood: its definition, both backends on the same pixels, exact counts, refusals."""
+
 from __future__ import annotations
 
 import pickle
