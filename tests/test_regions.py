@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from subtok_data import (
     PatchSegmenter,
+    PromptColumns,
     SubobjectCollator,
     SubobjectLoader,
     SubobjectTokenizer,
@@ -306,6 +307,7 @@ def test_points_lie_in_their_region():
         ({"empty": "drop"}, "empty='drop'"),
         ({"transform": v2.RandomHorizontalFlip()}, "TextSafeHorizontalFlip"),
         ({"on_error": "skip"}, "on_error"),
+        ({"prompts": PromptColumns(boxes="regions")}, "give columns="),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):

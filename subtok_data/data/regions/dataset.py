@@ -114,6 +114,10 @@ class RegionDataset(SubobjectDataset):
         transform: Any = None,
         **options: Any,
     ) -> None:
+        if options.get("prompts") is not None:
+            raise ConfigError(
+                "a RegionDataset makes prompts of its regions: give columns=, not prompts="
+            )
         super().__init__(dataset, transform=transform, **options)
         refuse_plain_flips(transform)
         if max_regions is not None and (max_regions < 1 or not train):
