@@ -25,11 +25,23 @@ from PIL import Image
 from subtok_data.decode import Decoder
 from subtok_data.errors import ConfigError, ImageError
 
-__all__ = ["DEFAULT_MAX_PIXELS", "canvas_size", "image_path", "resize", "to_rgb"]
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "IMAGE_SUFFIXES",
+    "canvas_size",
+    "image_path",
+    "resize",
+    "to_rgb",
+]
 
 #: Most pixels an image may have by default (537 MB as RGB): the size at which Pillow, with its
 #: default settings, refuses a file as a decompression bomb.
 DEFAULT_MAX_PIXELS = 178_956_970
+
+#: Names of files that are taken for images where a folder is searched, in lower case.
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 
 _WHITE = (255, 255, 255)
 

@@ -9,12 +9,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from subtok_data.errors import ConfigError
+from subtok_data.images import IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFiles"]
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+__all__ = ["ImageFiles"]
 
 
 class ImageFiles(Dataset[dict[str, Any]]):

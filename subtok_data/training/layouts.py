@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subtok_data.errors import ConfigError
+from subtok_data.images import IMAGE_SUFFIXES
 from subtok_data.training.labels import mask_from_segmentation
 from subtok_data.training.rle import MaskSet, encode_mask
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["image_files", "paired_files", "read_bsds", "read_coco", "read_sa1b"]
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def read_bsds(path: str | Path) -> list[NDArray[np.int32]]:
@@ -61,7 +60,7 @@ def image_files(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in _SUFFIXES}
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def paired_files(images: str | Path, labels: str | Path) -> list[tuple[Path, Path]]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torchvision.ops import batched_nms, masks_to_boxes
 from tqdm import tqdm
 
-from subtok_data.images import to_rgb
+from subtok_data.images import IMAGE_SUFFIXES, to_rgb
 from subtok_data.training.mobilesam import SIDE, MobileSAM
 from subtok_data.training.rle import MaskSet, encode_mask, write_masks
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["MaskConfig", "main", "make_masks"]
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    files = sorted(p for p in options.images.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in options.images.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         print(f"no photos in {options.images}", file=sys.stderr)  # noqa: T201
         return 2
