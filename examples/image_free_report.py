@@ -69,7 +69,7 @@ def draw_curves(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
             points = [(point["step"], point[key]) for point in curve if key in point]
             axes.plot(*zip(*points, strict=True), label=name, marker="o" if key == "mIoU" else None)
     loss.set(title="Loss on artificial maps of words", xlabel="step", yscale="log")
-    quality.set(title="mIoU on real images, per cent", xlabel="step")
+    quality.set(title="mIoU on tokens of real images, per cent", xlabel="step")
     figure.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     for axes in (loss, quality):
         axes.spines[["top", "right"]].set_visible(False)

@@ -297,8 +297,7 @@ def main() -> None:
     for name, (choice, blur) in trainings.items():
         print(f"training on {name}", flush=True)
         dataset = ImageFreeDataset(categories, space.tokenizer, **choice)
-        watched = pictures["tokens" if dataset.tokens == "region" else "cells"]
-        models[name], curves[name] = train(space, dataset, blur, watched, args)
+        models[name], curves[name] = train(space, dataset, blur, pictures["tokens"], args)
     for name, model in models.items():
         for kind in cuts:
             for knn in ("", "neighbours", "neighbours by area"):
