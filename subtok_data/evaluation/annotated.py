@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
+from subtok_data.training import layouts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,25 +151,17 @@ def read_label_maps(images: str | Path, labels: str | Path, name: str = "labels"
 
 
 def _bsds_image(path: Path, annotation: Path) -> AnnotatedImage:
-    from scipy.io import loadmat  # slow to import
-
-    try:
-        entries = loadmat(str(annotation))["groundTruth"][0]
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{annotation} is not a BSDS annotation: {error}") from error
+    annotators = layouts.read_bsds(annotation)
     return AnnotatedImage(
         path.stem,
         to_rgb(path),
-        tuple(one["Segmentation"][0, 0].astype(np.int32) for one in entries),
-        tuple(one["Boundaries"][0, 0] > 0 for one in entries),
+        tuple(regions for regions, _ in annotators),
+        tuple(lines for _, lines in annotators),
     )
 
 
 def _labelled_image(path: Path, label: Path) -> AnnotatedImage:
-    with Image.open(label) as file:
-        values = np.asarray(file.convert("RGB") if file.mode in ("P", "RGBA") else file, np.int32)
-    if values.ndim == 3:
-        values = values @ np.array([1, 256, 65536], np.int32)
+    values = layouts.read_label_map(label)
     image = to_rgb(path)
     if values.shape != image.shape[:2]:
         raise ConfigError(f"{label}: labels are {values.shape}, the image is {image.shape[:2]}")

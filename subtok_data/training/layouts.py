@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
@@ -18,18 +19,29 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["image_files", "paired_files", "read_bsds", "read_coco", "read_sa1b"]
+__all__ = ["image_files", "paired_files", "read_bsds", "read_coco", "read_label_map", "read_sa1b"]
 
 
-def read_bsds(path: str | Path) -> list[NDArray[np.int32]]:
-    """Label maps of a BSDS ``.mat`` file, (H, W) int32 each, one an annotator."""
+def read_bsds(path: str | Path) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Regions (H, W) and the lines between them (H, W) of each annotator, from a ``.mat`` file."""
     from scipy.io import loadmat  # slow to import
 
     try:
         entries = loadmat(str(path))["groundTruth"][0]
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{path} is not a BSDS annotation: {error}") from error
-    return [one["Segmentation"][0, 0].astype(np.int32) for one in entries]
+    return [
+        (one["Segmentation"][0, 0].astype(np.int32), one["Boundaries"][0, 0] > 0) for one in entries
+    ]
+
+
+def read_label_map(path: str | Path) -> NDArray[np.int32]:
+    """Labels (H, W) of a PNG: its values or palette indices, in colour R + 256 G + 65536 B."""
+    with Image.open(path) as file:
+        values = np.asarray(file, np.int32)
+    if values.ndim == 2:
+        return values
+    return values[..., :3] @ np.array([1, 256, 65536], np.int32)
 
 
 def read_sa1b(path: str | Path) -> MaskSet:

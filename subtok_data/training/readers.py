@@ -25,6 +25,7 @@ from subtok_data.training.layouts import (
     paired_files,
     read_bsds,
     read_coco,
+    read_label_map,
     read_sa1b,
 )
 from subtok_data.training.rle import decode_mask, read_masks
@@ -101,7 +102,7 @@ class BSDSSource(_FileSource):
         super().__init__(pairs, soft, str(root))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        maps = read_bsds(label)
+        maps = [regions for regions, _ in read_bsds(label)]
         if self.soft:
             return mean_strength([edges_of_labels(one) for one in maps]), True
         return _exact(np.any([boundary_from_labels(one) for one in maps], axis=0))
@@ -138,9 +139,7 @@ class CocoPanopticSource(_FileSource):
         super().__init__(pairs, soft, str(annotations))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        with Image.open(label) as file:
-            colours = np.asarray(file.convert("RGB"), np.int32)
-        ids = colours @ np.array([1, 256, 65536], np.int32)
+        ids = read_label_map(label)
         if self.soft:
             return _drawn(edges_of_labels(ids))
         return _exact(boundary_from_labels(ids))
@@ -228,10 +227,7 @@ class LabelMapSource(_FileSource):
         super().__init__(paired_files(images, labels), soft, str(labels))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        with Image.open(label) as file:
-            values = np.asarray(file, np.int64)
-        if values.ndim == 3:
-            values = values[..., :3] @ np.array([1, 256, 65536])
+        values = read_label_map(label)
         if self.soft:
             return _drawn(edges_of_labels(values))
         return _exact(boundary_from_labels(values))
