@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -393,6 +394,51 @@ def test_ranks_share_the_samples(samples, monkeypatch):
         [[0, 1], [4, 5], [8, 9], [12, 13]],
         [[2, 3], [6, 7], [10, 11], [14, 15]],
     ]
+
+
+_RANK = """
+import itertools, json, sys
+import torch.distributed as dist
+from subtok_data.imagefree import ImageFreeDataset, ImageFreeLoader
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+sizes = {"input_size": 8, "target_size": 32, "grid": (1, 8), "seed": 5}
+found = []
+for samples in (11, None):
+    loader = ImageFreeLoader(ImageFreeDataset(["cow", "sky"], num_samples=samples, **sizes), 2)
+    batches = itertools.islice(loader, 3)
+    rows = [(b["sample_index"].tolist(), b["visual_token_class"].sum().item()) for b in batches]
+    found.append(rows)
+    state = loader.state_dict()
+    loader = ImageFreeLoader(ImageFreeDataset(["cow", "sky"], num_samples=samples, **sizes), 2)
+    loader.load_state_dict(state)
+    found[-1].append(next(iter(loader))["sample_index"].tolist())
+print(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_see_the_samples_of_one(tmp_path):
+    command = (sys.executable, "-c", _RANK)
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0]
+    finite, endless = zip(*found, strict=True)
+    # Eleven samples fill three batches of two on each rank, the first of them a second time.
+    assert [row[0] for row in finite[0][:3]] == [[0, 1], [4, 5], [8, 9]]
+    assert [row[0] for row in finite[1][:3]] == [[2, 3], [6, 7], [10, 0]]
+    assert [rank[3] for rank in endless] == [[12, 13], [14, 15]]  # resumed
+    alone = ImageFreeDataset(
+        ["cow", "sky"], input_size=8, target_size=32, grid=(1, 8), seed=5, num_samples=None
+    )
+    for indices, total in (row for rank in endless for row in rank[:3]):
+        batch = alone.collate([alone[index] for index in indices])
+        assert batch["visual_token_class"].sum().item() == total
 
 
 def test_an_endless_stream_has_no_length():
