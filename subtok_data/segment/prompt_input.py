@@ -48,10 +48,10 @@ def check_prompts(
     Examples
     --------
     >>> none = np.zeros((1, 0, 2), np.float32), np.zeros((1, 0), np.int8), np.zeros(1, bool)
-    >>> check_prompts((9, 9), np.array([[5, 5, 2, 8]], np.float32), *none)
+    >>> check_prompts((9, 9), np.array([[5, 5, 2, 8]], np.float32), *none)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    subtok_data.errors.PromptError: prompt 0: box [5.0, 5.0, 2.0, 8.0] is empty: …
+    subtok_data.errors.PromptError: prompt 0: box [5.0, 5.0, 2.0, 8.0] is empty: expected ...
     """
     limits = np.array([size[1], size[0]], np.float32)
     used = labels >= 0
