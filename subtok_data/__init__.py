@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from subtok_data.data.dataset import SubobjectDataset
     from subtok_data.data.files import ImageFiles
     from subtok_data.data.loader import SubobjectLoader
+    from subtok_data.data.mixture import MixedDataset
     from subtok_data.data.prompts import PromptColumns
+    from subtok_data.data.regions import RegionDataset
     from subtok_data.data.sampler import BatchPlan
     from subtok_data.data.stream import SubobjectIterableDataset
     from subtok_data.errors import SampleError, SubtokError, WorkerCrashError
+    from subtok_data.imagefree import ImageFreeDataset
     from subtok_data.nn import TokenEmbedding, merge_visual_tokens
     from subtok_data.pixels import PixelConfig
     from subtok_data.segment.prompts import Prompts
     from subtok_data.segment.watershed import watershed_tokens
     from subtok_data.segmenters import (
+        EfficientSAMSegmenter,
         EPOCSegmenter,
         PanopticSegmenter,
         PatchSegmenter,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
         SuperpixelSegmenter,
     )
     from subtok_data.text import TextConfig
+    from subtok_data.text.regions import RegionText
     from subtok_data.tokenizer import SubobjectTokenizer, TokenizedImage
 
 __version__ = "0.1.0.dev0"
@@ -42,13 +47,18 @@ _HOME = {
     "BatchPlan": "subtok_data.data.sampler",
     "BoundaryModel": "subtok_data.boundary.model",
     "EPOCSegmenter": "subtok_data.segmenters",
+    "EfficientSAMSegmenter": "subtok_data.segmenters",
     "ImageFiles": "subtok_data.data.files",
+    "ImageFreeDataset": "subtok_data.imagefree",
+    "MixedDataset": "subtok_data.data.mixture",
     "PanopticSegmenter": "subtok_data.segmenters",
     "PatchSegmenter": "subtok_data.segmenters",
     "PixelConfig": "subtok_data.pixels",
     "PromptColumns": "subtok_data.data.prompts",
     "PromptedSegmenter": "subtok_data.segmenters",
     "Prompts": "subtok_data.segment.prompts",
+    "RegionDataset": "subtok_data.data.regions",
+    "RegionText": "subtok_data.text.regions",
     "SAMEdgeSegmenter": "subtok_data.segmenters",
     "SAMSegmenter": "subtok_data.segmenters",
     "SampleError": "subtok_data.errors",
@@ -72,13 +82,18 @@ __all__ = [
     "BatchPlan",
     "BoundaryModel",
     "EPOCSegmenter",
+    "EfficientSAMSegmenter",
     "ImageFiles",
+    "ImageFreeDataset",
+    "MixedDataset",
     "PanopticSegmenter",
     "PatchSegmenter",
     "PixelConfig",
     "PromptColumns",
     "PromptedSegmenter",
     "Prompts",
+    "RegionDataset",
+    "RegionText",
     "SAMEdgeSegmenter",
     "SAMSegmenter",
     "SampleError",
