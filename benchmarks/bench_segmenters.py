@@ -192,7 +192,12 @@ def save_published(name: str, folder: Path) -> None:
         "eomt": (t.EomtConfig, t.EomtForUniversalSegmentation, t.EomtImageProcessor),
     }
     config, model, processor = classes[name]
-    model(config()).save_pretrained(folder)
+    options = {}
+    if name == "edgetam":  # the class names no backbone by default
+        levels = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+        backbone = t.TimmWrapperConfig(architecture="repvit_m1", model_args=levels)
+        options = {"vision_config": t.EdgeTamVisionConfig(backbone_config=backbone)}
+    model(config(**options)).save_pretrained(folder)
     if processor is t.EomtImageProcessor:
         processor(do_pad=True).save_pretrained(folder)
     elif processor is not None:
