@@ -305,6 +305,20 @@ def test_stored_tokens_read_without_images(stored):
         source.tokens.read(1)
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_few_maps_are_kept_in_memory(stored, kept, monkeypatch):
+    folder, _ = stored
+    monkeypatch.setattr("subtok_data.imagefree.sources._KEPT_BYTES", kept * 2 * 32 * 32)
+    source, all_kept = StoredSource(folder), StoredSource(folder)
+    for seed in range(30):
+        drawn = source.draw(np.random.default_rng(seed), (32, 32))
+        assert len(source._kept) <= kept
+        monkeypatch.setattr("subtok_data.imagefree.sources._KEPT_BYTES", 2**30)
+        expected = all_kept.draw(np.random.default_rng(seed), (32, 32))
+        monkeypatch.setattr("subtok_data.imagefree.sources._KEPT_BYTES", kept * 2 * 32 * 32)
+        assert (drawn.labels == expected.labels).all()
+
+
 def test_shapes_must_cover_the_picture(tmp_path):
     writer = TokenWriter(tmp_path, config={}, config_hash="abc", num_rows=1)
     writer.write([StoredRow(0, None, [np.array([[0, -1]], np.int16)])])

@@ -116,12 +116,12 @@ class StoredSource:
         """
         chosen = int(random.integers(len(self._maps)))
         key = (chosen, size)
-        found = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = self._read(chosen, size)
-            if len(self._kept) * found.labels.nbytes > _KEPT_BYTES:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        found = self._kept[key] = self._read(chosen, size)
+        if len(self._kept) * found.labels.nbytes > _KEPT_BYTES:
+            self._kept.popitem(last=False)
         return found
 
     def _read(self, chosen: int, size: tuple[int, int]) -> DrawnRegions:
