@@ -85,6 +85,7 @@ DEEPER: dict[str, list[str]] = {
     ],
     "Batches without images": [
         "subtok_data.imagefree.ImageFreeLoader",
+        "subtok_data.imagefree.CategoryWords",
         "subtok_data.nn.smooth_scores",
         "subtok_data.nn.smooth_feature_map",
     ],
