@@ -130,8 +130,8 @@ def test_masks_go_in_beside_boxes(folder, prompter):
         logits = prompter.decoder.to_logits(embedding, torch.tensor(np.stack(masks)))
         # Seen again at the size of the picture, it is the mask that was given.
         seen = prompter.decoder.upscale(embedding, logits[:, 0]) > 0
-    low = 4 * 64 // (8 if logits.shape[-1] == 32 else 16)
-    assert logits.shape == (2, 1, low, low)
+    cells = prompter.model.prompt_encoder.image_embedding_size
+    assert logits.shape == (2, 1, 4 * cells[0], 4 * cells[1])
     for mask, one in zip(masks, seen.numpy(), strict=True):
         assert (mask & one).sum() / (mask | one).sum() > 0.85
     for index in range(2):
