@@ -155,6 +155,7 @@ def signature(value: Any) -> str:
         if name not in ("self", "cls")
     ]
     text = str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    text = re.sub(r"<function ([\w.]+) at \w+>", r"\1", text)
     return re.sub(r"<factory>|<object object at \w+>|<class '([\w.]+)'>", r"\1…", text)
 
 

@@ -22,7 +22,7 @@ _HISTOGRAM = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1 << 30)
 
 @dataclass(frozen=True)
 class LoaderStats:
-    """Counts and seconds since the loader was made, or since ``reset``.
+    """Counts and seconds since the loader was made.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class LoaderStats:
     segment_s : float
         Time spent cutting, summed over segment workers.
     finish_s : float
-        Time spent padding, in the thread that iterates.
+        Time spent padding and putting text together.
     consumer_wait_s : float
         Time that the training loop waited for batches.
     segment_workers : int
