@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,7 +23,7 @@ from subtok_data.boundary.loading import (
     save_network,
 )
 from subtok_data.boundary.maps import DeviceMaps
-from subtok_data.boundary.network import BoundaryNetwork
+from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
 from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
 from subtok_data.errors import ConfigError
 
@@ -32,8 +31,6 @@ __all__ = ["BoundaryModel"]
 
 Triple = tuple[float, float, float]
 
-# Part of config_hash: to be raised when the way from logits to levels changes.
-_UPSAMPLING = "bicubic-logits-1"
 # A batch of batch_size images holds at most as many pixels as batch_size images of this side.
 _BATCH_SIDE = 512
 
@@ -210,7 +207,7 @@ class BoundaryModel:
         if self._hash is None:
             digest = hashlib.sha256()
             tiling = (self.tile, self.overlap) if self.tile else None
-            digest.update(repr((_UPSAMPLING, CANVAS_MULTIPLE, tiling)).encode())
+            digest.update(repr((UPSAMPLING, CANVAS_MULTIPLE, tiling)).encode())
             self._network.update(digest)
             self._hash = digest.hexdigest()
         return self._hash
@@ -267,9 +264,10 @@ class BoundaryModel:
             finite = torch.ones(len(found), dtype=torch.bool, device=self.device)
             for canvas, members in canvases.group(found).items():
                 plan = self._plan(canvas)
-                for chunk in canvases.chunked(members, 1 if plan else self._batch_length(canvas)):
+                length = self._batch_length(canvas if plan is None else plan.tile)
+                for chunk in canvases.chunked(members, length if plan is None else 1):
                     pixels = canvases.stack([found[at] for at in chunk], canvas, self.device)
-                    levels, good = self._levels(pixels, plan)
+                    levels, good = self._network.levels(pixels, plan, length)
                     for row, at in enumerate(chunk):
                         height, width = found[at].shape[:2]
                         maps[at] = levels[row, :height, :width].contiguous()
@@ -286,23 +284,6 @@ class BoundaryModel:
             return min(self.batch_size, self._network.cpu_batch)
         pixels = canvas[0] * canvas[1]
         return max(1, min(self.batch_size, self.batch_size * _BATCH_SIDE**2 // pixels))
-
-    def _levels(
-        self, pixels: torch.Tensor, plan: TilePlan | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levels (N, H, W) of canvases (N, H, W, 3), and whether their logits are finite (N,)."""
-        levels = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
-        with torch.inference_mode():
-            if plan is None:
-                logits = self._network.logits(pixels)
-            else:
-                tiles = plan.cut(pixels[0]).split(self._batch_length(plan.tile))
-                logits = plan.blend(torch.cat([self._network.logits(part) for part in tiles]))
-            upsampled = F.interpolate(
-                logits, size=tuple(levels.shape[1:]), mode="bicubic", align_corners=False
-            )
-            levels.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
-            return levels, logits.isfinite().flatten(1).all(1)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.device.type != "cpu":

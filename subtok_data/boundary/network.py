@@ -1,4 +1,4 @@
-"""Running a boundary network: normalisation, precision, batches on a CPU."""
+"""Running a boundary network: normalisation, precision, batches on a CPU, logits to levels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from subtok_data.boundary.device import Precision, compute_dtype, fixed_algorithms
 from subtok_data.boundary.loading import Normalisation
+from subtok_data.boundary.tiles import TilePlan
 from subtok_data.errors import ConfigError
 
-__all__ = ["BoundaryNetwork"]
+__all__ = ["UPSAMPLING", "BoundaryNetwork"]
+
+UPSAMPLING = "bicubic-logits-1"
+"""The way from logits to levels, as part of what a map is identified by: raise it with a change."""
 
 
 class BoundaryNetwork:
@@ -106,6 +111,39 @@ class BoundaryNetwork:
                 f"{pixels.shape[0]} image(s): logits of shape (N, 1, h, w) are needed"
             )
         return logits[:count].float()
+
+    def levels(
+        self, pixels: torch.Tensor, plan: TilePlan | None = None, tiles_at_once: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probability times 255 of every pixel.
+
+        Parameters
+        ----------
+        pixels : (N, H, W, 3) uint8 Tensor
+            On the device; with a plan, N is 1.
+        plan : TilePlan, optional
+            Run the picture in tiles.
+        tiles_at_once : int, optional
+            How many of them run together.
+
+        Returns
+        -------
+        levels, finite : (N, H, W) uint8 Tensor, (N,) bool Tensor
+            And whether the logits of each picture are finite.
+        """
+        # Made outside of inference mode: what leaves here may be used in autograd later.
+        levels = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
+        with torch.inference_mode():
+            if plan is None:
+                logits = self.logits(pixels)
+            else:
+                tiles = plan.cut(pixels[0]).split(tiles_at_once)
+                logits = plan.blend(torch.cat([self.logits(part) for part in tiles]))
+            upsampled = F.interpolate(
+                logits, size=tuple(levels.shape[1:]), mode="bicubic", align_corners=False
+            )
+            levels.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
+            return levels, logits.isfinite().flatten(1).all(1)
 
     def update(self, digest: hashlib._Hash) -> None:  # pyright: ignore[reportPrivateUsage]
         """Add architecture, normalisation and weights (as float32) to a hash."""
