@@ -71,8 +71,8 @@ class ONNXFiles:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed pictures; see :class:`EfficientSAMFiles`."""
-        (embeddings,) = self._encoder.run(None, {"batched_images": pixels.cpu().numpy()})
-        return torch.from_numpy(embeddings)
+        outputs = self._encoder.run(None, {"batched_images": pixels.cpu().numpy()})
+        return torch.from_numpy(outputs[0])
 
     def predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and predicted IoU; see :class:`EfficientSAMFiles`."""
