@@ -15,9 +15,15 @@ from tiny_efficient_sam import make_model, save_onnx, save_torchscript
 from torch import nn
 
 from subtok_data import (
+    PatchSegmenter,
+    PromptColumns,
+    PromptedSegmenter,
+    SubobjectDataset,
+    SubobjectLoader,
     SubobjectTokenizer,
+    validate_batch,
 )
-from subtok_data.errors import ConfigError, PromptError, SubtokError, WeightsError
+from subtok_data.errors import ConfigError, PromptError, SampleError, SubtokError, WeightsError
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segmenters.decoders import PromptChunk
 from subtok_data.segmenters.efficient_sam import (
@@ -269,6 +275,26 @@ def test_what_the_model_would_ignore_is_an_error(files, prompts, words):
     prompter = EfficientSAMPrompter(files["torchscript"], device="cpu")
     with pytest.raises(PromptError, match=words):
         prompter.prompt_masks([image], [Prompts.of((96, 128), **prompts)])
+
+
+def test_a_negative_click_in_a_dataset_names_its_sample(files):
+    rows = [
+        {"image": PHOTOS[0], "dots": [[[20, 20], [60, 50]]], "kinds": [[1, kind]]}
+        for kind in (1, 0, 1)
+    ]
+    columns = PromptColumns(points="dots", labels="kinds")
+    prompter = EfficientSAMPrompter(files["torchscript"], device="cpu")
+    tokenizer = SubobjectTokenizer(PromptedSegmenter(PatchSegmenter(16), prompter=prompter))
+    dataset = SubobjectDataset(rows, prompts=columns)
+    with pytest.raises(SampleError, match="sample 1 failed in infer: prompt 0 has a point with la"):
+        with SubobjectLoader(dataset, tokenizer, batch_size=3, executor="inline") as loader:
+            list(loader)
+    with SubobjectLoader(
+        dataset, tokenizer, batch_size=3, executor="inline", on_error="replace"
+    ) as loader:
+        (batch,) = loader
+    validate_batch(batch)
+    assert batch["region_to_image"].tolist() == [0, 1, 2]
 
 
 def test_a_decoder_for_another_number_of_points_says_so(files):
