@@ -1,7 +1,8 @@
-"""Boundary maps for the tests: drawn by hypothesis, random, and real."""
+"""Boundary maps for the tests: drawn by hypothesis, random, and real; their flood by hand."""
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,28 @@ def random_map(rng: np.random.Generator, side: int = 40) -> Levels:
     if kind == 5:  # ramp
         return ((3 * y + 5 * x) * int(rng.integers(1, 4)) % 256).astype(np.uint8)
     return np.where((x + y) % 2, int(rng.integers(256)), int(rng.integers(256))).astype(np.uint8)
+
+
+def flood_by_hand(levels: Levels, seeds: np.ndarray, *, imposed: bool = False) -> np.ndarray:
+    """The definition, with a plain priority queue; imposed seeds lie below every other pixel."""
+    labels = seeds.copy()
+    height, width = levels.shape
+    starts = np.flatnonzero(seeds >= 0)
+    queue = [
+        (-1 if imposed else int(levels.flat[p]), -len(starts) + i, int(p))
+        for i, p in enumerate(starts)
+    ]
+    heapify(queue)
+    age = 0
+    while queue:
+        level, _, pixel = heappop(queue)
+        y, x = divmod(pixel, width)
+        for v, u in ((y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x)):
+            if 0 <= v < height and 0 <= u < width and labels[v, u] < 0:
+                labels[v, u] = labels[y, x]
+                age += 1
+                heappush(queue, (max(level, int(levels[v, u])), age, v * width + u))
+    return labels
 
 
 @st.composite

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from heapq import heappop, heappush
-from itertools import count as counter
 
 import numpy as np
 import pytest
+from boundary_maps import flood_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_regions import random_regions, random_size, random_tokens
@@ -52,20 +51,7 @@ def paint_by_hand(found, regions, rules, automatic, levels):
         if value >= 0 or (gap is not None and here.sum() >= gap):
             seeds[here] = len(labels)
             labels.append(value)
-    return flood_by_hand(seeds, levels), labels
-
-
-def flood_by_hand(seeds, levels):
-    age, queue = counter(), []
-    for y, x in np.argwhere(seeds >= 0):
-        heappush(queue, (-1, next(age), y, x))
-    while queue:
-        level, _, y, x = heappop(queue)
-        for v, u in ((y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x)):
-            if 0 <= v < seeds.shape[0] and 0 <= u < seeds.shape[1] and seeds[v, u] < 0:
-                seeds[v, u] = seeds[y, x]
-                heappush(queue, (max(level, int(levels[v, u])), next(age), v, u))
-    return seeds
+    return flood_by_hand(levels, seeds, imposed=True), labels
 
 
 PROMPT_RULES = st.builds(

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boundary_maps import Levels, drawn_maps, random_map, real_maps, smooth_noise
+from boundary_maps import (
+    Levels,
+    drawn_maps,
+    flood_by_hand,
+    random_map,
+    real_maps,
+    smooth_noise,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.measure import label
@@ -39,27 +46,6 @@ def assert_partition(token_map: TokenMap, count: int | None = None) -> None:
     parts, regions = label(token_map, background=-1, return_num=True, connectivity=1)
     assert parts.min() == 1
     assert regions == found == len(np.unique(token_map))
-
-
-def flood_by_hand(levels: Levels, seeds: np.ndarray) -> np.ndarray:
-    """The definition, with a plain priority queue."""
-    from heapq import heapify, heappop, heappush
-
-    labels = seeds.copy()
-    height, width = levels.shape
-    starts = np.flatnonzero(seeds >= 0)
-    queue = [(int(levels.flat[p]), -len(starts) + i, int(p)) for i, p in enumerate(starts)]
-    heapify(queue)
-    age = 0
-    while queue:
-        level, _, pixel = heappop(queue)
-        y, x = divmod(pixel, width)
-        for v, u in ((y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x)):
-            if 0 <= v < height and 0 <= u < width and labels[v, u] < 0:
-                labels[v, u] = labels[y, x]
-                age += 1
-                heappush(queue, (max(level, int(levels[v, u])), age, v * width + u))
-    return labels
 
 
 @settings(deadline=None)
