@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     )
     from subtok_data.text import TextConfig
     from subtok_data.text.regions import RegionText
-    from subtok_data.tokenizer import SubobjectTokenizer, TokenizedImage
+    from subtok_data.tokenized import TokenizedImage
+    from subtok_data.tokenizer import SubobjectTokenizer
 
 __version__ = "0.1.0.dev0"
 
@@ -71,7 +72,7 @@ _HOME = {
     "SuperpixelSegmenter": "subtok_data.segmenters",
     "TextConfig": "subtok_data.text",
     "TokenEmbedding": "subtok_data.nn",
-    "TokenizedImage": "subtok_data.tokenizer",
+    "TokenizedImage": "subtok_data.tokenized",
     "WorkerCrashError": "subtok_data.errors",
     "merge_visual_tokens": "subtok_data.nn",
     "validate_batch": "subtok_data.contract",

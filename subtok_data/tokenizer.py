@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,16 @@ from subtok_data.segment.geometry import picture_size
 from subtok_data.segment.hierarchy import MergeCost
 from subtok_data.segment.order import Order
 from subtok_data.segment.prompts import Prompts
-from subtok_data.segment.task import Segmented, SegmentTask, run_task
+from subtok_data.segment.task import SegmentTask, run_task
 from subtok_data.segmenters import (
     SEGMENTERS,
     EPOCSegmenter,
-    Evidence,
     Segmenter,
     takes_prompts,
 )
+from subtok_data.tokenized import TokenizedImage
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["DEFAULT_MIN_AREA", "DEFAULT_SIZE", "Canvas", "SubobjectTokenizer", "TokenizedImage"]
+__all__ = ["DEFAULT_MIN_AREA", "DEFAULT_SIZE", "Canvas", "SubobjectTokenizer"]
 
 DEFAULT_SIZE = 512
 DEFAULT_MIN_AREA = 64
@@ -74,63 +71,6 @@ class Canvas:
         height, width = image.shape[:2]
         target = canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)
         return resize(image, target)
-
-
-@dataclass(frozen=True, eq=False)
-class TokenizedImage:
-    """One image and its tokens, in pixels of the resized image.
-
-    Attributes
-    ----------
-    image : (H, W, 3) uint8 ndarray
-        The image that was cut.
-    token_map : (H, W) int16 or int32 ndarray
-        Token of each pixel, 0 to N - 1.
-    num_tokens : int
-        N, at least 1.
-    areas : (N,) int64 ndarray
-        Pixels of each token; they sum to H · W.
-    boxes : (N, 4) int32 ndarray
-        x0, y0, x1, y1, half-open.
-    centers : (N, 2) float32 ndarray
-        Mean (y, x); the center of the first pixel is at (0.5, 0.5).
-    boundary_map : (H, W) uint8 ndarray or None
-        Boundary probability × 255, for segmenters that have one.
-    token_fields : dict of str to (N,) ndarray
-        What the segmenter knows of each token: class, score, prompt …
-    source_size : (int, int)
-        Height and width before resizing, after EXIF orientation.
-    prompt_tokens : (P,) int64 ndarray or None
-        With prompts: the token that fits each of them best.
-    """
-
-    image: NDArray[np.uint8]
-    token_map: NDArray[Any]
-    num_tokens: int
-    areas: NDArray[np.int64]
-    boxes: NDArray[np.int32]
-    centers: NDArray[np.float32]
-    boundary_map: NDArray[np.uint8] | None
-    token_fields: dict[str, NDArray[Any]]
-    source_size: tuple[int, int]
-    shapes: NDArray[np.bool_] | None = field(default=None, repr=False)
-    prompt_tokens: NDArray[np.int64] | None = field(default=None, repr=False)
-
-    def __repr__(self) -> str:
-        height, width = self.token_map.shape
-        return f"TokenizedImage(num_tokens={self.num_tokens}, height={height}, width={width})"
-
-    def plot(self) -> Figure:
-        """Draw image, boundary map, token outlines and mean-colour reconstruction.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-            Shown by notebooks; ``figure.savefig(path)`` writes it.
-        """
-        from subtok_data.viz import plot_tokens
-
-        return plot_tokens(self)
 
 
 class SubobjectTokenizer:
@@ -298,7 +238,7 @@ class SubobjectTokenizer:
             if one is not None:
                 evidence = {**one.to_evidence(), **evidence}
             cut = run_task(task, evidence, size, image)
-            found.append(_tokenized(image, cut, evidence, picture_size(source)))
+            found.append(TokenizedImage.of(image, cut, evidence, picture_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:
@@ -422,24 +362,3 @@ def _fit_prompts(
             )
         fitted.append(None if one is None else one.resized(picture_size(image)))
     return fitted
-
-
-def _tokenized(
-    image: NDArray[np.uint8],
-    cut: Segmented,
-    evidence: Evidence,
-    source_size: tuple[int, int],
-) -> TokenizedImage:
-    return TokenizedImage(
-        image=image,
-        token_map=cut.token_map,
-        num_tokens=cut.num_tokens,
-        areas=cut.geometry.areas,
-        boxes=cut.geometry.boxes,
-        centers=cut.geometry.centers,
-        boundary_map=evidence.get("boundary_map"),
-        token_fields=dict(cut.token_fields),
-        source_size=source_size,
-        shapes=cut.shapes,
-        prompt_tokens=cut.prompt_tokens,
-    )

@@ -22,7 +22,7 @@ from subtok_data.segment.watershed import WatershedPartitioner
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from subtok_data.tokenizer import TokenizedImage
+    from subtok_data.tokenized import TokenizedImage
 
 __all__ = [
     "boundary_picture",

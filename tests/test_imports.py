@@ -28,6 +28,7 @@ LEVELS = [
     {"segment"},
     {"boundary"},
     {"segmenters"},
+    {"tokenized"},
     {"tokenizer"},
     {"batch", "contract", "pixels"},
     {"nn", "text"},
@@ -41,7 +42,7 @@ BESIDE = {"training", "evaluation", "viz", "figures"}
 
 ALLOWED = {
     ("images", "decode"),
-    ("tokenizer", "viz"),  # TokenizedImage.plot draws when it is called
+    ("tokenized", "viz"),  # TokenizedImage.plot draws when it is called
 }
 
 

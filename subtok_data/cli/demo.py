@@ -14,7 +14,8 @@ from subtok_data.cli.options import Commands, add_command, add_tokenizer_options
 from subtok_data.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from subtok_data.tokenizer import SubobjectTokenizer, TokenizedImage
+    from subtok_data.tokenized import TokenizedImage
+    from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["add_parser"]
 
