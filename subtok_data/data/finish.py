@@ -33,7 +33,7 @@ from subtok_data.text import layout_text
 from subtok_data.text.regions import layout_regions
 
 if TYPE_CHECKING:
-    from subtok_data.data.collate import WorkerHalf
+    from subtok_data.data.worker_half import WorkerHalf
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["BatchFinisher", "FinishOptions", "ReplacementSource"]
