@@ -440,9 +440,9 @@ def test_two_processes_see_the_samples_of_one(tmp_path):
         )
         for rank in range(2)
     ]
-    found = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    printed = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0]
-    finite, endless = zip(*found, strict=True)
+    finite, endless = zip(*map(json.loads, printed), strict=True)
     # Eleven samples fill three batches of two on each rank, the first of them a second time.
     assert [row[0] for row in finite[0][:3]] == [[0, 1], [4, 5], [8, 9]]
     assert [row[0] for row in finite[1][:3]] == [[2, 3], [6, 7], [10, 0]]
