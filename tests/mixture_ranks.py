@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_mixture import loader, mixture
+from mixtures import loader, mixture
 
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")

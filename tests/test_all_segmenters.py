@@ -56,7 +56,6 @@ class Models:
     def folder(self, name: str) -> Path:
         folder = self.root / name
         if not folder.exists():
-            folder.mkdir()
             home = promptable if name in promptable.MODELS else panoptic
             home.save_model(name, folder)
         return folder
