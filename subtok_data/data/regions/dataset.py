@@ -159,10 +159,7 @@ class RegionDataset(SubobjectDataset):
             regions = self.columns.read(sample.columns)
             prompts = self._prompts(regions, sample.source_sizes[0], index)
         except PromptError as error:
-            known = index if index >= 0 else None
-            raise SampleError.of(
-                error, index=known, path=sample.paths[0], stage="decode"
-            ) from error
+            raise SampleError.of(error, index=index, path=sample.path, stage="decode") from error
         sample.prompts = [prompts]
         # For load, which takes it out again.
         sample.columns = self._columns(sample.columns, regions) | {_MASKED: _masked(prompts)}
@@ -188,7 +185,7 @@ class RegionDataset(SubobjectDataset):
             raise NoRegionError(
                 f"none of {annotated} regions is left in the picture",
                 index=index,
-                path=sample.paths[0],
+                path=sample.path,
                 stage="decode",
             )
         sample.prompts = [self._as_prompt(chosen, index)]

@@ -13,6 +13,7 @@ from subtok_data.data.regions.rows import (
     read_json,
 )
 from subtok_data.errors import ConfigError
+from subtok_data.images import IMAGE_SUFFIXES
 
 __all__ = ["VisualGenomeRegions"]
 
@@ -86,7 +87,7 @@ class _Files:
             file.stem: str(file)
             for folder in reversed(self.folders)
             for file in folder.iterdir()
-            if file.suffix.lower() in (".jpg", ".jpeg", ".png")
+            if file.suffix.lower() in IMAGE_SUFFIXES
         }
         self._missing: list[Any] = []
         self._roots = roots
