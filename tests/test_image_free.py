@@ -339,7 +339,7 @@ def frozen(batches) -> list[dict[str, bytes]]:
     return [{key: value.numpy().tobytes() for key, value in b.items()} for b in batches]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_same_batches_for_any_number_of_workers(workers, no_leaks):
     alone = frozen(ImageFreeLoader(small(), 2))
     loader = ImageFreeLoader(small(), 2, num_workers=workers)
