@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 from torchvision import tv_tensors
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.packed import PackedMasks, encode_mask
+from subtok_data.segment.coco import label_runs
+from subtok_data.segment.packed import PackedMasks
 from subtok_data.segment.prompts import Prompts
 
 __all__ = ["prompts_from_tensors", "prompts_to_tensors"]
@@ -160,9 +160,7 @@ def _unlayered(
             "transforms that move both, such as torchvision.transforms.v2"
         )
     for layer in layers:
-        for prompt, window in enumerate(find_objects(layer)):
-            if window is not None:
-                mask = np.zeros(size, np.bool_)
-                mask[window] = layer[window] == prompt + 1
-                runs[prompt] = encode_mask(mask)
+        for prompt, own in enumerate(label_runs(layer, range(1, count + 1))):
+            if len(own) > 1:  # the mask of a prompt in another layer is one run of nothing
+                runs[prompt] = own
     return PackedMasks.from_runs(runs, size)

@@ -17,7 +17,7 @@ from subtok_data.segment.budget import check_count
 from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
 from subtok_data.segmenters.crops import point_grid
 from subtok_data.segmenters.generated import mask_boxes
-from subtok_data.segmenters.generation import PointDecoder, refuse_nan
+from subtok_data.segmenters.generation import UPSCALED, PointDecoder, refuse_nan
 from subtok_data.segmenters.protocol import (
     Evidence,
     Images,
@@ -28,9 +28,6 @@ from subtok_data.segmenters.protocol import (
 from subtok_data.segmenters.sam import MODEL_FOLDER, DecoderOwner
 
 __all__ = ["SAMEdgeSegmenter", "edge_map"]
-
-_UPSCALED = 32
-"""Masks at the size of the picture at one time: this bounds the memory, not the result."""
 
 
 @torch.inference_mode()
@@ -75,12 +72,12 @@ def edge_map(
         refuse_nan(scores)
         logits.append(some.flatten(0, 1))
         ious.append(scores.flatten().float().cpu())
-        for part in logits[-1].split(_UPSCALED):
+        for part in logits[-1].split(UPSCALED):
             boxes.append(mask_boxes(decoder.upscale(embedding, part) > 0).float().cpu())
     kept = nms(torch.cat(boxes), torch.cat(ious), box_nms)
     low = torch.cat(logits)
     strength = torch.zeros(image.shape[:2], device=low.device)
-    for some in kept.split(_UPSCALED):
+    for some in kept.split(UPSCALED):
         masks = decoder.upscale(embedding, low[some.to(low.device)])
         outline = _sobel((masks > 0).float()) > 0
         edges = torch.where(outline, _sobel(masks.sigmoid()), 0.0)

@@ -23,14 +23,15 @@ from subtok_data.segmenters.crops import crop_boxes, point_grid
 from subtok_data.segmenters.generated import GeneratedMasks, mask_boxes, mask_runs
 
 __all__ = [
+    "UPSCALED",
     "GenerationOptions",
     "PointDecoder",
     "generate_masks",
     "refuse_nan",
 ]
 
-_UPSCALED = 32
-"""Masks at the size of the crop at one time: this bounds the memory, not the result."""
+UPSCALED = 32
+"""Masks at the size of the crop or picture at one time: this bounds the memory, not the result."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _masks_of_crop(
             good = torch.nonzero(ious > options.iou_threshold).flatten()
         else:
             good = torch.arange(len(ious), device=ious.device)
-        for some in good.split(_UPSCALED):
+        for some in good.split(UPSCALED):
             if len(some):
                 masks = decoder.upscale(embedding, logits[some])
                 picked = prompts[some.cpu().numpy()]

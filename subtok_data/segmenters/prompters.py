@@ -21,7 +21,7 @@ from subtok_data.segment.packed import PackedMasks
 from subtok_data.segment.prompts import Prompts
 from subtok_data.segmenters.decoders import PromptChunk, PromptDecoder
 from subtok_data.segmenters.generated import mask_runs
-from subtok_data.segmenters.generation import refuse_nan
+from subtok_data.segmenters.generation import UPSCALED, refuse_nan
 from subtok_data.segmenters.protocol import Images
 from subtok_data.segmenters.sam import DecoderOwner
 
@@ -29,9 +29,6 @@ __all__ = ["PROMPTER_FOLDER", "ModelPrompter", "SAMPrompter", "prompt_model"]
 
 PROMPTER_FOLDER = "prompt_model"
 """Where a saved tokenizer has the prompter's model: the segmenter's own may be another one."""
-
-_UPSCALED = 32
-"""Masks at the size of the picture at one time: this bounds the memory, not the result."""
 
 
 @torch.inference_mode()
@@ -122,7 +119,7 @@ def _chunk(
                     embedding,
                     torch.from_numpy(np.stack([masks.mask(int(i)) for i in some])),
                 )
-                for some in np.array_split(members, range(_UPSCALED, len(members), _UPSCALED))
+                for some in np.array_split(members, range(UPSCALED, len(members), UPSCALED))
             ]
         )
     ambiguous = boxes is None and logits is None and count == 1
@@ -140,7 +137,7 @@ def _runs(
     decoder: PromptDecoder, embedding: Any, logits: Tensor, prompts: Prompts
 ) -> Iterator[NDArray[np.int32]]:
     height, width = prompts.size
-    for some in logits.split(_UPSCALED):
+    for some in logits.split(UPSCALED):
         masks = decoder.upscale(embedding, some) > 0
         yield from mask_runs(masks, (0, 0, width, height), prompts.size)
 

@@ -92,16 +92,12 @@ class CocoRegions(RegionRows):
             if one.get("iscrowd") and not crowd:
                 counts[_CROWD] += 1
                 continue
-            if one.get("category_id") not in names:
-                raise ConfigError(
-                    f"{annotations}: annotation {name!r} is of category "
-                    f"{one.get('category_id')!r}, which the file does not list"
-                )
+            text = _text_of(one, f"annotation {name!r}", names, annotations)
             regions[one["image_id"]].append(
                 AnnotatedRegion(
                     name,
                     _corners(one.get("bbox"), name, annotations),
-                    [names[one["category_id"]]],
+                    [text],
                     (one.get("segmentation") or None) if masks else None,
                 )
             )
@@ -157,13 +153,9 @@ class PanopticRegions(RegionRows):
                 if segment.get("iscrowd") and not crowd:
                     counts[_CROWD] += 1
                     continue
-                if segment.get("category_id") not in names:
-                    raise ConfigError(
-                        f"{annotations}: segment {segment.get('id')!r} is of category "
-                        f"{segment.get('category_id')!r}, which the file does not list"
-                    )
+                text = _text_of(segment, f"segment {segment.get('id')!r}", names, annotations)
                 box = _corners(segment.get("bbox"), segment["id"], annotations)
-                found.append(AnnotatedRegion(segment["id"], box, [names[segment["category_id"]]]))
+                found.append(AnnotatedRegion(segment["id"], box, [text]))
         super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
 
     def segmentations(self, index: int, part: slice) -> Sequence[Any]:
@@ -234,6 +226,16 @@ def _images(
 
 def _names(data: Any, path: str | Path, phrase: Callable[[str], str]) -> dict[int, str]:
     return {one["id"]: phrase(one["name"]) for one in _list(data, "categories", path)}
+
+
+def _text_of(one: Mapping[str, Any], what: str, names: Mapping[int, str], path: str | Path) -> str:
+    """Text of the category of an annotation or segment."""
+    category: Any = one.get("category_id")
+    if category not in names:
+        raise ConfigError(
+            f"{path}: {what} is of category {category!r}, which the file does not list"
+        )
+    return names[category]
 
 
 def _corners(box: Any, name: Any, path: str | Path) -> list[float]:
