@@ -14,7 +14,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.segment.adjacency import adjacency
 from subtok_data.segment.flooding import flood_from
 from subtok_data.segment.hierarchy import merge_hierarchy
-from subtok_data.segment.kernels import merging
+from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
 from subtok_data.segment.minima import minima_seeds
 from subtok_data.segment.partition import Partition
 
@@ -49,9 +49,9 @@ def merges_by_hand(
         rank, length, total = edges[pair]
         smaller = min(area[token] for token in pair)
         shields = len(pair & shielded)
-        if rule == merging.AREA:
+        if rule == AREA:
             return shields, smaller + 1 - length * 2.0**-27, rank
-        weight = np.log1p(smaller) if rule == merging.BALANCED else 1
+        weight = np.log1p(smaller) if rule == BALANCED else 1
         return shields, total / length * weight, rank
 
     def is_crumb(token: int) -> bool:
@@ -78,7 +78,7 @@ def merges_by_hand(
     return merges, forced
 
 
-@pytest.mark.parametrize("rule", [merging.BOUNDARY, merging.BALANCED, merging.AREA])
+@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
 @pytest.mark.parametrize("min_area", [0, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 def test_merges_follow_their_definition(rule: int, min_area: int, share: float) -> None:
@@ -89,7 +89,7 @@ def test_merges_follow_their_definition(rule: int, min_area: int, share: float) 
         areas = np.bincount(partition.token_map.ravel()).astype(np.int64)
         protected = rng.random(len(areas)) < share
         stop = int(rng.integers(1, 6))
-        merges, forced = merging.merge_neighbours(
+        merges, forced = merge_neighbours(
             borders.pairs, borders.lengths, borders.sums, areas, protected, rule, min_area, stop
         )
         by_hand, forced_by_hand = merges_by_hand(
@@ -157,7 +157,7 @@ def star(leaves: int) -> tuple[np.ndarray, ...]:
     return pairs, lengths, sums, rng.integers(1, 99, leaves + 1)
 
 
-@pytest.mark.parametrize("rule", [merging.BOUNDARY, merging.BALANCED, merging.AREA])
+@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
     seconds: list[float] = []
@@ -166,7 +166,7 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
         if flat:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
         started = time.process_time()  # other processes do not count
-        merges, _ = merging.merge_neighbours(
+        merges, _ = merge_neighbours(
             pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
         )
         seconds.append(time.process_time() - started)

@@ -17,7 +17,7 @@ from boundary_maps import smooth_noise
 import subtok_data
 from subtok_data import watershed_tokens
 from subtok_data.segment.kernels import warm_up
-from subtok_data.segment.kernels.flood import flood
+from subtok_data.segment.kernels.flood import flood_pixels
 from subtok_data.segment.kernels.merging import merge_neighbours
 from subtok_data.segment.kernels.tokens import relabel
 
@@ -101,7 +101,7 @@ def test_describing_a_partition_loads_neither_torch_nor_a_compiler() -> None:
 
 def test_warm_up_leaves_nothing_to_compile() -> None:
     warm_up()
-    kernels = (flood, merge_neighbours, relabel)
+    kernels = (flood_pixels, merge_neighbours, relabel)
     before = [len(k.signatures) for k in kernels]
     levels = smooth_noise(np.random.default_rng(0), (60, 70), 2)
     watershed_tokens(levels, 0.3, max_tokens=5)

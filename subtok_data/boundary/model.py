@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from subtok_data.boundary import canvas as canvases
-from subtok_data.boundary.canvas import CANVAS_MULTIPLE, Pixels
+from subtok_data.boundary.canvas import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
 from subtok_data.boundary.device import DeviceError, Precision, refuse_in_worker, resolve_device
 from subtok_data.boundary.loading import (
     IMAGENET_NORMALISATION,
@@ -257,16 +256,16 @@ class BoundaryModel:
             A list of contiguous uint8 tensors (H, W), with ``finite`` to be checked later.
         """
         refuse_in_worker(self.device)
-        found = canvases.checked(images)
+        found = checked(images)
         maps: list[torch.Tensor] = [torch.empty(0)] * len(found)
         # What leaves here may be used in autograd later, even if the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             finite = torch.ones(len(found), dtype=torch.bool, device=self.device)
-            for canvas, members in canvases.group(found).items():
+            for canvas, members in group(found).items():
                 plan = self._plan(canvas)
                 length = self._batch_length(canvas if plan is None else plan.tile)
-                for chunk in canvases.chunked(members, length if plan is None else 1):
-                    pixels = canvases.stack([found[at] for at in chunk], canvas, self.device)
+                for chunk in chunked(members, length if plan is None else 1):
+                    pixels = stack([found[at] for at in chunk], canvas, self.device)
                     levels, good = self._network.levels(pixels, plan, length)
                     for row, at in enumerate(chunk):
                         height, width = found[at].shape[:2]

@@ -12,7 +12,7 @@ import numpy as np
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
-from subtok_data.training import layouts
+from subtok_data.training.layouts import read_annotators, read_label_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,7 +151,7 @@ def read_label_maps(images: str | Path, labels: str | Path, name: str = "labels"
 
 
 def _bsds_image(path: Path, annotation: Path) -> AnnotatedImage:
-    annotators = layouts.read_bsds(annotation)
+    annotators = read_annotators(annotation)
     return AnnotatedImage(
         path.stem,
         to_rgb(path),
@@ -161,7 +161,7 @@ def _bsds_image(path: Path, annotation: Path) -> AnnotatedImage:
 
 
 def _labelled_image(path: Path, label: Path) -> AnnotatedImage:
-    values = layouts.read_label_map(label)
+    values = read_label_map(label)
     image = to_rgb(path)
     if values.shape != image.shape[:2]:
         raise ConfigError(f"{label}: labels are {values.shape}, the image is {image.shape[:2]}")

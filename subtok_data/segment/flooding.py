@@ -62,10 +62,10 @@ def flood_from(
     if backend == "skimage":
         return _flood_skimage(levels, seeds).astype(dtype), seeds.count
 
-    from subtok_data.segment.kernels.flood import flood, scratch_slots
+    from subtok_data.segment.kernels.flood import flood_pixels, scratch_slots
 
     height, width = levels.shape
-    flood(
+    flood_pixels(
         levels,
         seeds.runs,
         seeds.first_run,

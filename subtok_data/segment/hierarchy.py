@@ -128,23 +128,28 @@ def merge_hierarchy(
     array([[0, 0, 1]], dtype=int16)
     """
     from subtok_data.segment.geometry import measure
-    from subtok_data.segment.kernels import merging
+    from subtok_data.segment.kernels.merging import (
+        AREA,
+        BALANCED,
+        BOUNDARY,
+        merge_neighbours,
+    )
 
     check_merge(merge)
     borders = adjacency(partition.token_map, partition.cost_map)
     areas = measure(partition.token_map, partition.num_tokens).areas
-    rule = merging.BALANCED if merge == "balanced" else merging.BOUNDARY
+    rule = BALANCED if merge == "balanced" else BOUNDARY
     sums = borders.sums
     if partition.cost_map is None:
         if image is None:
-            rule = merging.AREA
+            rule = AREA
         else:
             distance = _colour_distance(partition, areas, image, borders)
             sums = np.rint(_COLOUR_STEPS * distance).astype(np.int64) * borders.lengths
     protected = partition.protected
     if protected is None:
         protected = np.zeros(partition.num_tokens, np.bool_)
-    merges, forced = merging.merge_neighbours(
+    merges, forced = merge_neighbours(
         borders.pairs, borders.lengths, sums, areas, protected, rule, min_area, down_to
     )
     return Hierarchy(partition, areas, merges, forced)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["image_files", "paired_files", "read_bsds", "read_coco", "read_label_map", "read_sa1b"]
+__all__ = ["image_files", "paired_files", "read_annotators", "read_coco", "read_label_map", "read_sa1b"]
 
 
-def read_bsds(path: str | Path) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+def read_annotators(path: str | Path) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
     """Regions (H, W) and the lines between them (H, W) of each annotator, from a ``.mat`` file."""
     from scipy.io import loadmat  # slow to import
 

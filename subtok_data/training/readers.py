@@ -23,7 +23,7 @@ from subtok_data.training.labels import (
 from subtok_data.training.layouts import (
     image_files,
     paired_files,
-    read_bsds,
+    read_annotators,
     read_coco,
     read_label_map,
     read_sa1b,
@@ -102,7 +102,7 @@ class BSDSSource(_FileSource):
         super().__init__(pairs, soft, str(root))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        maps = [regions for regions, _ in read_bsds(label)]
+        maps = [regions for regions, _ in read_annotators(label)]
         if self.soft:
             return mean_strength([edges_of_labels(one) for one in maps]), True
         return _exact(np.any([boundary_from_labels(one) for one in maps], axis=0))

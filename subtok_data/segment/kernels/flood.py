@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.compiled import kernel
 from subtok_data.segment.kernels.prefetch import prefetch
 
-__all__ = ["flood", "scratch_slots"]
+__all__ = ["flood_pixels", "scratch_slots"]
 
 Ints = NDArray[np.int32]
 State = NDArray[np.signedinteger]
@@ -141,7 +141,7 @@ def run_queues(
 
 
 @kernel
-def flood(
+def flood_pixels(
     levels: NDArray[np.uint8],
     runs: Ints,
     first_run: Ints,
