@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from skimage import data as bundled
 
-from subtok_data.boundary import BoundaryModel
-from subtok_data.boundary.loading import load_network
+from subtok_data.boundary import BoundaryModel, load_network
 from subtok_data.images import resize
 
 

@@ -44,9 +44,8 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
 )
-from subtok_data.data.pool import InlineSegmentPool
-from subtok_data.segment.task import run_task
-from subtok_data.segment.watershed import DEFAULT_THRESHOLD
+from subtok_data.data.pool.local import InlineSegmentPool
+from subtok_data.segment import DEFAULT_THRESHOLD, run_task
 
 BATCH = 8
 PHOTOS = 40

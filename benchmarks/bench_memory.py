@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from subtok_data import SubobjectLoader, SubobjectTokenizer
-from subtok_data.segment.watershed import WatershedPartitioner
+from subtok_data.segment import WatershedPartitioner
 
 SIZES = ((128, 160), (160, 128), (192, 192), (96, 224))
 

@@ -23,8 +23,7 @@ from scipy.ndimage import distance_transform_edt
 
 from subtok_data import EPOCSegmenter, PromptedSegmenter, Prompts, SubobjectTokenizer
 from subtok_data.images import to_rgb
-from subtok_data.segment.coco import segmentation_runs
-from subtok_data.segment.packed import PackedMasks
+from subtok_data.segment import RLEMasks, segmentation_runs
 from subtok_data.segmenters import EfficientSAMPrompter, SAMPrompter
 
 SMALLEST = 400
@@ -42,7 +41,7 @@ def annotated(folder: Path, count: int, licences: set[int] | None):
             continue
         size = (image["height"], image["width"])
         own = objects[image["id"]]
-        masks = PackedMasks.from_runs(
+        masks = RLEMasks.from_runs(
             [segmentation_runs(annotation["segmentation"], size) for annotation in own], size
         )
         kept = np.flatnonzero(masks.areas >= SMALLEST)
@@ -65,7 +64,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return (first & second).sum() / (first | second).sum()
 
 
-def score_tokens(tokenizer: SubobjectTokenizer, photo, masks: PackedMasks, prompts: Prompts):
+def score_tokens(tokenizer: SubobjectTokenizer, photo, masks: RLEMasks, prompts: Prompts):
     tokens = tokenizer(photo, prompts=prompts)
     resized = masks.resized(tokens.token_map.shape)
     return [

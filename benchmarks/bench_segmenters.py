@@ -43,23 +43,19 @@ from subtok_data import (
     SubobjectTokenizer,
     SuperpixelSegmenter,
 )
-from subtok_data.segment.packed import PackedMasks
-from subtok_data.segment.prompts import Prompts
-from subtok_data.segment.task import run_task
+from subtok_data.segment import Prompts, RLEMasks, run_task
 from subtok_data.segmenters import (
     EfficientSAMPrompter,
     EfficientSAMSegmenter,
+    GenerationOptions,
     PromptedSegmenter,
     SAMPrompter,
     takes_prompts,
 )
-from subtok_data.segmenters.generation import GenerationOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import panoptic
-import promptable
-import tiny_efficient_sam
+from helpers import panoptic, promptable, tiny_efficient_sam
 
 SAM_LIKE = ("sam", "sam2", "edgetam")
 PANOPTIC = ("mask2former", "oneformer", "eomt")
@@ -220,7 +216,7 @@ def five_boxes(size: tuple[int, int], seed: int) -> Prompts:
 def found_share(evidence: Any, size: tuple[int, int]) -> float:
     """Share of the picture that the model itself gave to a region."""
     if "mask_counts" in evidence:
-        masks = PackedMasks.from_evidence(evidence)
+        masks = RLEMasks.from_evidence(evidence)
         union = np.zeros(size, bool)
         for index in range(len(masks)):
             union |= masks.mask(index)

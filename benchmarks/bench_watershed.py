@@ -41,12 +41,9 @@ from skimage.segmentation import watershed
 
 from subtok_data.boundary import BoundaryModel
 from subtok_data.images import resize, to_rgb
-from subtok_data.segment.budget import Budget
-from subtok_data.segment.flooding import flood_from
-from subtok_data.segment.kernels import warm_up
-from subtok_data.segment.pipeline import segment_image
-from subtok_data.segment.seeds import threshold_seeds
-from subtok_data.segment.watershed import WatershedPartitioner
+from subtok_data.segment import Budget, WatershedPartitioner, segment_image, warm_up
+from subtok_data.segment.watershed.flood import flood_from
+from subtok_data.segment.watershed.seeds import threshold_seeds
 
 try:
     import cv2

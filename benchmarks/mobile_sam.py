@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from subtok_data import SAMSegmenter, SubobjectTokenizer
-from subtok_data.segment.parts import PartRules
-from subtok_data.segmenters.generation import GenerationOptions
+from subtok_data.segment import FillRules
+from subtok_data.segmenters import GenerationOptions
 from subtok_data.training.mobilesam import MobileSAM
 
 SIDE = 1024  # of the model's input: the longer side of a picture, padded to a square
@@ -107,7 +107,7 @@ def mobile_sam_segmenter(folder: str | Path, points_per_side: int = 16) -> SAMSe
     return SAMSegmenter(
         MobileSAMDecoder(folder),
         options=options,
-        rules=PartRules(min_area=64, gap_area=256),
+        rules=FillRules(min_area=64, gap_area=256),
         min_region=100,
     )
 

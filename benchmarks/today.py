@@ -15,7 +15,7 @@ from skimage.measure import label
 from skimage.segmentation import watershed
 
 from subtok_data import SubobjectCollator, SubobjectTokenizer
-from subtok_data.tokenizer import Canvas
+from subtok_data.images import Canvas
 
 __all__ = ["CollateInWorker", "CollateOriginal", "dense_masks"]
 

@@ -40,8 +40,7 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
 )
-from subtok_data.data.mixture import MixedDataset
-from subtok_data.data.regions import LargeScaleJitter, RegionDataset, TextSafeHorizontalFlip
+from subtok_data.data import LargeScaleJitter, MixedDataset, RegionDataset, TextSafeHorizontalFlip
 from subtok_data.text import RegionText
 
 

@@ -35,7 +35,7 @@ from subtok_data import (
     SuperpixelSegmenter,
     TokenEmbedding,
 )
-from subtok_data.pixels import PixelConfig
+from subtok_data.batch import PixelConfig
 from subtok_data.text import TextConfig, TextEncoder
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from subtok_data import TokenEmbedding
-from subtok_data.boundary.loading import load_network
+from subtok_data.boundary import load_network
 from subtok_data.nn import FeatureEncoder
 from subtok_data.text import region_text_loss
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scenes import draw_scene
 
-from subtok_data.data.regions import CocoRegions, PanopticRegions, Regions
+from subtok_data.data import CocoRegions, PanopticRegions, Regions
 
 __all__ = ["Part", "SceneRegions", "ids_of_licences", "split_coco"]
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subtok_data import PixelConfig
-from subtok_data.boundary.lite import LiteBoundaryNet
+from subtok_data.boundary import LiteBoundaryNet
 
 __all__ = ["WordSpace", "demo_rows", "demo_space", "pretrained_space"]
 

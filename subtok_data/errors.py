@@ -18,7 +18,6 @@ __all__ = [
     "WorkerCrashError",
 ]
 
-
 _PLACE = re.compile(
     r"sample(?: (?P<index>\d+))?(?: \('(?P<path>[^']*)'\))? failed(?: in (?P<stage>\w+))?: "
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +14,29 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError, PromptError
-from subtok_data.images import canvas_size, resize, to_rgb
-from subtok_data.segment.budget import Budget, Overflow
-from subtok_data.segment.geometry import picture_size
-from subtok_data.segment.hierarchy import MergeCost
-from subtok_data.segment.order import Order
-from subtok_data.segment.prompts import Prompts
-from subtok_data.segment.task import SegmentTask, run_task
-from subtok_data.segmenters import (
-    SEGMENTERS,
-    EPOCSegmenter,
-    Segmenter,
-    takes_prompts,
+from subtok_data.images import DEFAULT_SIZE, Canvas, to_rgb
+from subtok_data.segment import (
+    Budget,
+    MergeCost,
+    Order,
+    Overflow,
+    Prompts,
+    SegmentTask,
+    picture_size,
+    run_task,
 )
-from subtok_data.tokenized import TokenizedImage
+from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Segmenter, takes_prompts
+from subtok_data.tokenized_image import TokenizedImage
 
-__all__ = ["DEFAULT_MIN_AREA", "DEFAULT_SIZE", "Canvas", "SubobjectTokenizer"]
+__all__ = ["DEFAULT_MIN_AREA", "SubobjectTokenizer"]
 
-DEFAULT_SIZE = 512
 DEFAULT_MIN_AREA = 64
 """Pixels: on photos at the default size, tokens below it follow texture rather than things."""
+
 CONFIG_FILE = "subtok_config.json"
+
 FORMAT_VERSION = 1
 """Raised when the same configuration would give other tokens than before."""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """To which size images are brought before they are cut into tokens.
-
-    Parameters
-    ----------
-    size : int or None
-        Longest side in pixels; None keeps images as they are.
-    square : bool, optional
-        Squash to (size, size), as the paper does, instead of keeping the aspect ratio.
-    multiple : int, optional
-        Both sides become multiples of this, which is what the boundary model's strides ask for.
-    """
-
-    size: int | None = DEFAULT_SIZE
-    square: bool = False
-    multiple: int = 32
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < self.multiple:
-            raise ConfigError(
-                f"size={self.size} is smaller than one step of the boundary model; "
-                f"give at least {self.multiple} pixels, or None to keep images as they are"
-            )
-        if self.square and self.size is None:
-            raise ConfigError("square=True needs a size: give size=768, for instance")
-
-    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an (H, W, 3) uint8 image; the result depends on that image alone."""
-        height, width = image.shape[:2]
-        target = canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)
-        return resize(image, target)
 
 
 class SubobjectTokenizer:
@@ -94,7 +60,7 @@ class SubobjectTokenizer:
         ``DEFAULT_MIN_AREA`` for tokens by threshold, where texture near it leaves crumbs;
         0 for everything else. ``min_area=0`` is the paper's.
     merge : {"balanced", "boundary"}, optional
-        Merge cost; see :class:`~subtok_data.segment.budget.Budget`.
+        Merge cost; see :class:`~subtok_data.segment.Budget`.
     overflow : {"merge", "drop"}, optional
         ``"drop"`` loses the smallest tokens over ``max_tokens``, as the paper does, for comparison
         only.

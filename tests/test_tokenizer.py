@@ -16,7 +16,8 @@ from subtok_data import (
     watershed_tokens,
 )
 from subtok_data.errors import ConfigError, ImageError
-from subtok_data.tokenizer import DEFAULT_MIN_AREA, Canvas
+from subtok_data.images import Canvas
+from subtok_data.tokenizer import DEFAULT_MIN_AREA
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,5 @@
 """The boundary model: the only place that touches a device."""
 
-from __future__ import annotations
+import lazy_loader
 
-from subtok_data.boundary.loading import DEFAULT_WEIGHTS
-from subtok_data.boundary.maps import DeviceMaps
-from subtok_data.boundary.model import BoundaryModel
-
-__all__ = ["DEFAULT_WEIGHTS", "BoundaryModel", "DeviceMaps"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

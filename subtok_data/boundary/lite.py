@@ -33,9 +33,12 @@ _STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
+
 #: Stages whose output the decoder reads: sides 1/2, 1/4, 1/8, 1/16, 1/32.
 _TAPS = (0, 1, 2, 4, 6)
+
 _STEM = 32
+
 _BN_EPS = 1e-3
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from subtok_data.boundary.canvas import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
-from subtok_data.boundary.device import DeviceError, Precision, refuse_in_worker, resolve_device
-from subtok_data.boundary.loading import (
+from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
+from subtok_data.boundary.padding import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
+from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
+from subtok_data.boundary.weights_io import (
     IMAGENET_NORMALISATION,
     Normalisation,
     load_network,
     save_network,
 )
-from subtok_data.boundary.maps import DeviceMaps
-from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
-from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
-from subtok_data.errors import ConfigError
+from subtok_data.devices import DeviceError, Precision, refuse_in_worker, resolve_device
+from subtok_data.errors import ConfigError, SubtokError
 
-__all__ = ["BoundaryModel"]
+__all__ = ["BoundaryModel", "DeviceMaps"]
 
 Triple = tuple[float, float, float]
 
@@ -53,7 +52,7 @@ class BoundaryModel:
         Where to run; None leaves the module where its parameters are.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Precision of the network (autocast; parameters stay as they are). ``"auto"`` takes what is
-        fast on the device, see :func:`subtok_data.boundary.device.compute_dtype`.
+        fast on the device, see :func:`subtok_data.devices.compute_dtype`.
     compile : bool, default False
         Run the network through ``torch.compile``: pays after minutes of images of few sizes.
     tile : int, optional
@@ -300,3 +299,50 @@ class BoundaryModel:
             f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
             f"device={str(self.device)!r}, dtype={dtype!r}{tiling})"
         )
+
+
+class DeviceMaps(list[torch.Tensor]):
+    """Boundary maps on the model's device, possibly still being computed: uint8 tensors (H, W).
+
+    Attributes
+    ----------
+    finite : bool tensor (N,)
+        On the same device; False where the logits of an image held NaN or infinity, and its map
+        therefore means nothing. Copy it down with the maps and give it to ``raise_unless_finite``.
+    model : str
+        Name of the model, for messages.
+
+    Examples
+    --------
+    >>> maps = DeviceMaps([torch.zeros(2, 2, dtype=torch.uint8)], torch.tensor([True]), "nano")
+    >>> maps.raise_unless_finite()
+    >>> len(maps)
+    1
+    """
+
+    def __init__(self, maps: Iterable[torch.Tensor], finite: torch.Tensor, model: str) -> None:
+        super().__init__(maps)
+        self.finite = finite
+        self.model = model
+
+    def raise_unless_finite(self, finite: torch.Tensor | None = None) -> None:
+        """Raise for maps that mean nothing; waits for the device unless a host copy is given.
+
+        Parameters
+        ----------
+        finite : bool tensor (N,), optional
+            A copy of the attribute that has arrived on the host.
+
+        Raises
+        ------
+        SubtokError
+            Naming the model and the images.
+        """
+        flags = (self.finite if finite is None else finite).tolist()
+        wrong = [index for index, good in enumerate(flags) if not good]
+        if wrong:
+            raise SubtokError(
+                f"boundary model {self.model!r} gave NaN or infinite logits for image(s) {wrong} "
+                f"of {len(flags)}: the weights are damaged, or overflow in reduced precision "
+                "(try dtype='float32')"
+            )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from subtok_data.boundary.device import Precision, compute_dtype, fixed_algorithms
-from subtok_data.boundary.loading import Normalisation
 from subtok_data.boundary.tiles import TilePlan
+from subtok_data.boundary.weights_io import Normalisation
+from subtok_data.devices import Precision, compute_dtype
 from subtok_data.errors import ConfigError
 
-__all__ = ["UPSAMPLING", "BoundaryNetwork"]
+__all__ = ["UPSAMPLING", "BoundaryNetwork", "fixed_algorithms"]
 
 UPSAMPLING = "bicubic-logits-1"
 """The way from logits to levels, as part of what a map is identified by: raise it with a change."""
@@ -29,7 +30,7 @@ class BoundaryNetwork:
     Parameters
     ----------
     module : nn.Module
-        See :class:`subtok_data.boundary.model.BoundaryModel`.
+        See :class:`subtok_data.boundary.BoundaryModel`.
     normalisation : Normalisation
         Of RGB in [0, 1].
     precision : {"auto", "float32", "bfloat16", "float16"}
@@ -41,7 +42,7 @@ class BoundaryNetwork:
 
     Examples
     --------
-    >>> from subtok_data.boundary.loading import load_network
+    >>> from subtok_data.boundary import load_network
     >>> loaded = load_network(None)
     >>> network = BoundaryNetwork(loaded.module, loaded.normalisation, "float32", False, "lite0")
     >>> network.to(torch.device("cpu"))
@@ -194,3 +195,24 @@ class _Picklable:
             module = self.kind(self.config)
         module.load_state_dict(self.state)
         return module.eval()
+
+
+@contextmanager
+def fixed_algorithms(device: torch.device) -> Generator[None]:
+    """Let cuDNN choose convolutions by shape and not by timing, so that runs give equal bits.
+
+    Examples
+    --------
+    >>> with fixed_algorithms(torch.device("cpu")):  # nothing to fix there
+    ...     pass
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = (cudnn.benchmark, cudnn.deterministic)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

@@ -41,8 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     """
     from subtok_data import __version__
     from subtok_data.cli import bench, demo, tokenize
-    from subtok_data.evaluation.cli import add_eval_parser
-    from subtok_data.training.cli import add_train_parser
+    from subtok_data.cli.evaluate import add_eval_parser
+    from subtok_data.cli.train import add_train_parser
 
     parser = argparse.ArgumentParser(
         prog="subtok",

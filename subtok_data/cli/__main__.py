@@ -6,4 +6,6 @@ import sys
 
 from subtok_data.cli import main
 
+__all__ = []
+
 sys.exit(main())

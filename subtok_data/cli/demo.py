@@ -14,7 +14,7 @@ from subtok_data.cli.options import Commands, add_command, add_tokenizer_options
 from subtok_data.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from subtok_data.tokenized import TokenizedImage
+    from subtok_data.tokenized_image import TokenizedImage
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["add_parser"]
@@ -23,6 +23,7 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 """Photos that come with scikit-image itself: no download."""
 
 _RUNS = 3
+
 _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
   subtok demo --image holiday.jpg --num-tokens 60
@@ -104,7 +105,7 @@ _HEADER = ["image", "source", "cut at", "tokens", "coverage", "decode ms", "infe
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 1 if an image failed."""
     from subtok_data.errors import ImageError
-    from subtok_data.segment.task import warm_up
+    from subtok_data.segment import warm_up
 
     sources = list(_sources(args.image))
     tokenizer = make_tokenizer(args)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sources(path: str | None) -> Iterator[tuple[str, Any]]:
     if path is not None:
-        from subtok_data.data.files import ImageFiles
+        from subtok_data.data import ImageFiles
 
         files = ImageFiles(path)
         for row in map(files.__getitem__, range(len(files))):
@@ -156,8 +157,7 @@ def _measure(
 ) -> tuple[_Timing, TokenizedImage]:
     """Cut an image once to warm up and to draw, then stage by stage with a clock."""
     from subtok_data.images import to_rgb
-    from subtok_data.segment.geometry import picture_size
-    from subtok_data.segment.task import run_task
+    from subtok_data.segment import picture_size, run_task
 
     tokenized = tokenizer(value)
     size = picture_size(tokenized.image)

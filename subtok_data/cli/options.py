@@ -18,6 +18,7 @@ Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What ``add_subparsers`` returns; argparse gives it no public name."""
 
 _SEGMENTERS = ("epoc", "patch", "superpixel", "sam", "sam-edges", "efficient-sam", "panoptic")
+
 _OPTIONS = {
     "weights": ("epoc",),
     "threshold": ("epoc", "sam-edges"),
@@ -26,7 +27,9 @@ _OPTIONS = {
     "points-per-side": ("sam", "sam-edges", "efficient-sam"),
 }
 """Options that only some segmenters have."""
+
 _SAM = "a folder or hub id of SAM, SAM 2 or EdgeTAM"
+
 _MODEL_OF = {
     "sam": _SAM,
     "sam-edges": _SAM,
@@ -132,7 +135,7 @@ def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
 
 def _make_segmenter(args: argparse.Namespace) -> Segmenter:
     from subtok_data import segmenters
-    from subtok_data.segmenters.generation import GenerationOptions
+    from subtok_data.segmenters import GenerationOptions
 
     _refuse_foreign(args)
     kind, model, device = args.segmenter, args.segmenter_model, args.device
@@ -149,7 +152,7 @@ def _make_segmenter(args: argparse.Namespace) -> Segmenter:
         return segmenters.SAMEdgeSegmenter(model, threshold=args.threshold, device=device, **points)
     if kind == "sam":
         return segmenters.SAMSegmenter(model, options=GenerationOptions(**points), device=device)
-    from subtok_data.segmenters.efficient_sam import DEFAULT_OPTIONS
+    from subtok_data.segmenters import DEFAULT_OPTIONS
 
     options = replace(DEFAULT_OPTIONS, **points)
     return segmenters.EfficientSAMSegmenter(model, options=options, device=device)

@@ -13,11 +13,12 @@ from subtok_data.cli.output import print_json, say
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:
-    from subtok_data.data.tokenize import TokenizeReport
+    from subtok_data.data import TokenizeReport
 
 __all__ = ["add_parser", "open_source"]
 
 _LISTED = 20
+
 _EXAMPLES = """\
   subtok tokenize photos/ --out tokens/
   subtok tokenize flickr8k/ --out tokens/ --split train --num-tokens 60 --workers 4
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_source(args.source, args.split)
     tokenizer = make_tokenizer(args)
 
-    from subtok_data.data.tokenize import tokenize_dataset
+    from subtok_data.data import tokenize_dataset
 
     # Progress is for people: none where standard error goes to a file.
     with tqdm(unit=" images", disable=not sys.stderr.isatty(), total=len(dataset)) as bar:
@@ -135,7 +136,7 @@ def open_source(source: str, split: str | None) -> Any:
             raise ConfigError(
                 f"--split {split}: {source!r} is a folder of images, only datasets have splits"
             )
-        from subtok_data.data.files import ImageFiles
+        from subtok_data.data import ImageFiles
 
         return ImageFiles(folder)
     from datasets import load_from_disk

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
-from subtok_data.data.dataset import SubobjectDataset
-from subtok_data.data.fitted import FittedRows, decode_ahead
-from subtok_data.data.inference import infer
+from subtok_data.data.collation import SampleInProgress, infer
+from subtok_data.data.datasets import SubobjectDataset
 from subtok_data.data.pool import SegmentPool, make_pool
-from subtok_data.data.store_writer import StoredRow, TokenWriter
-from subtok_data.data.work import SampleWork
-from subtok_data.errors import ConfigError
-from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.data.store import StoredRow, TokenWriter
+from subtok_data.data.worker_crash import name_crashes
+from subtok_data.errors import ConfigError, SampleError
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas
 from subtok_data.tokenizer import SubobjectTokenizer
 
-__all__ = ["FailedRow", "TokenizeReport", "tokenize_dataset"]
+__all__ = ["FailedRow", "ResizedRows", "TokenizeReport", "decode_ahead", "tokenize_dataset"]
 
 _AHEAD = 3  # batches whose images may wait in the segment pool
 
@@ -162,7 +162,7 @@ def tokenize_dataset(
     counts = np.zeros(2, np.int64)  # images, tokens
     if shards:
         decoded = decode_ahead(
-            FittedRows(samples, tokenizer.canvas), shards, batch_size, num_workers
+            ResizedRows(samples, tokenizer.canvas), shards, batch_size, num_workers
         )
         with make_pool(executor, segment_workers) as pool:
             done = _in_order(_launch(decoded, tokenizer, pool))
@@ -191,8 +191,8 @@ def tokenize_dataset(
 
 
 def _launch(
-    decoded: Iterator[list[SampleWork]], tokenizer: SubobjectTokenizer, pool: SegmentPool
-) -> Iterator[list[SampleWork]]:
+    decoded: Iterator[list[SampleInProgress]], tokenizer: SubobjectTokenizer, pool: SegmentPool
+) -> Iterator[list[SampleInProgress]]:
     """Infer each batch and hand its images to the pool."""
     task = tokenizer.segment_task()
     for samples in decoded:
@@ -202,9 +202,9 @@ def _launch(
         yield samples
 
 
-def _in_order(launched: Iterator[list[SampleWork]]) -> Iterator[list[StoredRow]]:
+def _in_order(launched: Iterator[list[SampleInProgress]]) -> Iterator[list[StoredRow]]:
     """Batches in the order of the dataset, with a few of them in the pool at a time."""
-    waiting: deque[list[SampleWork]] = deque()
+    waiting: deque[list[SampleInProgress]] = deque()
     for samples in launched:
         waiting.append(samples)
         if len(waiting) > _AHEAD:
@@ -213,7 +213,7 @@ def _in_order(launched: Iterator[list[SampleWork]]) -> Iterator[list[StoredRow]]
         yield [_collect(sample) for sample in waiting.popleft()]
 
 
-def _collect(sample: SampleWork) -> StoredRow:
+def _collect(sample: SampleInProgress) -> StoredRow:
     sample.collect()
     if sample.error is not None:
         return StoredRow(sample.index, sample.path, error=str(sample.error))
@@ -223,3 +223,53 @@ def _collect(sample: SampleWork) -> StoredRow:
         [one.token_map for one in sample.cut],
         [one.token_fields for one in sample.cut],
     )
+
+
+_ADVICE = (
+    "What is stored is kept; run again to go on, with fewer workers if memory ran out, or with "
+    "none to see the error"
+)
+
+
+class ResizedRows(Dataset[SampleInProgress]):
+    """Decodes and resizes; a bad sample is a value with an error, since it must not stop others."""
+
+    def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
+        self.samples = samples
+        self.canvas = canvas
+
+    def __getitem__(self, index: int) -> SampleInProgress:
+        try:
+            sample = self.samples.load(index)
+        except SampleError as error:
+            return SampleInProgress(index=index, path=error.path, images=[], error=error)
+        images = [self.canvas.fit(image) for image in sample.images]
+        return SampleInProgress(index=index, path=sample.path, images=images)
+
+
+def decode_ahead(
+    rows: ResizedRows, shards: Sequence[range], batch_size: int, num_workers: int
+) -> Iterator[list[SampleInProgress]]:
+    """Decode the rows of some shards, batch by batch; no batch reaches over the end of a shard.
+
+    Raises
+    ------
+    WorkerCrashError
+        If a worker dies.
+    """
+    batches = [
+        list(shard[start : start + batch_size])
+        for shard in shards
+        for start in range(0, len(shard), batch_size)
+    ]
+    # As in the loader: a fork after CUDA and threads exist is unsafe.
+    context = "forkserver" if num_workers else None
+    loader = DataLoader(
+        rows,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=list,
+        multiprocessing_context=context,
+    )
+    with name_crashes(_ADVICE):
+        yield from loader

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from subtok_data.evaluation.report import Report
+    from subtok_data.evaluation.results import Report
 
 __all__ = ["plot_precision_recall", "plot_tokens"]
 
@@ -18,9 +18,13 @@ _PANELS = (
     ("boundary_recall", "boundary recall, 2 px"),
     ("purity", "share of pure tokens"),
 )
+
 _TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 250, 500, 1000, 2000)
+
 _GREY = ("#8a8f98", "#b0793f", "#6b8e5a")
+
 _COLOURS = ("#1f5fbf", "#c2372e", "#7b3fa0", "#0f8a83", "#d08a00", "#444444", "#e377c2")
+
 _MARKERS = "osD^vP*X"
 
 

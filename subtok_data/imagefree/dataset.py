@@ -18,15 +18,15 @@ from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
 from subtok_data.imagefree.sources import GridSource, RegionSource, StoredSource
 from subtok_data.imagefree.words import CategoryWords, Prompt, check_categories
-from subtok_data.segment.budget import check_count
-from subtok_data.segment.task import Segmented
+from subtok_data.segment import Segmented, check_count
 
 if TYPE_CHECKING:
-    from subtok_data.data.stored import StoredTokens
+    from subtok_data.data import StoredTokens
 
 __all__ = ["ImageFreeDataset", "ImageFreeSample", "Tokens"]
 
 Tokens = Literal["patch", "region"]
+
 Size = tuple[int, int]
 
 
@@ -52,7 +52,7 @@ class ImageFreeSample:
         """Category of each pixel of a picture of ``size`` pixels, (H, W)."""
         labels = self.regions.labels
         if labels.shape == size:
-            from subtok_data.segment.kernels.tokens import relabel
+            from subtok_data.segment import relabel
 
             classes = np.empty(size, np.int16) if out is None else out
             source = np.require(labels, requirements=["C", "W"])

@@ -7,12 +7,15 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-from subtok_data.data.accelerate_state import AccelerateState
-from subtok_data.data.epochs import EpochLoader
-from subtok_data.data.sampler import SubobjectBatchSampler, rank_and_world_size
-from subtok_data.data.state import LoaderState
+from subtok_data.data import (
+    AccelerateState,
+    LoaderState,
+    ResumableDataLoader,
+    SubobjectBatchSampler,
+    rank_and_world_size,
+)
 from subtok_data.imagefree.dataset import ImageFreeDataset
-from subtok_data.segment.budget import check_count
+from subtok_data.segment import check_count
 
 __all__ = ["EndlessBatchSampler", "ImageFreeLoader"]
 
@@ -50,7 +53,7 @@ class EndlessBatchSampler(Sampler[list[int]]):
             number += 1
 
 
-class ImageFreeLoader(AccelerateState, EpochLoader):
+class ImageFreeLoader(AccelerateState, ResumableDataLoader):
     """Load batches of an :class:`~subtok_data.imagefree.ImageFreeDataset`.
 
     A plain ``DataLoader`` that knows its place: nothing here needs a model or a device, so there is

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.geometry import TokenGeometry, measure
-from subtok_data.segment.partition import TokenMap, token_dtype
+from subtok_data.segment import TokenGeometry, TokenMap, measure, token_dtype
 
 __all__ = ["DrawnRegions", "nearest_index", "resize_nearest"]
 

@@ -11,19 +11,17 @@ import numpy as np
 
 from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
-from subtok_data.segment.budget import check_count
-from subtok_data.segment.geometry import measure
-from subtok_data.segment.given import GivenPartitioner
+from subtok_data.segment import StoredPartitioner, check_count, measure
 
 if TYPE_CHECKING:
-    from subtok_data.data.stored import StoredTokens
+    from subtok_data.data import StoredTokens
 
 __all__ = ["GridSource", "RegionSource", "StoredSource"]
 
 _KEPT_BYTES = 128 * 2**20
 """Decoded maps held per process: 256 of 512 x 512 pixels."""
 
-_renumber = GivenPartitioner()
+_renumber = StoredPartitioner()
 
 
 class RegionSource(Protocol):
@@ -92,7 +90,7 @@ class StoredSource:
     """
 
     def __init__(self, tokens: StoredTokens | str | Path) -> None:
-        from subtok_data.data.stored import StoredTokens
+        from subtok_data.data import StoredTokens
 
         self.tokens = tokens if isinstance(tokens, StoredTokens) else StoredTokens(tokens)
         self._maps = self.tokens.places()

@@ -30,6 +30,7 @@ _VISUAL = (
     "visual_token_shapes",
     "visual_cu_seqlens",
 )
+
 _ATTRIBUTE = "subobject_features"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from subtok_data.errors import ConfigError
-from subtok_data.nn.shapes import shape_codes
+from subtok_data.nn import shape_codes
 
 __all__ = ["to_naflex"]
 

@@ -14,8 +14,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from subtok_data.batch import model_inputs
-from subtok_data.data.collate import SubobjectCollator
-from subtok_data.data.loader import SubobjectLoader
+from subtok_data.data import SubobjectCollator, SubobjectLoader
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:

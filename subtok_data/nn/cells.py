@@ -22,11 +22,13 @@ from subtok_data.nn.intervals import area_intervals, bilinear_intervals, cell_si
 __all__ = ["TokenCells", "pool_tokens", "token_cells"]
 
 Sampling = Literal["area", "bilinear"]
+
 AxisIntervals = tuple[Tensor, Tensor, Tensor]
 """Map pixel, cell and weight of each interval along one axis."""
 
 # Rectangles at most per step: bounds the working memory on large maps (8 bytes x 4 arrays each).
 _STEP = 1 << 22
+
 # Below this many (token, cell) slots per rectangle a histogram is cheaper than sorting the pairs.
 _SLOTS_PER_RECTANGLE = 8
 

@@ -18,6 +18,7 @@ from subtok_data.nn.shapes import shape_codes
 __all__ = ["TokenEmbedding"]
 
 Pooling = Literal["area", "bilinear", "roi"]
+
 _BOX = 4
 
 

@@ -1,1 +1,5 @@
 """Partition of an image into tokens: numpy and numba only, no torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

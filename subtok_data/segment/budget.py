@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.geometry import measure
-from subtok_data.segment.hierarchy import MergeCost, check_merge, merge_hierarchy
-from subtok_data.segment.order import order_tokens
+from subtok_data.segment.geometry import measure, order_tokens
+from subtok_data.segment.merging import MergeCost, check_merge, merge_hierarchy
 from subtok_data.segment.partition import Partition
 
 __all__ = ["Budget", "Overflow", "apply_budget"]
@@ -33,7 +32,7 @@ class Budget:
         Merge tokens of fewer pixels into a neighbour.
     merge : {"balanced", "boundary"}
         Cost by which neighbours merge, see
-        :func:`~subtok_data.segment.hierarchy.merge_hierarchy`.
+        :func:`~subtok_data.segment.merging.merge_hierarchy`.
     overflow : {"merge", "drop"}
         What becomes of tokens beyond ``max_tokens``. ``"drop"`` is the procedure of the paper
         (EPOC): the largest ``max_tokens`` stay, protected ones before others, and the pixels of
@@ -142,7 +141,7 @@ def apply_budget(
 
 
 def _drop(partition: Partition, limit: int) -> Partition:
-    from subtok_data.segment.kernels.tokens import relabel
+    from subtok_data.segment.kernels import relabel
 
     geometry = measure(partition.token_map, partition.num_tokens)
     order = order_tokens(geometry, "area")

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.partition import TokenMap
+from subtok_data.errors import ConfigError
+from subtok_data.segment.partition import Partition, TokenMap, token_dtype
 
-__all__ = ["TokenGeometry", "measure", "picture_size", "token_shapes"]
+__all__ = [
+    "Order",
+    "Segmented",
+    "TokenGeometry",
+    "arrange",
+    "check_order",
+    "measure",
+    "order_tokens",
+    "picture_size",
+    "token_shapes",
+]
 
 
 def picture_size(array: NDArray[Any]) -> tuple[int, int]:
@@ -89,7 +101,7 @@ def measure(token_map: TokenMap, num_tokens: int) -> TokenGeometry:
     >>> geometry.areas, geometry.boxes[1], geometry.centers[1]
     (array([1, 2]), array([1, 0, 3, 1], dtype=int32), array([0.5, 2. ], dtype=float32))
     """
-    from subtok_data.segment.kernels.tokens import measure_tokens
+    from subtok_data.segment.kernels import measure_tokens
 
     areas = np.zeros(num_tokens, np.int64)
     boxes = np.zeros((num_tokens, 4), np.int32)
@@ -139,7 +151,7 @@ def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> ND
     array([[ True,  True],
            [ True, False]])
     """
-    from subtok_data.segment.kernels.tokens import sample_shapes
+    from subtok_data.segment.kernels import sample_shapes
 
     if side < 1:
         raise ValueError(f"side={side}: the shape of a token needs at least 1 x 1 cells")
@@ -152,3 +164,139 @@ def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> ND
 def _readable(token_map: TokenMap) -> TokenMap:
     # The compiled code is specialised for contiguous, writable arrays.
     return np.require(token_map, requirements=["C", "W"])
+
+
+Order = Literal["area", "raster"]
+
+
+def check_order(order: str) -> None:
+    """Raise ConfigError for an order that does not exist."""
+    if order not in get_args(Order):
+        raise ConfigError(f"order={order!r}: expected one of {get_args(Order)}")
+
+
+def order_tokens(geometry: TokenGeometry, order: Order = "area") -> NDArray[np.int64]:
+    """Sort tokens; ties go by the raster position of their first pixels, so there are none left.
+
+    Parameters
+    ----------
+    geometry : TokenGeometry
+        Of N tokens.
+    order : {"area", "raster"}
+        ``"area"``: largest first, as in the paper (EPOC, section 3). ``"raster"``: by the center,
+        top to bottom, then left to right.
+
+    Returns
+    -------
+    (N,) int64
+        Token numbers in their new order.
+
+    Raises
+    ------
+    ConfigError
+        Unknown order.
+
+    Examples
+    --------
+    >>> from subtok_data.segment import measure
+    >>> order_tokens(measure(np.array([[0, 1, 1]], np.int16), 2), "area")
+    array([1, 0])
+    """
+    check_order(order)
+    if order == "area":
+        return np.lexsort((geometry.first_pixels, -geometry.areas))
+    y, x = geometry.centers.T
+    return np.lexsort((geometry.first_pixels, x, y))
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """The tokens of one picture, numbered in the order of their sequence.
+
+    Parameters
+    ----------
+    token_map : (H, W) int16, int32 above 32,767 tokens
+        Token of each pixel; −1 only where ``overflow="drop"`` left pixels without a token.
+    num_tokens : int
+        N, at least 1.
+    geometry : TokenGeometry
+        Of the N tokens.
+    token_fields : mapping of str to (N, ...) array
+        Values per token.
+    shapes : (N, r, r) bool, optional
+        Each token's region, cropped to its box.
+    requested : int, optional
+        The exact number of tokens asked for.
+    prompt_tokens : (P,) int64, optional
+        The token that fits each prompt best, where there are prompts
+        (:func:`~subtok_data.segment.match_regions`).
+    """
+
+    token_map: TokenMap
+    num_tokens: int
+    geometry: TokenGeometry
+    token_fields: Mapping[str, NDArray[Any]]
+    shapes: NDArray[np.bool_] | None = None
+    requested: int | None = None
+    prompt_tokens: NDArray[np.int64] | None = None
+
+    @property
+    def shortfall(self) -> int:
+        """How many tokens fewer than requested the picture gave."""
+        return 0 if self.requested is None else max(self.requested - self.num_tokens, 0)
+
+
+def arrange(
+    partition: Partition,
+    order: Order = "area",
+    *,
+    shape_size: int | None = None,
+    requested: int | None = None,
+    overwrite: bool = False,
+) -> Segmented:
+    """Measure the tokens of a partition and number them in an order.
+
+    Parameters
+    ----------
+    partition : Partition
+        Any.
+    order : {"area", "raster"}
+        See :func:`~subtok_data.segment.geometry.order_tokens`.
+    shape_size : int, optional
+        r, to sample the shapes too.
+    requested : int, optional
+        Kept in the result.
+    overwrite : bool
+        Number the tokens in ``partition.token_map`` itself, which saves fresh memory.
+
+    Returns
+    -------
+    Segmented
+        Of the same tokens.
+
+    Examples
+    --------
+    >>> arrange(Partition(np.array([[0, 1, 1]], np.int16), 2)).token_map
+    array([[1, 0, 0]], dtype=int16)
+    """
+    from subtok_data.segment.kernels import relabel
+
+    raw = measure(partition.token_map, partition.num_tokens)
+    tokens = order_tokens(raw, order)
+    labels = np.empty_like(tokens)
+    labels[tokens] = np.arange(len(tokens))
+    source = np.require(partition.token_map, requirements=["C", "W"])
+    dtype = token_dtype(partition.num_tokens)
+    token_map: TokenMap = source
+    if not overwrite or source.dtype != dtype:
+        token_map = np.empty(source.shape, dtype)
+    relabel(source, labels, token_map)
+    geometry = raw.take(tokens)
+    return Segmented(
+        token_map,
+        partition.num_tokens,
+        geometry,
+        {name: values[tokens] for name, values in partition.token_fields.items()},
+        None if shape_size is None else token_shapes(token_map, geometry.boxes, shape_size),
+        requested,
+    )

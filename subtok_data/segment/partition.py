@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 __all__ = ["Evidence", "FieldRule", "Partition", "Partitioner", "TokenMap", "token_dtype"]
 
 Evidence = Mapping[str, NDArray[Any]]
+
 FieldRule = Literal["largest", "max", "min", "mean"]
+
 TokenMap = NDArray[np.int16 | np.int32]
 
 _RULES = ("largest", "max", "min", "mean")
@@ -42,7 +44,7 @@ class Partition:
         Number of tokens, at least 1.
     cost_map : (H, W) uint8, optional
         Boundary strength. Neighbours merge in the order of what this map shows along their common
-        border; without it, by colour or by area (:func:`~subtok_data.segment.budget.apply_budget`).
+        border; without it, by colour or by area (:func:`~subtok_data.segment.apply_budget`).
     token_fields : mapping of str to (N, ...) array
         Values per token: class, source, prompt, score.
     field_rules : mapping of str to {"largest", "max", "min", "mean"}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import Budget
-from subtok_data.segment.order import Order, check_order
-from subtok_data.segment.partition import Partitioner
-from subtok_data.segment.pipeline import Segmented, segment_image
+from subtok_data.segment.budget import Budget, apply_budget
+from subtok_data.segment.geometry import Order, Segmented, arrange, check_order
+from subtok_data.segment.masks import match_regions
+from subtok_data.segment.partition import Evidence, Partitioner
+from subtok_data.segment.prompts import Prompts
 
-__all__ = ["SegmentTask", "Segmented", "run_task", "warm_up"]
+__all__ = [
+    "SegmentTask",
+    "run_task",
+    "segment_image",
+]
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,67 @@ def run_task(
     return segment_image(task.partitioner, evidence, size, task.budget, task.order, task.shape_size)
 
 
-def warm_up() -> None:
-    """Compile, or load from the disk cache, everything a task may run."""
-    from subtok_data.segment.kernels import warm_up as load_kernels
+def segment_image(
+    partitioner: Partitioner,
+    evidence: Evidence,
+    size: tuple[int, int],
+    budget: Budget | None = None,
+    order: Order = "area",
+    shape_size: int | None = None,
+) -> Segmented:
+    """Cut one picture into tokens.
 
-    load_kernels()
+    Parameters
+    ----------
+    partitioner : Partitioner
+        How to cut. For ``budget.num_tokens`` its ``for_num_tokens`` is used, where it has one.
+    evidence : mapping of str to array
+        What the partitioner reads. ``"image"``, (H, W, 3) uint8, also serves to merge tokens by
+        colour where the partition has no cost map; prompts
+        (:meth:`~subtok_data.segment.Prompts.to_evidence`) are matched with the tokens.
+    size : (H, W)
+        Size of the picture in pixels.
+    budget : Budget, optional
+        Limits on the tokens; none by default.
+    order : {"area", "raster"}
+        Order of the tokens.
+    shape_size : int, optional
+        Sample each token's shape to so many cells squared.
+
+    Returns
+    -------
+    Segmented
+        The tokens.
+
+    Raises
+    ------
+    ValueError
+        The partition does not have the size of the picture.
+
+    Examples
+    --------
+    >>> from subtok_data.segment import GridPartitioner
+    >>> segment_image(GridPartitioner(patch=16), {}, (32, 48)).num_tokens
+    6
+    """
+    budget = budget or Budget()
+    refine = getattr(partitioner, "for_num_tokens", None)
+    if budget.num_tokens is not None and refine is not None:
+        partitioner = refine(budget.num_tokens)
+    partition = partitioner(evidence, size)
+    if partition.token_map.shape != tuple(size):
+        raise ValueError(
+            f"{type(partitioner).__name__} cut a picture of {partition.token_map.shape} pixels: "
+            f"expected {tuple(size)}; the evidence must have the size of the picture"
+        )
+    partition = apply_budget(partition, budget, evidence.get("image"))
+    segmented = arrange(
+        partition, order, shape_size=shape_size, requested=budget.num_tokens, overwrite=True
+    )
+    prompts = Prompts.from_evidence(evidence)
+    if prompts is None:
+        return segmented
+    matched = match_regions(
+        segmented.token_map, segmented.num_tokens, prompts.regions(), segmented.geometry.areas
+    )
+    return replace(segmented, prompt_tokens=matched)

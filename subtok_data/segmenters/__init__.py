@@ -6,62 +6,6 @@ into a :class:`~subtok_data.segment.partition.Partition` in worker processes tha
 torch. Budget, order, batch, loader and benchmarks know only this protocol.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import Any
-
-from subtok_data.segmenters.edges import SAMEdgeSegmenter
-from subtok_data.segmenters.efficient_sam import EfficientSAMPrompter, EfficientSAMSegmenter
-from subtok_data.segmenters.epoc import EPOCSegmenter
-from subtok_data.segmenters.host import PatchSegmenter, SuperpixelSegmenter
-from subtok_data.segmenters.panoptic import PanopticSegmenter
-from subtok_data.segmenters.prompted import PromptedSegmenter
-from subtok_data.segmenters.prompters import SAMPrompter
-from subtok_data.segmenters.protocol import (
-    Evidence,
-    Launch,
-    LaunchingSegmenter,
-    Prompter,
-    Segmenter,
-    takes_prompts,
-)
-from subtok_data.segmenters.sam import SAMSegmenter
-
-__all__ = [
-    "PROMPTERS",
-    "SEGMENTERS",
-    "EPOCSegmenter",
-    "EfficientSAMPrompter",
-    "EfficientSAMSegmenter",
-    "Evidence",
-    "Launch",
-    "LaunchingSegmenter",
-    "PanopticSegmenter",
-    "PatchSegmenter",
-    "PromptedSegmenter",
-    "Prompter",
-    "SAMEdgeSegmenter",
-    "SAMPrompter",
-    "SAMSegmenter",
-    "Segmenter",
-    "SuperpixelSegmenter",
-    "takes_prompts",
-]
-
-SEGMENTERS: dict[str, Any] = {
-    cls.name: cls
-    for cls in (
-        EPOCSegmenter,
-        EfficientSAMSegmenter,
-        PanopticSegmenter,
-        PatchSegmenter,
-        PromptedSegmenter,
-        SAMEdgeSegmenter,
-        SAMSegmenter,
-        SuperpixelSegmenter,
-    )
-}
-"""Segmenters by the name that stands in a saved configuration."""
-
-PROMPTERS: dict[str, Any] = {cls.name: cls for cls in (EfficientSAMPrompter, SAMPrompter)}
-"""Prompters by the name that stands in a saved configuration."""
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

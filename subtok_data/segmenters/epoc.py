@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from subtok_data.boundary.model import BoundaryModel
-from subtok_data.segment.flooding import Backend
-from subtok_data.segment.watershed import DEFAULT_THRESHOLD, WatershedPartitioner
-from subtok_data.segmenters.protocol import (
+from subtok_data.boundary import BoundaryModel
+from subtok_data.segment import DEFAULT_THRESHOLD, Backend, WatershedPartitioner
+from subtok_data.segmenters.base import (
     Evidence,
     Images,
-    Launch,
+    PendingInference,
     Sizes,
     partitioner_config,
     refuse_prompts,
@@ -88,8 +87,10 @@ class EPOCSegmenter:
         refuse_prompts(self, prompts)
         return [{"boundary_map": boundary} for boundary in self.model.predict(images)]
 
-    def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
-        """Start inference on the model's own stream; see :class:`LaunchingSegmenter`."""
+    def launch(
+        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
+    ) -> PendingInference:
+        """Start inference on the model's own stream; see :class:`AsyncSegmenter`."""
         del sizes
         refuse_prompts(self, prompts)
         return _BoundaryLaunch(self.model, images)

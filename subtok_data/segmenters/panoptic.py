@@ -13,27 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
-from subtok_data.segment.parts import LabelMapPartitioner, PartRules
-from subtok_data.segmenters.generation import refuse_nan
-from subtok_data.segmenters.loading import best_device, model_hash
-from subtok_data.segmenters.panoptic_models import (
-    image_part,
-    load_panoptic,
-    reads_task,
-    without_padding,
-)
-from subtok_data.segmenters.protocol import (
-    Evidence,
-    Images,
-    Sizes,
-    partitioner_config,
-    refuse_prompts,
-)
+from subtok_data.segment import FillRules, LabelMapPartitioner, check_count
+from subtok_data.segmenters.base import Evidence, Images, Sizes, partitioner_config, refuse_prompts
+from subtok_data.segmenters.pretrained import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.sam import refuse_nan
 
-__all__ = ["PanopticSegmenter"]
+__all__ = ["PanopticSegmenter", "image_part", "load_panoptic", "reads_task", "without_padding"]
 
 _FOLDER = "panoptic_model"
+
 _TASK = "panoptic"
 """What OneFormer is asked for."""
 
@@ -52,7 +40,7 @@ class PanopticSegmenter:
     processor : object, optional
         Image processor, for a model that is given as a module; OneFormer's whole processor, since
         the model reads its task as text.
-    rules : PartRules, optional
+    rules : FillRules, optional
         Which parts become tokens. By default those of 16 pixels or more, and no gap.
     threshold : float
         Least score of a segment, in [0, 1].
@@ -88,7 +76,7 @@ class PanopticSegmenter:
         model: str | Path | torch.nn.Module,
         processor: Any = None,
         *,
-        rules: PartRules | None = None,
+        rules: FillRules | None = None,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_threshold: float = 0.8,
@@ -266,10 +254,96 @@ class PanopticSegmenter:
         options = config["thresholds"]
         return cls(
             folder / _FOLDER,
-            rules=PartRules(**config["partitioner"]["rules"]),
+            rules=FillRules(**config["partitioner"]["rules"]),
             threshold=options["threshold"],
             mask_threshold=options["mask_threshold"],
             overlap_threshold=options["overlap_mask_area_threshold"],
             fuse=config["fuse"],
             device=device,
         )
+
+
+def load_panoptic(name: str) -> tuple[Any, Any]:
+    """Load a panoptic model and its processor.
+
+    Parameters
+    ----------
+    name : str
+        Folder, or hub id.
+
+    Returns
+    -------
+    model : nn.Module
+        In eval mode.
+    processor : object
+        Image processor; OneFormer's whole processor, with the tokenizer for its task.
+
+    Raises
+    ------
+    WeightsError
+        Nothing loadable under that name.
+    ConfigError
+        A model whose processor does not post-process panoptic segmentations.
+    """
+    from transformers import AutoModelForUniversalSegmentation
+
+    model, processor = load_pretrained(AutoModelForUniversalSegmentation, _read_processor, name)
+    _check_processor(processor, name)
+    return model, processor
+
+
+def _read_processor(name: str, model: Any) -> Any:
+    from transformers import AutoImageProcessor, AutoProcessor
+
+    if model.config.model_type == "oneformer":
+        # Its file of class names is on the hub, and only training needs it.
+        return AutoProcessor.from_pretrained(name, class_info_file=None)
+    return AutoImageProcessor.from_pretrained(name)
+
+
+def _check_processor(processor: Any, name: str) -> None:
+    images = image_part(processor)
+    if not hasattr(images, "post_process_panoptic_segmentation"):
+        raise ConfigError(
+            f"{name!r}: {type(processor).__name__} has no post_process_panoptic_segmentation; "
+            "give a panoptic model"
+        )
+    if getattr(images, "do_split_image", False):
+        raise ConfigError(
+            f"{name!r}: {type(processor).__name__} cuts images into pieces (do_split_image), as "
+            "checkpoints for semantic segmentation do; give a panoptic checkpoint"
+        )
+
+
+def image_part(processor: Any) -> Any:
+    """Return the image processor of a processor that has one, or the processor itself.
+
+    Examples
+    --------
+    >>> image_part("itself")
+    'itself'
+    """
+    return getattr(processor, "image_processor", processor)
+
+
+def reads_task(processor: Any) -> bool:
+    """Whether a processor makes text inputs of a task's name.
+
+    Examples
+    --------
+    >>> reads_task(None)
+    False
+    """
+    return image_part(processor) is not processor and "task_inputs" in (
+        inspect.signature(type(processor).__call__).parameters
+    )
+
+
+def without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """Cut off what a processor padded right and below; its post-processing does not."""
+    if pixel_mask is None:
+        return masks
+    height, width = pixel_mask.shape[-2:]
+    rows = round(int(pixel_mask[0].any(1).sum()) * masks.shape[-2] / height)
+    columns = round(int(pixel_mask[0].any(0).sum()) * masks.shape[-1] / width)
+    return masks[..., : max(rows, 1), : max(columns, 1)]

@@ -11,20 +11,17 @@ import numpy as np
 import torch
 
 from subtok_data.errors import ConfigError, PromptError
-from subtok_data.segment.packed import PackedMasks
-from subtok_data.segment.parts import PartRules
-from subtok_data.segment.prompted import PromptedPartitioner, default_rules
-from subtok_data.segment.prompts import Prompts
-from subtok_data.segmenters.epoc import EPOCSegmenter
-from subtok_data.segmenters.protocol import (
+from subtok_data.segment import FillRules, PromptedPartitioner, Prompts, RLEMasks, default_rules
+from subtok_data.segmenters.base import (
+    AsyncSegmenter,
     Evidence,
     Images,
-    Launch,
-    LaunchingSegmenter,
+    PendingInference,
     Prompter,
     Segmenter,
     Sizes,
 )
+from subtok_data.segmenters.epoc import EPOCSegmenter
 
 __all__ = ["PromptedSegmenter"]
 
@@ -34,9 +31,9 @@ class PromptedSegmenter:
 
     Works with any segmenter, and without a promptable model: the region of a box is then the union
     of tokens that fits it best, clipped to it, and that of points the tokens under them
-    (:func:`~subtok_data.segment.prompt_regions.prompt_regions`). With a ``prompter``, a model finds
+    (:func:`~subtok_data.segment.prompt_regions`). With a ``prompter``, a model finds
     the region. How regions become tokens, see
-    :class:`~subtok_data.segment.prompted.PromptedPartitioner`. Token fields: ``source`` (0 found, 1
+    :class:`~subtok_data.segment.PromptedPartitioner`. Token fields: ``source`` (0 found, 1
     gap, 2 prompt), ``prompt`` (id of the prompt, −1 for none), and those of the other segmenter.
 
     Parameters
@@ -45,14 +42,14 @@ class PromptedSegmenter:
         What cuts the rest; :class:`~subtok_data.EPOCSegmenter` if not given.
     prompter : Prompter, optional
         Model that makes masks of prompts, such as
-        :class:`~subtok_data.segmenters.prompters.SAMPrompter`. Where it finds nothing, the region
+        :class:`~subtok_data.segmenters.SAMPrompter`. Where it finds nothing, the region
         is found as without it.
     automatic : bool
         Keep the other segmenter's tokens where no region is; False: what no region covers are gaps,
         one token for each connected part.
-    rules : PartRules, optional
+    rules : FillRules, optional
         Which parts of regions become tokens, and who gets the pixels of the others; by default
-        those of 64 pixels or more (:func:`~subtok_data.segment.prompted.default_rules`).
+        those of 64 pixels or more (:func:`~subtok_data.segment.default_rules`).
     min_iou : float
         Least IoU of a box with a union of tokens; below it, the box itself is the region.
 
@@ -65,7 +62,7 @@ class PromptedSegmenter:
     --------
     >>> import numpy as np
     >>> from subtok_data import PatchSegmenter, SubobjectTokenizer
-    >>> from subtok_data.segment.prompts import Prompts
+    >>> from subtok_data.segment import Prompts
     >>> tokenizer = SubobjectTokenizer(PromptedSegmenter(PatchSegmenter(32)), size=None)
     >>> prompts = Prompts.of((64, 96), boxes=[[30, 0, 96, 64]])
     >>> tokens = tokenizer(np.zeros((64, 96, 3), np.uint8), prompts=prompts)
@@ -82,7 +79,7 @@ class PromptedSegmenter:
         *,
         prompter: Prompter | None = None,
         automatic: bool = True,
-        rules: PartRules | None = None,
+        rules: FillRules | None = None,
         min_iou: float = 0.5,
     ) -> None:
         self.segmenter: Segmenter = EPOCSegmenter() if segmenter is None else segmenter
@@ -124,9 +121,11 @@ class PromptedSegmenter:
         asked = _check(prompts, sizes)
         return _join(self.segmenter.infer(images, sizes), self._find_masks(images, asked))
 
-    def launch(self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None) -> Launch:
-        """Start the other segmenter's inference; see :class:`LaunchingSegmenter`."""
-        if not isinstance(self.segmenter, LaunchingSegmenter):
+    def launch(
+        self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
+    ) -> PendingInference:
+        """Start the other segmenter's inference; see :class:`AsyncSegmenter`."""
+        if not isinstance(self.segmenter, AsyncSegmenter):
             raise TypeError(f"{type(self.segmenter).__name__} cannot launch: use infer")
         asked = self._find_masks(images, _check(prompts, sizes))
         return _PromptedLaunch(self.segmenter.launch(images, sizes), asked)
@@ -177,7 +176,7 @@ class PromptedSegmenter:
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
     ) -> PromptedSegmenter:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
-        from subtok_data.segmenters import PROMPTERS, SEGMENTERS
+        from subtok_data.segmenters.registry import PROMPTERS, SEGMENTERS
 
         prompter = config["prompter"]
         options = config["partitioner"]
@@ -189,7 +188,7 @@ class PromptedSegmenter:
             if prompter is None
             else _known(PROMPTERS, prompter["prompter"]).from_config(prompter, folder, device),
             automatic=options["automatic"],
-            rules=PartRules(**options["rules"]),
+            rules=FillRules(**options["rules"]),
             min_iou=options["min_iou"],
         )
 
@@ -197,7 +196,7 @@ class PromptedSegmenter:
 class _PromptedLaunch:
     """Evidence on its way, and the prompts that join it."""
 
-    def __init__(self, launch: Launch, asked: Sequence[Prompts | None]) -> None:
+    def __init__(self, launch: PendingInference, asked: Sequence[Prompts | None]) -> None:
         self._launch = launch
         self._asked = asked
 
@@ -233,7 +232,7 @@ def _check(prompts: Sequence[Any] | None, sizes: Sizes) -> list[Prompts | None]:
     return list(prompts)
 
 
-def _with_masks(prompts: Prompts, found: PackedMasks) -> Prompts:
+def _with_masks(prompts: Prompts, found: RLEMasks) -> Prompts:
     """Prompts with the masks that were found; those not found keep what they had."""
     if len(found) != len(prompts) or tuple(found.size) != tuple(prompts.size):
         raise ValueError(
@@ -244,7 +243,7 @@ def _with_masks(prompts: Prompts, found: PackedMasks) -> Prompts:
         lost = found.areas == 0
         runs = [(prompts.masks if gone else found).runs(i) for i, gone in enumerate(lost)]
         scores = np.where(lost, prompts.masks.scores, found.scores)
-        found = PackedMasks.from_runs(runs, found.size, scores)
+        found = RLEMasks.from_runs(runs, found.size, scores)
     return replace(prompts, masks=found)
 
 

@@ -17,15 +17,15 @@ import numpy as np
 from scipy import ndimage
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.coco import segmentation_runs
-from subtok_data.training.rle import decode_mask
+from subtok_data.segment import segmentation_runs
+from subtok_data.training.mask_files import decode_mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from subtok_data.training.rle import MaskSet
+    from subtok_data.training.mask_files import MaskSet
 
 __all__ = [
     "boundary_from_labels",

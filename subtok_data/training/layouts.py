@@ -12,14 +12,21 @@ from PIL import Image
 from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
 from subtok_data.training.labels import mask_from_segmentation
-from subtok_data.training.rle import MaskSet, encode_mask
+from subtok_data.training.mask_files import MaskSet, encode_mask
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from numpy.typing import NDArray
 
-__all__ = ["image_files", "paired_files", "read_annotators", "read_coco", "read_label_map", "read_sa1b"]
+__all__ = [
+    "image_files",
+    "paired_files",
+    "read_annotators",
+    "read_coco",
+    "read_label_map",
+    "read_sa1b",
+]
 
 
 def read_annotators(path: str | Path) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:

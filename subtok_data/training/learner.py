@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from subtok_data.errors import SubtokError
-from subtok_data.training.average import MovingAverage
 from subtok_data.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from subtok_data.training.config import TrainConfig
     from subtok_data.training.networks import Network
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "MovingAverage"]
 
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -210,3 +209,46 @@ def _rate_factor(config: TrainConfig, step: int) -> float:
         return rise
     # Ends at half a per cent, not at nothing: the last steps still train.
     return rise * (0.5 + 0.5 * math.cos(math.pi * step / config.steps) + 0.005)
+
+
+class MovingAverage:
+    """Exponential moving average of a module's parameters and float buffers.
+
+    Parameters
+    ----------
+    decay : float
+        Share of the old average that a step keeps, once the run is long enough.
+
+    Attributes
+    ----------
+    state : dict of str to Tensor
+        The averages, under the names of the module's state.
+
+    Examples
+    --------
+    >>> module = nn.Linear(1, 1)
+    >>> average = MovingAverage(0.9)
+    >>> average.start(module)
+    >>> average.update(module, step=1)
+    >>> sorted(average.state)
+    ['bias', 'weight']
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.state: dict[str, torch.Tensor] = {}
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with the module as it is."""
+        self.state = {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the module after its optimiser step number `step`, which counts from 1."""
+        # Early on a long memory would hold the initial weights.
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in module.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.state[key].lerp_(value, 1 - decay)
+            else:
+                self.state[key].copy_(value)

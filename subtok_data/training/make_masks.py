@@ -21,8 +21,8 @@ from torchvision.ops import batched_nms, masks_to_boxes
 from tqdm import tqdm
 
 from subtok_data.images import IMAGE_SUFFIXES, to_rgb
+from subtok_data.training.mask_files import MaskSet, encode_mask, write_masks
 from subtok_data.training.mobilesam import SIDE, MobileSAM
-from subtok_data.training.rle import MaskSet, encode_mask, write_masks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

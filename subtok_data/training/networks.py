@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from subtok_data.boundary.lite import LiteBoundaryNet
-from subtok_data.boundary.loading import (
+from subtok_data.boundary import (
     IMAGENET_NORMALISATION,
+    LiteBoundaryNet,
     Normalisation,
     load_network,
     save_network,
@@ -26,6 +26,7 @@ __all__ = ["Network", "build_network"]
 
 #: Name prefixes of the encoder's parameters.
 _ENCODER = {"lite": ("stem.", "stages."), "segformer": ("segformer.",)}
+
 _LAST_BIAS = {"lite": "classify.bias", "segformer": "decode_head.classifier.bias"}
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
-from subtok_data.segment.geometry import picture_size
+from subtok_data.segment import picture_size
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
@@ -28,13 +28,15 @@ from subtok_data.training.layouts import (
     read_label_map,
     read_sa1b,
 )
-from subtok_data.training.rle import decode_mask, read_masks
-from subtok_data.training.sources import Sample
+from subtok_data.training.mask_files import decode_mask, read_masks
+from subtok_data.training.samples import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
+
+    from subtok_data.training.samples import BoundarySource
 
 __all__ = [
     "BSDSSource",
@@ -43,6 +45,7 @@ __all__ = [
     "LabelMapSource",
     "MaskSource",
     "TeacherSource",
+    "parse_source",
 ]
 
 #: Strength of an edge that a human drew without saying how sure they were: below certainty, since
@@ -256,3 +259,53 @@ def _exact(lines: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
 
 def _drawn(edges: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
     return np.where(edges, np.uint8(HUMAN), np.uint8(0)), True
+
+
+_KINDS: dict[str, tuple[Callable[..., BoundarySource], int]] = {
+    "bsds": (BSDSSource, 2),
+    "panoptic": (CocoPanopticSource, 3),
+    "instances": (CocoInstanceSource, 2),
+    "masks": (MaskSource, 2),
+    "labels": (LabelMapSource, 2),
+    "teacher": (TeacherSource, 2),
+}
+"""What makes a source, and how many places it takes."""
+
+_OPEN_LICENCES = (4, 5, 7)
+
+
+def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
+    """Build a source from ``KIND:FOLDER[,FOLDER…]``, as the command line takes it.
+
+    Parameters
+    ----------
+    text : str
+        ``bsds:ROOT,SPLIT``; ``panoptic:IMAGES,JSON,MAPS``; ``instances:IMAGES,JSON``;
+        ``masks:IMAGES,MASKS``; ``labels:IMAGES,LABELS``; ``teacher:IMAGES,MAPS``. A ``+open`` after
+        a COCO kind admits photos of open licences only.
+    soft : bool
+        Which form of label.
+
+    Raises
+    ------
+    ConfigError
+        An unknown kind, or a wrong number of folders.
+    """
+    kind, _, rest = text.partition(":")
+    kind, _, option = kind.partition("+")
+    places = [place for place in rest.split(",") if place]
+    if kind not in _KINDS:
+        raise ConfigError(f"{text!r}: no such kind of data; there are {', '.join(_KINDS)}")
+    make, count = _KINDS[kind]
+    if len(places) != count:
+        raise ConfigError(
+            f"{text!r}: {kind} takes {count} places separated by commas, got {len(places)}"
+        )
+    if option and (option != "open" or kind not in ("panoptic", "instances")):
+        raise ConfigError(
+            f"{text!r}: '+{option}' is not known; panoptic and instances take '+open'"
+        )
+    options: dict[str, Any] = {} if make is TeacherSource else {"soft": soft}
+    if option:
+        options["licences"] = _OPEN_LICENCES
+    return make(*places, **options)

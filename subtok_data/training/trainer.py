@@ -22,16 +22,17 @@ from tqdm import tqdm
 from subtok_data.errors import ConfigError
 from subtok_data.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from subtok_data.training.config import TrainConfig
-from subtok_data.training.draws import Draws
+from subtok_data.training.crops import Draws
 from subtok_data.training.learner import Learner
 from subtok_data.training.networks import build_network
-from subtok_data.training.progress import RunLog
-from subtok_data.training.sources import BoundarySource, CheckedSamples, check_sources
+from subtok_data.training.run_log import RunLog
+from subtok_data.training.samples import BoundarySource, CheckedSamples, check_sources
 from subtok_data.training.validation import validate
 
 __all__ = ["Trainer", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
+
 #: Settings that may change between the parts of one run.
 _FREE = ("checkpoint_every", "validate_every", "log_every", "workers")
 
@@ -67,7 +68,7 @@ class Trainer:
 
     Examples
     --------
-    >>> from subtok_data.training.config import preset
+    >>> from subtok_data.training import preset
     >>> trainer = Trainer(preset("default"), sources, "run")  # doctest: +SKIP
     >>> folder = trainer.run()  # doctest: +SKIP
     """

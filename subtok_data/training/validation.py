@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from subtok_data.training.augment import draw_crop
+from subtok_data.training.crops import draw_crop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from subtok_data.training.config import TrainConfig
-    from subtok_data.training.sources import CheckedSamples
+    from subtok_data.training.samples import CheckedSamples
 
 __all__ = ["validate"]
 

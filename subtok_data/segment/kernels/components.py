@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import Scalar, kernel
+from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["label_runs", "paint_runs"]
 

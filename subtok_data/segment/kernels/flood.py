@@ -7,21 +7,28 @@ its level as ``-1 - level``. So one read tells whether a neighbour waits, and fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import kernel
-from subtok_data.segment.kernels.prefetch import prefetch
+from subtok_data.segment.kernels.jit import kernel
 
-__all__ = ["flood_pixels", "scratch_slots"]
+__all__ = ["flood_pixels", "prefetch", "scratch_slots"]
 
 Ints = NDArray[np.int32]
+
 State = NDArray[np.signedinteger]
 
 # The queues are chains of chunks of this many pixels, read one after the other: a chain of single
 # pixels would make every step wait for the last one. Emptied chunks are used again, which keeps the
 # memory in play small enough for the first caches.
 CHUNK = 64
+
 SHIFT = 6
 
 # The queues jump about the picture, but where they go is known a few pixels before.
@@ -196,3 +203,31 @@ def flood_pixels(
         row, flooded = token_map[y], state[y + 1]
         for x in range(width):
             row[x] = flooded[x + 1]
+
+
+FOR_WRITING, KEEP_IN_ALL_CACHES, DATA = 1, 3, 1
+
+
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
+    """Have ``array[index]`` brought into the cache; an index outside the array does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        struct = context.make_array(array_type)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, array_type, struct, [arguments[1]])
+        byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        hints = [
+            ir.Constant(ir.IntType(32), hint) for hint in (FOR_WRITING, KEEP_IN_ALL_CACHES, DATA)
+        ]
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [byte.type],
+            ir.FunctionType(ir.VoidType(), [byte.type, *(hint.type for hint in hints)]),
+        )
+        builder.call(function, [byte, *hints])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
+
+
+prefetch: Callable[[Any, Any], None] = cast(Any, intrinsic(_prefetch))

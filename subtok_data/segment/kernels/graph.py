@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import Scalar, kernel
-from subtok_data.segment.kernels.pairs import find_slot, free_slot
+from subtok_data.segment.kernels.jit import Scalar, kernel
 
-__all__ = ["Graph", "build_graph", "contract"]
+__all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
 
 Ints = NDArray[np.int32]
+
 Longs = NDArray[np.int64]
+
 Flags = NDArray[np.bool_]
 
 
@@ -137,3 +138,135 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
                 append(graph, keep, np.int64(entry))
         entry = following
     return int(keep), count
+
+
+Labels = NDArray[np.signedinteger]
+
+EMPTY = -1
+
+# 2^64 / golden ratio as a signed number: spreads neighbouring keys over the whole table.
+SPREAD = -7046029254386353131
+
+
+@kernel
+def first_slot(keys: Longs, key: Scalar) -> int:
+    """Where the search for a key begins."""
+    spread = np.int64(key) * np.int64(SPREAD)
+    return int((spread ^ (spread >> 32)) & (keys.size - 1))
+
+
+@kernel
+def find_slot(keys: Longs, key: Scalar) -> int:
+    """Slot that holds a key, or the empty slot where it belongs."""
+    slot = first_slot(keys, key)
+    while keys[slot] != key and keys[slot] != EMPTY:
+        slot = (slot + 1) & (keys.size - 1)
+    return slot
+
+
+@kernel
+def free_slot(keys: Longs, values: NDArray[np.int32], slot: int) -> None:
+    """Empty a slot and close the gap in its chain, so that no markers of removed keys pile up."""
+    mask = keys.size - 1
+    gap = slot
+    probe = slot
+    while True:
+        probe = (probe + 1) & mask
+        if keys[probe] == EMPTY:
+            break
+        # The entry may move back to the gap unless its own search begins behind the gap.
+        if ((probe - first_slot(keys, keys[probe])) & mask) >= ((probe - gap) & mask):
+            keys[gap] = keys[probe]
+            values[gap] = values[probe]
+            gap = probe
+    keys[gap] = EMPTY
+
+
+@kernel
+def grow(keys: Longs, values: Longs) -> tuple[Longs, Longs]:
+    """Move a table to one of twice the size."""
+    new_keys = np.full(2 * keys.size, EMPTY, np.int64)
+    new_values = np.empty((2 * keys.size, values.shape[1]), np.int64)
+    for slot in range(keys.size):
+        if keys[slot] != EMPTY:
+            new_slot = find_slot(new_keys, keys[slot])
+            new_keys[new_slot] = keys[slot]
+            new_values[new_slot] = values[slot]
+    return new_keys, new_values
+
+
+@kernel
+def mark_cracks(row: Labels, below: Labels, cracks: NDArray[np.uint8]) -> None:
+    """Note per pixel whether its right neighbour (1) and the one below (2) differ."""
+    for x in range(row.size):
+        cracks[x] = np.uint8(row[x] != below[x]) << 1
+    for x in range(row.size - 1):
+        cracks[x] |= np.uint8(row[x] != row[x + 1])
+
+
+@kernel
+def gather_cracks(
+    token_map: Labels, cost_map: NDArray[np.uint8], num_tokens: Scalar
+) -> tuple[Longs, Longs]:
+    """Border length, sum and lowest crack value of every pair of touching tokens.
+
+    The crack between two 4-neighbours has the higher of their two values.
+
+    Parameters
+    ----------
+    token_map : (H, W) int16 or int32
+        Labels below 0 are no token.
+    cost_map : (H, W) uint8
+        Boundary strength.
+    num_tokens : int
+        N.
+
+    Returns
+    -------
+    keys : (E,) int64
+        ``low * N + high`` of each pair, in no particular order.
+    values : (E, 3) int64
+        Length, sum, lowest.
+    """
+    height, width = token_map.shape
+    keys = np.full(64, EMPTY, np.int64)
+    values = np.empty((64, 3), np.int64)
+    used = 0
+    # Along a border the next crack mostly belongs to the pair of the last one.
+    last_key = np.int64(EMPTY)
+    slot = np.int64(0)
+    # A byte per pixel, tested eight at a time: few pixels are at a border.
+    cracks = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = cracks.view(np.uint64)
+    for y in range(height):
+        under = min(y + 1, height - 1)
+        mark_cracks(token_map[y], token_map[under], cracks)
+        for word in range(words.size):
+            if words[word] == 0:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                for side in (1, 2):
+                    if cracks[x] & side == 0:
+                        continue
+                    v, u = (y, x + 1) if side == 1 else (under, x)
+                    here, there = np.int64(token_map[y, x]), np.int64(token_map[v, u])
+                    if here < 0 or there < 0:
+                        continue
+                    key = min(here, there) * num_tokens + max(here, there)
+                    if key != last_key:
+                        if 2 * (used + 1) > keys.size:
+                            keys, values = grow(keys, values)
+                        slot = np.int64(find_slot(keys, key))
+                        last_key = key
+                        if keys[slot] == EMPTY:
+                            keys[slot] = key
+                            values[slot, 0] = 0
+                            values[slot, 1] = 0
+                            values[slot, 2] = 255
+                            used += 1
+                    value = np.int64(max(cost_map[y, x], cost_map[v, u]))
+                    values[slot, 0] += 1
+                    values[slot, 1] += value
+                    values[slot, 2] = min(values[slot, 2], value)
+    taken = np.flatnonzero(keys != EMPTY)
+    return keys[taken], values[taken]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import Scalar, kernel
 from subtok_data.segment.kernels.components import find_root
+from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["label_parts", "paint_masks"]
 

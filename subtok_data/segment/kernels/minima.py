@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import kernel
 from subtok_data.segment.kernels.components import find_root, label_runs
+from subtok_data.segment.kernels.jit import kernel
 
 __all__ = ["depths", "regional_minima", "smooth"]
 
 Bytes = NDArray[np.uint8]
+
 Ints = NDArray[np.int32]
 
 

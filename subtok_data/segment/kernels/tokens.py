@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.compiled import kernel
+from subtok_data.segment.kernels.jit import kernel
 
 __all__ = ["measure_tokens", "relabel", "sample_shapes"]
 

@@ -1,0 +1,31 @@
+from .collation import PendingBatch as PendingBatch, SubobjectCollator as SubobjectCollator
+from .datasets import (
+    ImageFiles as ImageFiles,
+    LargeScaleJitter as LargeScaleJitter,
+    MixedDataset as MixedDataset,
+    PromptColumns as PromptColumns,
+    SubobjectDataset as SubobjectDataset,
+    SubobjectIterableDataset as SubobjectIterableDataset,
+    TextSafeHorizontalFlip as TextSafeHorizontalFlip,
+)
+from .loader import (
+    AccelerateState as AccelerateState,
+    BatchPlan as BatchPlan,
+    LoaderStats as LoaderStats,
+    ResumableDataLoader as ResumableDataLoader,
+    SubobjectBatchSampler as SubobjectBatchSampler,
+    SubobjectLoader as SubobjectLoader,
+    rank_and_world_size as rank_and_world_size,
+)
+from .position import LoaderState as LoaderState
+from .regions import (
+    CocoRegions as CocoRegions,
+    PanopticRegions as PanopticRegions,
+    ReferringRegions as ReferringRegions,
+    RegionColumns as RegionColumns,
+    RegionDataset as RegionDataset,
+    Regions as Regions,
+    VisualGenomeRegions as VisualGenomeRegions,
+)
+from .store import StoredTokens as StoredTokens
+from .tokenize import TokenizeReport as TokenizeReport, tokenize_dataset as tokenize_dataset

@@ -1,0 +1,5 @@
+"""Collation: samples to raw batches in workers, raw to finished in the main process."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

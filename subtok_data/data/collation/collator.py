@@ -1,0 +1,183 @@
+"""``SubobjectCollator``: samples in, a padded batch out; inside workers a pending one."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from subtok_data.batch import PixelConfig
+from subtok_data.data.collation.pending_batch import COLLATORS, PendingBatch, RawBatch
+from subtok_data.data.collation.stages import BatchFinisher, FinishOptions
+from subtok_data.data.collation.worker import WorkerCollator
+from subtok_data.data.datasets import PromptColumns
+from subtok_data.data.pool import InlineSegmentPool
+from subtok_data.data.replacement import Replacement, check_on_error
+from subtok_data.errors import ConfigError
+from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.text import RegionText, TextConfig, TextEncoder
+from subtok_data.tokenizer import SubobjectTokenizer
+
+__all__ = ["SubobjectCollator"]
+
+
+class SubobjectCollator:
+    """Collate samples into padded batches of subobject tokens.
+
+    Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process
+    it gives a finished ``dict``; inside DataLoader workers a
+    :class:`~subtok_data.data.PendingBatch`, which finishes itself in the main process,
+    where the boundary model is. Workers get no model.
+
+    Parameters
+    ----------
+    tokenizer : SubobjectTokenizer
+        How images are cut.
+    image_column : str, optional
+        Key of the image in dict rows; rows of a :class:`~subtok_data.SubobjectDataset` know it
+        already.
+    text : TextConfig, optional
+        Makes ``input_ids`` and ``labels`` with one placeholder per visual token.
+    packing : bool, optional
+        Give the packed layout instead of the padded one; needs ``text``.
+    columns : sequence of str, optional
+        Which other columns pass through; all by default.
+    pixels : PixelConfig, optional
+        Size, normalisation and dtype of ``pixel_values``.
+    image_processor : transformers image processor, optional
+        Read size, mean and std from it instead.
+    pad_to_multiple_of : int, optional
+        Round N (and the text length) up to a multiple of this.
+    shape_size : int, optional
+        Also give ``visual_token_shapes`` on a grid of this side.
+    on_error : {"raise", "replace"}, optional
+        What a bad sample does; a replacement is listed in ``collator.replaced``.
+    max_pixels : int, optional
+        Images with more pixels are refused before they are decoded.
+    prompts : PromptColumns, optional
+        Columns that hold regions; rows of a :class:`~subtok_data.SubobjectDataset` know them
+        already.
+    region_text : RegionText, optional
+        Makes ``region_input_ids`` and ``region_labels`` of the regions' texts.
+
+    Attributes
+    ----------
+    replaced : list of Replacement
+        Samples that were replaced so far, in the batches finished here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subtok_data import PatchSegmenter, SubobjectCollator, SubobjectTokenizer
+    >>> tokenizer = SubobjectTokenizer(PatchSegmenter(patch_size=32), size=64)
+    >>> rows = [{"image": np.zeros((64, 64, 3), np.uint8), "label": 1}]
+    >>> batch = SubobjectCollator(tokenizer)(rows)
+    >>> batch["num_visual_tokens"], batch["label"]
+    (tensor([4]), tensor([1]))
+    """
+
+    def __init__(
+        self,
+        tokenizer: SubobjectTokenizer,
+        *,
+        image_column: str = "image",
+        text: TextConfig | None = None,
+        packing: bool = False,
+        columns: Iterable[str] | None = None,
+        pixels: PixelConfig | None = None,
+        image_processor: Any = None,
+        pad_to_multiple_of: int = 1,
+        shape_size: int | None = None,
+        on_error: str = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        prompts: PromptColumns | None = None,
+        region_text: RegionText | None = None,
+    ) -> None:
+        if pixels is not None and image_processor is not None:
+            raise ConfigError("give pixels= or image_processor=, not both")
+        if image_processor is not None:
+            pixels = PixelConfig.from_image_processor(image_processor)
+        encoder = None if text is None else TextEncoder(text)
+        self.tokenizer = tokenizer
+        self.replaced: list[Replacement] = []
+        self.worker_half = WorkerCollator(
+            key=uuid.uuid4().hex,
+            canvas=tokenizer.canvas,
+            pixels=pixels or PixelConfig(),
+            image_column=image_column,
+            columns=None if columns is None else tuple(columns),
+            encoder=encoder,
+            on_error=check_on_error(on_error),
+            max_pixels=max_pixels,
+            prompts=prompts,
+            regions=region_text,
+        )
+        options = FinishOptions(
+            pixels=self.worker_half.pixels,
+            pad_to_multiple_of=pad_to_multiple_of,
+            shape_size=shape_size,
+            packing=packing,
+            on_error=on_error,
+        )
+        self.finisher = BatchFinisher(tokenizer, options, self.worker_half)
+        self._deferring = threading.local()
+        COLLATORS[self.worker_half.key] = self
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any] | PendingBatch:
+        """Collate rows: decoded samples of our datasets, dict rows, tuples or images.
+
+        Returns
+        -------
+        dict or PendingBatch
+            Finished in the main process, pending inside a DataLoader worker.
+        """
+        pending = self.worker_half.collate(rows)
+        inside_worker = torch.utils.data.get_worker_info() is not None
+        if inside_worker or getattr(self._deferring, "on", False):
+            return pending
+        return pending.finish()
+
+    def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
+        """Infer, segment and pad a raw batch, one step after the other, in this thread."""
+        target = None if device is None else torch.device(device)
+        work = self.finisher.open(raw)
+        evidence = self.finisher.launch(work).result()
+        with InlineSegmentPool() as pool:
+            self.finisher.segment(work, evidence, pool)
+        self.finisher.collect(work)
+        self.finisher.replace_failures(work)
+        self.replaced += work.replaced
+        return self.finisher.build(work, target)
+
+    @contextmanager
+    def deferred(self) -> Generator[None]:
+        """Give pending batches in this thread too: the loader finishes them with look-ahead."""
+        self._deferring.on = True
+        try:
+            yield
+        finally:
+            self._deferring.on = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SubobjectCollator:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # DataLoader workers get the half that needs no model.
+        return (_PickledCollator, (self.worker_half,))
+
+    def __repr__(self) -> str:
+        return f"SubobjectCollator({self.tokenizer!r})"
+
+
+class _PickledCollator:
+    """What a :class:`SubobjectCollator` is after it was sent to another process."""
+
+    def __init__(self, half: WorkerCollator) -> None:
+        self.worker_half = half
+
+    def __call__(self, rows: Sequence[Any]) -> PendingBatch:
+        return self.worker_half.collate(rows)

@@ -1,0 +1,5 @@
+"""Dataset wrappers: rows of map-style datasets and streams as decoded samples."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,11 @@
+from .image_files import ImageFiles as ImageFiles
+from .iterable import SubobjectIterableDataset as SubobjectIterableDataset
+from .map_style import SubobjectDataset as SubobjectDataset
+from .mixture import MixedDataset as MixedDataset
+from .prompt_columns import PromptColumns as PromptColumns
+from .sample import ColumnError as ColumnError, Sample as Sample, decode_row as decode_row
+from .transforms import (
+    LargeScaleJitter as LargeScaleJitter,
+    TextSafeHorizontalFlip as TextSafeHorizontalFlip,
+    refuse_plain_flips as refuse_plain_flips,
+)

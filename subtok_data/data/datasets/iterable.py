@@ -1,0 +1,223 @@
+"""``SubobjectIterableDataset``: any stream of images as decoded samples, sharded and resumable."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from subtok_data.data.datasets.augmentation import augment, keyed_randomness
+from subtok_data.data.datasets.map_style import Transform, own_decoding, shared_epoch
+from subtok_data.data.datasets.prompt_columns import PromptColumns
+from subtok_data.data.datasets.sample import Sample, decode_row
+from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
+from subtok_data.data.replacement import Replacement, check_on_error
+from subtok_data.errors import ConfigError, SampleError
+from subtok_data.images import DEFAULT_MAX_PIXELS
+
+__all__ = ["SubobjectIterableDataset"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one worker's stream stands.
+
+    ``state`` is what the wrapped dataset gave after ``base`` rows, ``rows`` how many rows were read
+    since, and ``given`` how many samples of the rows after these were given already (a bad row and
+    its replacement share one good row, and a batch may end between them).
+    """
+
+    state: Any = None
+    base: int = 0
+    rows: int = 0
+    given: int = 0
+
+
+class SubobjectIterableDataset(IterableDataset[Sample]):
+    """Wrap a streaming dataset: decoded, optionally augmented samples; never tokens.
+
+    Parameters
+    ----------
+    dataset : iterable of rows
+        Hugging Face ``IterableDataset``, a torch ``IterableDataset`` that shards itself, or any
+        re-iterable object, which is shared out over ranks and workers by position.
+    image_column, transform, prompts, on_error, max_pixels, seed
+        As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
+        sample of the stream stands in for a bad one.
+
+    Notes
+    -----
+    Under :class:`~subtok_data.SubobjectLoader` every sample comes once over all ranks and workers,
+    and a resumed stream goes on exactly where it stood if the source is not shuffled through a
+    buffer and the number of workers is the same. Ranks may get different numbers of batches: a
+    stream does not know its length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stream = SubobjectIterableDataset([np.zeros((8, 8), np.uint8)])
+    >>> next(iter(stream)).image.shape
+    (8, 8, 3)
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[Any],
+        *,
+        image_column: str = "image",
+        transform: Transform | None = None,
+        prompts: PromptColumns | None = None,
+        on_error: str = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        seed: int = 0,
+    ) -> None:
+        if not hasattr(dataset, "__iter__"):
+            raise ConfigError(f"{type(dataset).__name__} cannot be iterated")
+        self.dataset: Any = own_decoding(dataset, image_column)
+        self.image_column = image_column
+        self.transform = transform
+        self.prompts = prompts
+        self.on_error = check_on_error(on_error)
+        self.max_pixels = max_pixels
+        self.seed = seed
+        self._epoch = shared_epoch()
+        self._split = False
+        self._rank, self._world = 0, 1
+        self._batch_size = 1
+        self._resume: LoaderState | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that keys shuffling and augmentation."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change augmentation and, where the stream can, its order, in living workers too."""
+        self._epoch.fill_(epoch)
+        forward = getattr(self.dataset, "set_epoch", None)
+        if forward is not None:
+            forward(epoch)
+
+    def prepare(self, batch_size: int, ranks: tuple[int, int], state: LoaderState) -> None:
+        """Tell the stream its rank, and where to go on, before workers start."""
+        self._batch_size = batch_size
+        self._resume = replace(state) if state.batches else None
+        if self._split:
+            return
+        self._split = True
+        self._rank, self._world = ranks
+        if self._world > 1 and _is_hugging_face(self.dataset):
+            if getattr(self.dataset, "_distributed", None) is not None:
+                return  # the user split it by rank; a second split would lose data
+            from datasets.distributed import split_dataset_by_node
+
+            self.dataset = split_dataset_by_node(self.dataset, self._rank, self._world)
+
+    def warn_if_inexact(self) -> None:
+        """Warn when a resumed stream cannot give what it would have given."""
+        examples = getattr(self.dataset, "_ex_iterable", None)
+        while examples is not None:
+            if "BufferShuffled" in type(examples).__name__:
+                warnings.warn(
+                    "the stream is shuffled through a buffer, whose content is lost at resume: "
+                    "samples that were in it are left out, and the order differs from the "
+                    "uninterrupted run",
+                    stacklevel=3,
+                )
+                return
+            examples = getattr(examples, "ex_iterable", None)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        place = _Place()
+        resume = self._resume
+        if resume is not None and resume.epoch == self.epoch:
+            if number <= resume.last_worker < workers - 1:
+                # The turn is at a later worker: torch asks worker 0 first, so earlier ones pass.
+                yield from [STREAM_PLACEHOLDER] * self._batch_size
+            place = _Place(*resume.positions.get(number, ()))
+        for sample, at in self._samples(number, workers, place):
+            sample.position = StreamPosition(number, (at.state, at.base, at.rows, at.given))
+            yield sample
+
+    def _samples(self, number: int, workers: int, start: _Place) -> Iterator[tuple[Sample, _Place]]:
+        """Samples with the place after each."""
+        state, base, rows, since = start.state, start.base, start.rows, 0
+        skip_given = start.given
+        last: Sample | None = None
+        bad: list[SampleError] = []
+        read = 0
+        for index, row in self._rows(number, workers, start):
+            read += 1
+            try:
+                sample = self._load(row, index)
+            except SampleError as error:
+                if self.on_error == "raise":
+                    raise
+                bad.append(error)
+                continue
+            last = sample
+            group = [sample, *(_stand_in(sample, error) for error in bad)]
+            bad = []
+            for given, one in enumerate(group, start=1):
+                since += 1
+                whole = given == len(group)
+                if whole:
+                    rows, read = rows + read, 0
+                    if since >= self._batch_size and hasattr(self.dataset, "state_dict"):
+                        state, base = self.dataset.state_dict(), base + rows
+                        rows, since = 0, 0
+                if skip_given:
+                    skip_given -= 1
+                    continue
+                yield one, _Place(state, base, rows, 0 if whole else given)
+        for given, error in enumerate(bad, start=1):  # bad rows at the very end
+            if last is None:
+                raise SampleError(f"the stream has no good sample; the first: {error}")
+            yield _stand_in(last, error), _Place(state, base, rows, given)
+
+    def _rows(self, number: int, workers: int, start: _Place) -> Iterator[tuple[int, Any]]:
+        """Rows of this rank and worker, from a place on, with a number that no other row has."""
+        if start.state is not None:
+            self.dataset.load_state_dict(start.state)
+        shard, shards = self._rank * workers + number, self._world * workers
+        if _shards_itself(self.dataset):
+            own = ((at * shards + shard, row) for at, row in enumerate(self.dataset, start.base))
+        else:
+            own = islice(enumerate(self.dataset), shard, None, shards)
+        return islice(own, start.rows, None)
+
+    def _load(self, row: Any, index: int) -> Sample:
+        sample = decode_row(
+            row,
+            image_column=self.image_column,
+            index=index,
+            max_pixels=self.max_pixels,
+            prompts=self.prompts,
+        )
+        if self.transform is not None:
+            with keyed_randomness(self.seed, self.epoch, index):
+                augment(sample, self.transform)
+        return sample
+
+
+def _is_hugging_face(dataset: Any) -> bool:
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(dataset, datasets.IterableDataset)
+
+
+def _shards_itself(dataset: Any) -> bool:
+    """Whether each DataLoader worker already sees its own part of a stream."""
+    return isinstance(dataset, IterableDataset) or _is_hugging_face(dataset)
+
+
+def _stand_in(sample: Sample, error: SampleError) -> Sample:
+    index = -1 if error.index is None else error.index
+    return replace(sample, replaced=(Replacement(index, sample.index, str(error)),))

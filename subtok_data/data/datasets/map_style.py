@@ -1,0 +1,227 @@
+"""``SubobjectDataset``: any map-style dataset of images as decoded samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from subtok_data.data.datasets.augmentation import augment, keyed_randomness
+from subtok_data.data.datasets.prompt_columns import PromptColumns
+from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
+from subtok_data.data.replacement import Replacement, check_on_error
+from subtok_data.data.store import StoredTokens
+from subtok_data.errors import ConfigError, SampleError
+from subtok_data.images import DEFAULT_MAX_PIXELS
+
+__all__ = ["MAX_REPLACEMENTS", "SubobjectDataset", "own_decoding", "shared_epoch"]
+
+MAX_REPLACEMENTS = 16
+"""How many other samples are tried for one that cannot be used."""
+
+Transform = Callable[..., Any]
+
+
+def shared_epoch() -> Tensor:
+    """Make an epoch counter that worker processes see."""
+    # In shared memory, so that set_epoch reaches workers that live through several epochs.
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
+def own_decoding(dataset: Any, image_column: str) -> Any:
+    """Turn off the decoding of Hugging Face datasets, so that errors, EXIF and limits are ours."""
+    datasets = sys.modules.get("datasets")
+    if datasets is None or not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return dataset
+    features: Any = dataset.features
+    if features is None:
+        return dataset
+    if image_column not in features:
+        raise ColumnError(
+            f"no image column {image_column!r}: the dataset has {sorted(features)}. "
+            "Name the image column with image_column=…"
+        )
+    formatting: Any = getattr(dataset, "format", None)
+    if formatting is not None and formatting.get("type") is not None:
+        return dataset  # with_transform and with_format see what they were written for
+    feature = features[image_column]
+    if isinstance(feature, datasets.Image) and feature.decode:
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    inner: Any = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.Image) and inner.decode:
+        undecoded = datasets.List(datasets.Image(decode=False))
+        return dataset.cast_column(image_column, undecoded)
+    return dataset
+
+
+class SubobjectDataset(Dataset[Sample]):
+    """Wrap a map-style dataset: decoded, optionally augmented samples; never tokens.
+
+    Parameters
+    ----------
+    dataset : dataset with ``len`` and integer indexing
+        Hugging Face ``Dataset``, torchvision dataset, ``Subset``, ``ConcatDataset``, list … Rows
+        may be dicts, ``(image, label)`` tuples, or images.
+    image_column : str, optional
+        Key of the image in dict rows. A column of lists gives several images per sample.
+    transform : callable, optional
+        Live augmentation before tokenization, on a ``tv_tensors.Image`` (and ``Mask``); its random
+        numbers are keyed by (seed, epoch, index), so that workers do not change them.
+    prompts : PromptColumns, optional
+        Columns that hold regions of the image: boxes, points, masks, texts. They move with the
+        image, and come along as ``sample.prompts`` instead of as columns.
+    tokens : str or Path, optional
+        Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
+        model.
+    on_error : {"raise", "replace"}, optional
+        What a bad image does: raise a :class:`~subtok_data.errors.SampleError`, or give another
+        sample, chosen by (seed, index), counted and listed.
+    max_pixels : int, optional
+        Images with more pixels are refused before they are decoded.
+    seed : int, optional
+        Seed of augmentation and replacement.
+
+    Raises
+    ------
+    ConfigError
+        If the dataset has no length, or the image column is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = [{"image": np.zeros((40, 60, 3), np.uint8), "label": 3}]
+    >>> sample = SubobjectDataset(rows)[0]
+    >>> sample.image.shape, sample.columns, sample.index
+    ((40, 60, 3), {'label': 3}, 0)
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        image_column: str = "image",
+        transform: Transform | None = None,
+        prompts: PromptColumns | None = None,
+        tokens: str | Path | None = None,
+        on_error: str = "raise",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+            raise ConfigError(
+                f"{type(dataset).__name__} has no length or no indexing: use "
+                "SubobjectIterableDataset for streams"
+            )
+        self.dataset = own_decoding(dataset, image_column)
+        self.image_column = image_column
+        self.transform = transform
+        self.prompts = prompts
+        self.tokens = None if tokens is None else StoredTokens(tokens)
+        self.on_error = check_on_error(on_error)
+        self.max_pixels = max_pixels
+        self.seed = seed
+        self._epoch = shared_epoch()
+        if self.tokens is not None:
+            self.tokens.check_length(len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that keys the augmentation."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the augmentation of the coming epoch, in living workers too."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        index %= len(self)
+        if self.on_error == "raise":
+            return self.load(index)
+        try:
+            return self.load(index)
+        except SampleError as error:
+            return self.replacement(index, str(error))
+
+    def load(self, index: int) -> Sample:
+        """Decode and augment one sample; raises :class:`SampleError` if it is bad."""
+        try:
+            row = self.dataset[index]
+        except (OSError, ValueError) as error:
+            # Datasets that decode on their own fail here.
+            raise SampleError(str(error), index=index, stage="decode") from error
+        sample = self.decode(row, index)
+        if self.tokens is not None:
+            self.tokens.attach(sample)
+        if self.transform is not None:
+            with keyed_randomness(self.seed, self.epoch, index):
+                augment(sample, self.transform)
+        return sample
+
+    def decode(self, row: Any, index: int) -> Sample:
+        """Decode a row, before stored tokens and augmentation; datasets of other rows replace it.
+
+        Parameters
+        ----------
+        row : mapping, tuple or image
+            What the wrapped dataset gave.
+        index : int
+            Its index.
+
+        Raises
+        ------
+        SampleError
+            If the row cannot be decoded.
+        """
+        return decode_row(
+            row,
+            image_column=self.image_column,
+            index=index,
+            max_pixels=self.max_pixels,
+            prompts=self.prompts,
+        )
+
+    def replacement(self, index: int, reason: str) -> Sample:
+        """Return a good sample in place of a bad one, the same one every time.
+
+        Parameters
+        ----------
+        index : int
+            Dataset index of the bad sample.
+        reason : str
+            Why it is bad; kept in ``sample.replaced``.
+
+        Raises
+        ------
+        SampleError
+            If ``MAX_REPLACEMENTS`` other samples are bad as well.
+        """
+        for sample in self.replacements(index, reason):
+            return sample
+        raise SampleError(
+            f"{reason}; and {MAX_REPLACEMENTS} samples tried in its place are bad too", index=index
+        )
+
+    def replacements(self, index: int, reason: str) -> Iterator[Sample]:
+        """Good samples that may stand in for a bad one, best first, the same ones every time."""
+        tried = np.random.default_rng([self.seed, index]).integers(len(self), size=MAX_REPLACEMENTS)
+        for other in tried.tolist():
+            if other == index:
+                continue
+            try:
+                sample = self.load(other)
+            except SampleError:
+                continue
+            sample.replaced = (Replacement(index, other, reason),)
+            yield sample

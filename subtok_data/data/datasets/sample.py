@@ -1,0 +1,160 @@
+"""One row of a dataset as decoded images and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subtok_data.data.datasets.prompt_columns import PromptColumns
+from subtok_data.data.replacement import Replacement
+from subtok_data.errors import ConfigError, PromptError, SampleError
+from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, to_rgb
+from subtok_data.segment import Prompts, picture_size
+
+__all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
+
+
+class ColumnError(ConfigError):
+    """The image column of a dataset is missing or unusable: no other sample would do better."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """A decoded row: what :class:`~subtok_data.SubobjectDataset` gives.
+
+    Attributes
+    ----------
+    images : list of (H, W, 3) uint8 arrays
+        One, unless the image column holds lists.
+    columns : dict
+        The other columns of the row.
+    index : int
+        Dataset index, -1 if unknown.
+    many : bool
+        Whether the image column holds lists.
+    source_sizes : list of (int, int)
+        Height and width of each image as decoded, before augmentation and resizing.
+    paths : list of str or None
+        Files of the images, where known.
+    token_maps : list of (H, W) integer arrays or None
+        Stored tokens, moved by the same augmentation as the image.
+    token_fields : list of dict or None
+        Values per stored token, one dict per image.
+    tokens_hash : str or None
+        Configuration that made the stored tokens.
+    prompts : list of Prompts or None
+        Regions asked for, in pixels of each image; None where no columns of prompts are named.
+    replaced : tuple of Replacement
+        Set when the row asked for could not be decoded.
+    position : StreamPosition or None
+        Where a stream stands after this sample.
+    """
+
+    images: list[NDArray[np.uint8]]
+    columns: dict[str, Any]
+    index: int
+    many: bool
+    source_sizes: list[tuple[int, int]]
+    paths: list[str | None]
+    token_maps: list[NDArray[Any]] | None = None
+    token_fields: list[dict[str, NDArray[Any]]] | None = None
+    tokens_hash: str | None = None
+    prompts: list[Prompts] | None = None
+    replaced: tuple[Replacement, ...] = field(default=())
+    position: Any = None
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The only image of the sample."""
+        if len(self.images) != 1:
+            raise ValueError(f"the sample has {len(self.images)} images: use .images")
+        return self.images[0]
+
+    @property
+    def path(self) -> str | None:
+        """File of the first image, where it is known."""
+        return self.paths[0] if self.paths else None
+
+
+def split_row(row: Any, image_column: str) -> tuple[Any, dict[str, Any]]:
+    """Separate the image value of a row from its other columns.
+
+    Parameters
+    ----------
+    row : mapping, tuple or image
+        A dict row; a ``(image, label, …)`` tuple as torchvision's datasets give; or an image alone.
+    image_column : str
+        Key of the image in dict rows.
+
+    Raises
+    ------
+    ColumnError
+        If a dict row has no such column.
+    """
+    if isinstance(row, Mapping):
+        if image_column not in row:
+            raise ColumnError(_missing_column(image_column, list(row)))
+        return row[image_column], {key: row[key] for key in row if key != image_column}
+    if isinstance(row, tuple):
+        if not row:
+            raise ColumnError("a row of the dataset is an empty tuple, expected (image, label, …)")
+        names = ["label", *(f"column_{place}" for place in range(2, len(row)))]
+        return row[0], dict(zip(names, row[1:], strict=False))
+    return row, {}
+
+
+def _missing_column(image_column: str, columns: Sequence[str]) -> str:
+    return (
+        f"no image column {image_column!r}: the row has {sorted(columns)}. Name the image column "
+        "with image_column=…; under transformers' Trainer set remove_unused_columns=False, since "
+        "by default it removes the columns that model.forward does not name"
+    )
+
+
+def decode_row(
+    row: Any,
+    *,
+    image_column: str,
+    index: int = -1,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    prompts: PromptColumns | None = None,
+) -> Sample:
+    """Decode the image or images of a row, and read its prompts.
+
+    Raises
+    ------
+    ColumnError
+        If there is no image column, or nothing in it.
+    ConfigError
+        If there is no column of prompts of that name.
+    SampleError
+        If an image cannot be decoded, or prompts do not fit it; names index, path and cause.
+    """
+    value, columns = split_row(row, image_column)
+    many = isinstance(value, (list, tuple))
+    values: list[Any] = list(value) if many else [value]
+    images: list[NDArray[np.uint8]] = []
+    paths: list[str | None] = []
+    for one in values:
+        path = image_path(one)
+        try:
+            images.append(to_rgb(one, max_pixels=max_pixels))
+        except (OSError, ValueError, TypeError) as error:
+            cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
+            raise SampleError(cause, index=index, path=path, stage="decode") from error
+        paths.append(path)
+    sizes = [picture_size(image) for image in images]
+    sample = Sample(images, columns, index, many, sizes, paths)
+    if prompts is not None:
+        try:
+            sample.prompts = prompts.read(columns, sizes, many=many)
+        except PromptError as error:
+            raise SampleError.of(error, index=index, path=sample.path, stage="decode") from error
+        sample.columns = {
+            name: value for name, value in columns.items() if name not in prompts.names.values()
+        }
+    return sample

@@ -1,0 +1,291 @@
+"""``SubobjectLoader``: a DataLoader whose batches are tokenized ahead of the training loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from subtok_data.data.collation import SubobjectCollator
+from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
+from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
+from subtok_data.data.loader.batch_sampler import BatchPlan, rank_and_world_size
+from subtok_data.data.loader.defaults import (
+    batch_options,
+    check_shared_memory,
+    choose_collator,
+    wrap_dataset,
+)
+from subtok_data.data.loader.look_ahead import (
+    IN_STAGES,
+    Delivery,
+    LookAhead,
+    Stages,
+    run_ahead,
+    run_in_step,
+)
+from subtok_data.data.loader.resumable import ResumableDataLoader
+from subtok_data.data.loader.stats import LoaderStats, StatsRecorder
+from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
+from subtok_data.data.position import LoaderState
+from subtok_data.errors import ConfigError, WorkerCrashError
+from subtok_data.text import TextConfig
+from subtok_data.tokenizer import SubobjectTokenizer
+
+__all__ = ["SubobjectLoader"]
+
+
+class SubobjectLoader(AccelerateState, ResumableDataLoader):
+    """Load batches of subobject tokens, prepared ahead of the training loop.
+
+    Decoding runs in DataLoader workers, the boundary model in the main process beside the training
+    step, cutting in segment workers, and batches come out in order: the same ones for any number of
+    workers, executor and look-ahead. Iterate it like any DataLoader; ``Accelerator.prepare`` keeps
+    it as it is.
+
+    Parameters
+    ----------
+    dataset : dataset
+        Anything that :class:`~subtok_data.SubobjectDataset` or
+        :class:`~subtok_data.SubobjectIterableDataset` wraps, or one of these.
+    tokenizer : SubobjectTokenizer, optional
+        How images are cut; the default tokenizer if neither this nor ``collator`` is given.
+    collator : SubobjectCollator, optional
+        For options beyond ``tokenizer`` and ``text``: encoder size, columns, packing, shapes …
+    text : TextConfig, optional
+        Makes ``input_ids`` and ``labels``.
+    batch_size : int, optional
+        Samples per batch and rank.
+    shuffle : bool, optional
+        New order in each epoch, from ``seed``.
+    sampler, batch_sampler : optional
+        Set by frameworks that shard on their own; leave them out otherwise.
+    drop_last : bool, optional
+        Leave out what does not fill a batch on every rank.
+    plan : BatchPlan, optional
+        Batches by length, where lengths are known.
+    num_workers : int, optional
+        DataLoader workers that decode; 0 decodes in the thread that iterates.
+    segment_workers : int, optional
+        Images cut at once; by default the cores of this rank, less one.
+    executor : {"process", "thread", "inline"}, optional
+        Where images are cut.
+    prefetch_batches : int, optional
+        Finished batches that may wait for you; two more are under way, one at the device and one
+        being cut. 0 does everything in step, in the calling thread.
+    device : torch.device or str, optional
+        Where finished batches shall be; by default accelerate's device where accelerate is in
+        use, else the CPU.
+    seed : int, optional
+        Seed of order, augmentation and replacement.
+    on_error : {"raise", "replace"}, optional
+        What a bad sample does. The number of batches never changes.
+    image_column : str, optional
+        Key of the image in dict rows.
+    timeout_s : float, optional
+        Seconds an image may take to be cut, and a DataLoader worker to answer, before the worker
+        counts as dead.
+    max_restarts : int, optional
+        Segment workers replaced before the loader gives up.
+    **kwargs
+        Further DataLoader arguments: ``pin_memory``, ``prefetch_factor``, ``worker_init_fn`` …
+        Workers start by forkserver and are persistent unless told otherwise.
+
+    Notes
+    -----
+    At most ``prefetch_batches + 2`` batches are between decoding and the user (one more for
+    streams, whose end is not known), plus ``num_workers × prefetch_factor`` decoded ones in shared
+    memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subtok_data import PatchSegmenter, SubobjectLoader, SubobjectTokenizer
+    >>> images = [np.full((64, 64, 3), 40 * i, np.uint8) for i in range(5)]
+    >>> tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    >>> with SubobjectLoader(images, tokenizer, batch_size=2, executor="inline") as loader:
+    ...     [batch["sample_index"].tolist() for batch in loader]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        tokenizer: SubobjectTokenizer | None = None,
+        *,
+        collator: SubobjectCollator | None = None,
+        text: TextConfig | None = None,
+        batch_size: int | None = 1,
+        shuffle: bool = False,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        drop_last: bool = False,
+        plan: BatchPlan | None = None,
+        num_workers: int = 0,
+        segment_workers: int | None = None,
+        executor: str = "process",
+        prefetch_batches: int = 3,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        on_error: str = "raise",
+        image_column: str = "image",
+        timeout_s: float = 120.0,
+        max_restarts: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        if executor not in EXECUTORS:
+            raise ConfigError(f"executor must be one of {EXECUTORS}, got {executor!r}")
+        if prefetch_batches < 0:
+            raise ConfigError(f"prefetch_batches={prefetch_batches}: give 0 or more")
+        if not kwargs.get("in_order", True):
+            raise ConfigError("in_order=False would give other batches in each run: leave it out")
+        collator = choose_collator(
+            kwargs.pop("collate_fn", None) or collator,
+            tokenizer,
+            text=text,
+            image_column=image_column,
+            on_error=on_error,
+        )
+        dataset = wrap_dataset(dataset, image_column=image_column, on_error=on_error, seed=seed)
+        super().__init__(
+            dataset,
+            shuffle=shuffle,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collator,
+            **kwargs,
+            **batch_options(
+                dataset,
+                sampler,
+                batch_sampler,
+                batch_size,
+                drop_last=drop_last,
+                shuffle=shuffle,
+                seed=seed,
+                plan=plan,
+            ),
+        )
+        # Frameworks build the loader anew from attributes that are named like the parameters.
+        self.tokenizer = collator.tokenizer
+        self.collator = collator
+        self.text = text
+        self.plan = plan
+        self.segment_workers = segment_workers
+        self.executor = executor
+        self.prefetch_batches = prefetch_batches
+        self.device = None if device is None else torch.device(device)
+        self.on_error = on_error
+        self.image_column = image_column
+        self.timeout_s = timeout_s
+        self.max_restarts = max_restarts
+        if isinstance(dataset, SubobjectDataset):
+            collator.finisher.source = dataset
+        self._recorder = StatsRecorder()
+        self._pool: SegmentPool | None = None
+        self._pool_closer: weakref.finalize[Any, Any] | None = None
+
+    # --- iteration ----------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._stop_running()
+        state = self._begin()
+        total = self._batches_left(state)
+        if total == 0:
+            return
+        running = self._deliveries(total)
+        self._running = running
+        self._begin_epoch(self._remainder())
+        try:
+            with self._recorder.timed("elapsed"), closing(running):
+                for delivery in running:
+                    if delivery.is_last:
+                        self.end_of_dataloader = True
+                    state.advance(delivery.position)
+                    yield delivery.batch
+                    self._refuse_ended(running)
+            state.begin(state.epoch + 1)
+        except WorkerCrashError:
+            self._end_dataloader_workers()  # torch cannot go on with some of them dead
+            raise
+        finally:
+            self._end_epoch()
+            if self._running is running:
+                self._running = None
+
+    def _go_to(self, state: LoaderState) -> None:
+        if not isinstance(self.dataset, SubobjectIterableDataset):
+            super()._go_to(state)
+            return
+        self.dataset.prepare(self.batch_size or 1, rank_and_world_size(), state)
+        if state.batches and self.num_workers:
+            self._end_dataloader_workers()  # they must learn where to go on
+
+    def _deliveries(self, total: int | None) -> Generator[Delivery]:
+        self._check_shared_memory()
+        # Made here and not in the feeder: torch watches for dead workers only from the main thread.
+        source = super().__iter__()
+        pool = self._segment_pool()
+        device = self.device or accelerate_device()
+        stages = Stages(self.collator, pool, device, self._recorder)
+        if self.prefetch_batches == 0:
+            return run_in_step(source, stages, total)
+        ahead = LookAhead(
+            depth=self.prefetch_batches,
+            total=total,
+            timeout_s=self.timeout_s,
+            decode_in_caller=self.num_workers == 0,
+        )
+        return run_ahead(source, stages, ahead)
+
+    def _check_shared_memory(self) -> None:
+        side = self.tokenizer.canvas.size
+        if self.num_workers == 0 or side is None:
+            return
+        decoded = self.num_workers * (self.prefetch_factor or 2)
+        batches = decoded + self.prefetch_batches + IN_STAGES
+        check_shared_memory(batches, self.batch_size or 1, side)
+
+    def _segment_pool(self) -> SegmentPool:
+        if self._pool is None:
+            self._pool = make_pool(
+                self.executor,
+                self.segment_workers,
+                timeout_s=self.timeout_s,
+                max_restarts=self.max_restarts,
+            )
+            self._pool_closer = weakref.finalize(self, self._pool.close)
+        return self._pool
+
+    # --- end ----------------------------------------------------------------------------------
+
+    def stats(self) -> LoaderStats:
+        """What was done so far, and which stage limits; ``stats().report()`` says it in words."""
+        pool = self._pool
+        return self._recorder.stats(
+            segment_s=0.0 if pool is None else pool.busy_s,
+            segment_workers=1 if pool is None else pool.workers,
+            restarts=0 if pool is None else pool.restarts,
+        )
+
+    def close(self) -> None:
+        """End all workers and threads; the loader may be iterated again, which starts them anew."""
+        self._stop_running()
+        self._end_dataloader_workers()
+        if self._pool_closer is not None:
+            self._pool_closer()
+        self._pool = self._pool_closer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

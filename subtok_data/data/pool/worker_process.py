@@ -1,0 +1,176 @@
+"""One segment worker as the main process sees it: a process, its socket and its shared memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from numpy.typing import NDArray
+
+from subtok_data.segment import Segmented, SegmentTask, Slot, allocate_slot
+
+__all__ = ["SLOTS", "SegmentJob", "SegmentProcess"]
+
+SLOTS = 2
+"""One image being cut, one waiting: the worker never waits for the main process."""
+
+_START_TIMEOUT_S = 120.0
+
+_EXIT_TIMEOUT_S = 3.0
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+_ENTRY = (
+    "import json, sys; path, connection, slots = json.loads(sys.argv[1]); sys.path[:] = path; "
+    "from subtok_data.segment.worker import main; main(connection, slots)"
+)
+
+
+@dataclass(eq=False)
+class SegmentJob:
+    """One image to cut, and how many workers died over it."""
+
+    task: SegmentTask
+    arrays: dict[str, NDArray[Any]]
+    size: tuple[int, int]
+    future: Future[Segmented] = field(default_factory=Future[Segmented])
+    crashes: int = 0
+
+
+class SegmentProcess:
+    """A worker process with the images it was given. For one thread only.
+
+    Parameters
+    ----------
+    timeout_s : float
+        Seconds an image may take; starting may take longer.
+
+    Attributes
+    ----------
+    connection : Connection
+        Socket to the process; can be waited for.
+    ready : bool
+        Whether it has started; only then it may be given jobs, at most :data:`SLOTS` at a time.
+    jobs : tuple of SegmentJob
+        What it was given and has not answered; the first is being cut.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        here, there = socket.socketpair()
+        self._slots = [Slot(allocate_slot()) for _ in range(SLOTS)]
+        descriptors = [slot.descriptor for slot in self._slots]
+        argument = json.dumps([sys.path, there.fileno(), descriptors])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _ENTRY, argument],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(there.fileno(), *descriptors),
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+            )
+        finally:
+            there.close()
+        self.connection = Connection(here.detach())
+        self.ready = False
+        self._free_slots = deque(range(SLOTS))
+        self._given: deque[tuple[int, SegmentJob]] = deque()  # with the slot of each
+        self._known_tasks: dict[SegmentTask, int] = {}
+        self._since = time.monotonic()  # when the first job, or the start, began
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
+    @property
+    def jobs(self) -> tuple[SegmentJob, ...]:
+        """What it was given and has not answered, in order."""
+        return tuple(job for _, job in self._given)
+
+    def send(self, job: SegmentJob) -> None:
+        """Copy a job's arrays into a free slot and tell the worker.
+
+        Raises
+        ------
+        OSError
+            If the worker is dead; the job is among its :attr:`jobs` nevertheless.
+        """
+        slot = self._free_slots.popleft()
+        if not self._given:
+            self._since = time.monotonic()
+        self._given.append((slot, job))
+        places, free = self._slots[slot].put(job.arrays)
+        task = None
+        if job.task not in self._known_tasks:
+            self._known_tasks[job.task] = len(self._known_tasks)
+            task = job.task
+        request = (id(job), slot, self._known_tasks[job.task], task, places, free, job.size)
+        self.connection.send_bytes(pickle.dumps(request))
+
+    def receive(self) -> tuple[SegmentJob, Segmented | Exception, float] | None:
+        """Read one answer: the job, its result or exception, and the seconds it took.
+
+        None if the worker only says that it has started.
+
+        Raises
+        ------
+        EOFError, OSError, pickle.UnpicklingError
+            If the worker is dead.
+        """
+        answer = pickle.loads(self.connection.recv_bytes())
+        self._since = time.monotonic()
+        if answer[0] == "ready":
+            self.ready = True
+            return None
+        kind, number, seconds, value, place = answer
+        slot, job = self._given.popleft()
+        if number != id(job):
+            raise OSError("a segment worker answered out of order")
+        if kind == "done":
+            # Copied out at once, so that slots are bounded by workers and not by batches in flight.
+            value = replace(value, token_map=self._slots[slot].view(place).copy())
+        self._free_slots.append(slot)
+        return job, value, seconds
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds it may be silent before it counts as hung; None while it has nothing to do."""
+        if not self.ready:
+            return max(self._timeout_s, _START_TIMEOUT_S)
+        return self._timeout_s if self._given else None
+
+    @property
+    def left_s(self) -> float | None:
+        """What is left of :attr:`limit_s`, below 0 when it is over."""
+        limit = self.limit_s
+        return None if limit is None else self._since + limit - time.monotonic()
+
+    def end(self, *, kill: bool) -> str:
+        """End the process and give back what it held; say how it ended.
+
+        Closing the socket ends a worker that waits for a job; one that lingers is killed, and one
+        that shall be killed is not waited for.
+        """
+        self.connection.close()
+        if kill:
+            self._process.kill()
+        try:
+            code = self._process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        for slot in self._slots:
+            slot.close()
+        if code >= 0:
+            return f"exited with code {code}"
+        return f"was ended by signal {-code}{' (killed; out of memory?)' if code == -9 else ''}"

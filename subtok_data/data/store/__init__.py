@@ -1,0 +1,5 @@
+"""Stored tokens: written once, read back instead of a model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .reader import StoredTokens as StoredTokens
+from .writer import StoredRow as StoredRow, TokenWriter as TokenWriter

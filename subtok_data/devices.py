@@ -1,0 +1,106 @@
+"""Where and in which precision the boundary model runs."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+from torch.utils.data import get_worker_info
+
+from subtok_data.errors import ConfigError, SubtokError
+
+__all__ = ["DeviceError", "Precision", "compute_dtype", "refuse_in_worker", "resolve_device"]
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class DeviceError(SubtokError, RuntimeError):
+    """A device is used where it must not be: an accelerator inside a DataLoader worker."""
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Device to use: the given one, or the current CUDA device if there is one, or the CPU.
+
+    Inside a DataLoader worker the choice for None is the CPU.
+
+    Raises
+    ------
+    ConfigError
+        CUDA is asked for and torch finds none.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if device is None:
+        if get_worker_info() is not None or not torch.cuda.is_available():
+            return torch.device("cpu")
+        device = "cuda"
+    found = torch.device(device)
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={str(device)!r}, but torch finds no CUDA device: use 'cpu'")
+    # "cuda" alone would mean another device after every torch.cuda.set_device.
+    return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
+
+
+def refuse_in_worker(device: torch.device) -> None:
+    """Raise if an accelerator is about to be used inside a DataLoader worker.
+
+    Raises
+    ------
+    DeviceError
+        With what to do instead.
+
+    Examples
+    --------
+    >>> refuse_in_worker(torch.device("cuda"))  # the main process may
+    """
+    info = get_worker_info()
+    if info is None or device.type == "cpu":
+        return
+    raise DeviceError(
+        f"a boundary model on {str(device)!r} was called inside DataLoader worker {info.id} "
+        f"(process {os.getpid()}): workers share no device with the main process. Tokenize in the "
+        "main process: use SubobjectCollator as collate_fn, or SubobjectLoader; their workers "
+        "return a PendingBatch that is finished there. Or use device='cpu'."
+    )
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Dtype of the network's matrix products; logits and what follows are always float32.
+
+    ``"auto"`` is float16 on CUDA, bfloat16 on a CPU with bfloat16 instructions (AVX-512 BF16 or
+    AMX), float32 elsewhere. Float16 rounds eight times finer than bfloat16 at the same speed, which
+    keeps the maps of one image within one level whatever is in its batch.
+
+    Examples
+    --------
+    >>> compute_dtype("float32", torch.device("cpu"))
+    torch.float32
+    """
+    if precision != "auto":
+        if precision not in _DTYPES:
+            raise ConfigError(f"dtype={precision!r} must be one of {['auto', *_DTYPES]}")
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        return torch.float16
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch computes bfloat16 on every CPU, but slower than float32 where it must emulate it. The
+    # probes have no public name in all versions admitted.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)

@@ -1,0 +1,57 @@
+from .budget import (
+    Budget as Budget,
+    Overflow as Overflow,
+    apply_budget as apply_budget,
+    check_count as check_count,
+)
+from .geometry import (
+    Order as Order,
+    Segmented as Segmented,
+    TokenGeometry as TokenGeometry,
+    arrange as arrange,
+    measure as measure,
+    picture_size as picture_size,
+    token_shapes as token_shapes,
+)
+from .kernels import relabel as relabel
+from .masks import (
+    FillRules as FillRules,
+    RLEMasks as RLEMasks,
+    label_runs as label_runs,
+    match_regions as match_regions,
+    segmentation_runs as segmentation_runs,
+)
+from .merging import MergeCost as MergeCost, region_adjacency as region_adjacency
+from .partition import (
+    Evidence as Evidence,
+    Partition as Partition,
+    Partitioner as Partitioner,
+    TokenMap as TokenMap,
+    token_dtype as token_dtype,
+)
+from .partitioners import (
+    GridPartitioner as GridPartitioner,
+    LabelMapPartitioner as LabelMapPartitioner,
+    MaskPartitioner as MaskPartitioner,
+    Method as Method,
+    PaintOrder as PaintOrder,
+    PromptedPartitioner as PromptedPartitioner,
+    StoredPartitioner as StoredPartitioner,
+    SuperpixelPartitioner as SuperpixelPartitioner,
+    default_rules as default_rules,
+)
+from .prompts import (
+    BoxFormat as BoxFormat,
+    Prompts as Prompts,
+    pixel_box as pixel_box,
+    prompt_regions as prompt_regions,
+)
+from .task import SegmentTask as SegmentTask, run_task as run_task, segment_image as segment_image
+from .warmup import warm_up as warm_up
+from .watershed import (
+    DEFAULT_THRESHOLD as DEFAULT_THRESHOLD,
+    Backend as Backend,
+    WatershedPartitioner as WatershedPartitioner,
+    watershed_tokens as watershed_tokens,
+)
+from .worker import Slot as Slot, allocate_slot as allocate_slot

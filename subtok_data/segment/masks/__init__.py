@@ -1,0 +1,5 @@
+"""Masks as run lengths: coding, cleaning, filling of gaps, overlap with tokens."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

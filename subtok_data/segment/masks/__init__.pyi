@@ -1,0 +1,11 @@
+from .cleanup import clean_masks as clean_masks
+from .coco import label_runs as label_runs, segmentation_runs as segmentation_runs
+from .fill import (
+    FillRules as FillRules,
+    edge_levels as edge_levels,
+    fill_parts as fill_parts,
+    pick as pick,
+)
+from .overlap import match_regions as match_regions, measure_overlaps as measure_overlaps
+from .rle import RLEMasks as RLEMasks
+from .spans import Spans as Spans, join_spans as join_spans

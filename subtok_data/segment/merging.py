@@ -1,0 +1,284 @@
+"""Merging of neighbouring tokens: one sequence of merges, and its cuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.partition import FieldRule, Partition, TokenMap, token_dtype
+
+__all__ = [
+    "Adjacency",
+    "Hierarchy",
+    "MergeCost",
+    "check_merge",
+    "merge_hierarchy",
+    "region_adjacency",
+]
+
+MergeCost = Literal["balanced", "boundary"]
+
+# Colour distances, 0 to 442, are rounded to sixteenths: sums stay integers.
+_COLOUR_STEPS = 16
+
+
+def check_merge(merge: str) -> None:
+    """Raise ConfigError for a merge cost that does not exist."""
+    if merge not in get_args(MergeCost):
+        raise ConfigError(f"merge={merge!r}: expected one of {get_args(MergeCost)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Hierarchy:
+    """A partition and the order in which its tokens merge.
+
+    Parameters
+    ----------
+    partition : Partition
+        The finest level, N tokens.
+    areas : (N,) int64
+        Pixels per token.
+    merges : (M, 2) int64
+        Nodes that merge: tokens are nodes 0..N-1, merge k makes node N + k.
+    forced : int
+        So many of the first merges are part of every cut, because tokens were too small.
+    """
+
+    partition: Partition
+    areas: NDArray[np.int64]
+    merges: NDArray[np.int64]
+    forced: int
+
+    def cut(self, num_tokens: int) -> Partition:
+        """Partition with a number of tokens; cuts of one hierarchy are nested.
+
+        Parameters
+        ----------
+        num_tokens : int
+            Tokens wanted.
+
+        Returns
+        -------
+        Partition
+            So many tokens, or the nearest number that the hierarchy has. Tokens are numbered in the
+            order of their first parts.
+        """
+        from subtok_data.segment.kernels import cut_merges, relabel
+
+        finest = self.partition
+        protected = finest.protected
+        count = min(max(finest.num_tokens - num_tokens, self.forced), len(self.merges))
+        if count == 0:
+            return finest
+        groups, used = cut_merges(finest.num_tokens, self.merges[:count])
+        source = np.require(finest.token_map, requirements=["C", "W"])
+        token_map: TokenMap = np.empty(source.shape, token_dtype(used))
+        relabel(source, groups, token_map)
+        fields = {
+            name: _merge_field(
+                values, groups, used, self.areas, finest.field_rules.get(name, "largest"), protected
+            )
+            for name, values in finest.token_fields.items()
+        }
+        if protected is not None:
+            protected = _merge_field(protected, groups, used, self.areas, "max")
+        return Partition(token_map, used, finest.cost_map, fields, finest.field_rules, protected)
+
+
+def merge_hierarchy(
+    partition: Partition,
+    *,
+    merge: MergeCost = "balanced",
+    min_area: int = 0,
+    down_to: int = 1,
+    image: NDArray[np.uint8] | None = None,
+) -> Hierarchy:
+    """Merge neighbouring tokens by ascending cost.
+
+    The cost of a pair is the mean boundary value along the common border (``"boundary"``), or that
+    times log(1 + area of the smaller token) (``"balanced"``). Equal costs: the pair whose tokens
+    have the smaller numbers. A partition without a cost map uses, in place of boundary values, the
+    distance between the tokens' mean colours; without an image too, the smallest token merges with
+    the neighbour of the longest common border. Pairs without a protected token go before pairs with
+    one, and these before pairs of two.
+
+    Parameters
+    ----------
+    partition : Partition
+        What to merge.
+    merge : {"balanced", "boundary"}
+        Cost of a pair.
+    min_area : int
+        Tokens of fewer pixels merge first, whatever else is asked.
+    down_to : int
+        Stop at so many tokens.
+    image : (H, W, 3) uint8, optional
+        Needed for colour distances only.
+
+    Returns
+    -------
+    Hierarchy
+        Time grows almost linearly with pixels and pairs, also where one token touches thousands.
+
+    Examples
+    --------
+    >>> partition = Partition(
+    ...     np.array([[0, 1, 2]], np.int16), 3, cost_map=np.array([[10, 90, 10]], np.uint8)
+    ... )
+    >>> merge_hierarchy(partition).cut(2).token_map
+    array([[0, 0, 1]], dtype=int16)
+    """
+    from subtok_data.segment.geometry import measure
+    from subtok_data.segment.kernels import AREA, BALANCED, BOUNDARY, merge_neighbours
+
+    check_merge(merge)
+    borders = region_adjacency(partition.token_map, partition.cost_map)
+    areas = measure(partition.token_map, partition.num_tokens).areas
+    rule = BALANCED if merge == "balanced" else BOUNDARY
+    sums = borders.sums
+    if partition.cost_map is None:
+        if image is None:
+            rule = AREA
+        else:
+            distance = _colour_distance(partition, areas, image, borders)
+            sums = np.rint(_COLOUR_STEPS * distance).astype(np.int64) * borders.lengths
+    protected = partition.protected
+    if protected is None:
+        protected = np.zeros(partition.num_tokens, np.bool_)
+    merges, forced = merge_neighbours(
+        borders.pairs, borders.lengths, sums, areas, protected, rule, min_area, down_to
+    )
+    return Hierarchy(partition, areas, merges, forced)
+
+
+def _colour_distance(
+    partition: Partition,
+    areas: NDArray[np.int64],
+    image: NDArray[np.uint8],
+    borders: Adjacency,
+) -> NDArray[np.float64]:
+    if image.shape != (*partition.token_map.shape, 3) or image.dtype != np.uint8:
+        raise ValueError(
+            f"image of shape {image.shape}, dtype {image.dtype}: expected "
+            f"{(*partition.token_map.shape, 3)} uint8, as the token map"
+        )
+    tokens = partition.token_map.ravel()
+    inside = tokens >= 0
+    # Sums of whole numbers are exact in float64, whatever the order.
+    sums = [
+        np.bincount(tokens[inside], image[..., channel].ravel()[inside], partition.num_tokens)
+        for channel in range(3)
+    ]
+    means = np.stack(sums, axis=1) / areas[:, None]
+    return np.linalg.norm(means[borders.pairs[:, 0]] - means[borders.pairs[:, 1]], axis=1)
+
+
+def _merge_field(
+    values: NDArray[Any],
+    groups: NDArray[np.int64],
+    num_groups: int,
+    areas: NDArray[np.int64],
+    rule: FieldRule,
+    protected: NDArray[np.bool_] | None = None,
+) -> NDArray[Any]:
+    if rule in ("largest", "mean"):
+        # Sorted by group, then by protection and area from the largest, then by token.
+        first = np.zeros_like(groups) if protected is None else ~protected
+        order = np.lexsort((-areas, first, groups))
+    else:
+        order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(num_groups))
+    if rule == "largest":
+        return values[order[starts]]
+    if rule == "max":
+        return np.maximum.reduceat(values[order], starts, axis=0)
+    if rule == "min":
+        return np.minimum.reduceat(values[order], starts, axis=0)
+    weights = areas.reshape(-1, *(1,) * (values.ndim - 1))
+    totals = np.add.reduceat((values * weights)[order].astype(np.float64), starts, axis=0)
+    means = totals / np.add.reduceat(weights[order], starts, axis=0)
+    kind = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float32
+    return means.astype(kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Adjacency:
+    """Pairs of touching tokens, sorted.
+
+    A border is made of cracks, one between each two 4-neighbours of different tokens; a crack is as
+    strong as the stronger of its two pixels.
+
+    Parameters
+    ----------
+    pairs : (E, 2) int32
+        Smaller token, larger token; in lexicographic order.
+    lengths : (E,) int64
+        Cracks along the common border, at least 1.
+    sums : (E,) int64
+        Sum of their values.
+    lowest : (E,) uint8
+        Lowest of their values.
+    """
+
+    pairs: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    sums: NDArray[np.int64]
+    lowest: NDArray[np.uint8]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean crack value, (E,) float64 from 0 to 255."""
+        return self.sums / self.lengths
+
+
+def region_adjacency(token_map: TokenMap, cost_map: NDArray[np.uint8] | None = None) -> Adjacency:
+    """Find the pairs of tokens that share a border.
+
+    Parameters
+    ----------
+    token_map : (H, W) int16 or int32
+        Labels of 0 and above; −1 where there is no token.
+    cost_map : (H, W) uint8, optional
+        Boundary strength; without it all values are 0.
+
+    Returns
+    -------
+    Adjacency
+        E pairs; time grows with the pixels, not with the tokens.
+
+    Raises
+    ------
+    ValueError
+        Shapes that differ.
+
+    Examples
+    --------
+    >>> levels = np.array([[9, 4], [3, 5]], np.uint8)
+    >>> borders = region_adjacency(np.array([[0, 1], [0, 1]], np.int16), levels)
+    >>> borders.pairs, borders.lengths, borders.mean, borders.lowest
+    (array([[0, 1]], dtype=int32), array([2]), array([7.]), array([5], dtype=uint8))
+    """
+    from subtok_data.segment.kernels import gather_cracks
+
+    if cost_map is None:
+        cost_map = np.zeros(token_map.shape, np.uint8)
+    if cost_map.shape != token_map.shape:
+        raise ValueError(
+            f"cost_map is {cost_map.shape}, token_map {token_map.shape}: must be equal"
+        )
+    count = int(token_map.max()) + 1
+    keys, values = gather_cracks(
+        np.require(token_map, requirements=["C", "W"]),
+        np.require(cost_map, np.uint8, ["C", "W"]),
+        count,
+    )
+    order = np.argsort(keys)
+    pairs = np.stack(np.divmod(keys[order], max(count, 1)), axis=1).astype(np.int32)
+    lengths, sums, lowest = values[order].T
+    return Adjacency(
+        pairs, np.ascontiguousarray(lengths), np.ascontiguousarray(sums), lowest.astype(np.uint8)
+    )

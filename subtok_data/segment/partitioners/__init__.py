@@ -1,0 +1,5 @@
+"""Partitioners other than the watershed: grid, superpixels, masks, label maps, prompts, stored."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,122 @@
+"""The partition that is made of overlapping masks that leave gaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.budget import check_count
+from subtok_data.segment.masks import (
+    FillRules,
+    RLEMasks,
+    clean_masks,
+    edge_levels,
+    fill_parts,
+    pick,
+)
+from subtok_data.segment.partition import Evidence, Partition
+
+__all__ = ["MaskPartitioner", "PaintOrder"]
+
+PaintOrder = Literal["area", "score"]
+
+
+@dataclass(frozen=True)
+class MaskPartitioner:
+    """Makes a partition of masks that overlap and leave gaps (SAM's, or any model's).
+
+    Masks are painted over one another, which makes them disjoint; their 4-connected parts become
+    tokens, and large gaps between them; what is left is flooded from those. Reads the arrays of
+    :meth:`~subtok_data.segment.RLEMasks.to_evidence`, and ``boundary_map`` where
+    ``rules.fill`` is ``"boundary"``.
+
+    Parameters
+    ----------
+    paint : {"area", "score"}
+        What lies on top: the smaller mask, or the one of higher score. Of equals, what is higher in
+        the other measure, then the earlier.
+    rules : FillRules
+        Which parts become tokens, and who gets the rest.
+    min_region : int
+        Holes and islands of masks below this many pixels are cleaned first, and duplicates that
+        this makes left out (:func:`~subtok_data.segment.masks.clean_masks`); 0: masks as given.
+
+    Raises
+    ------
+    ConfigError
+        An unknown order, or a negative area.
+
+    Examples
+    --------
+    >>> outer, inner = np.array([[1, 1, 1, 0]], bool), np.array([[0, 1, 0, 0]], bool)
+    >>> masks = RLEMasks.from_masks([outer, inner])
+    >>> partition = MaskPartitioner(rules=FillRules(0, 1))(masks.to_evidence(), (1, 4))
+    >>> partition.token_map, partition.token_fields["source"]
+    (array([[0, 1, 2, 3]], dtype=int16), array([0, 0, 0, 1]))
+    """
+
+    paint: PaintOrder = "area"
+    rules: FillRules = field(default_factory=FillRules)
+    min_region: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("min_region", self.min_region, least=0, optional=False)
+        if self.paint not in get_args(PaintOrder):
+            raise ConfigError(f"paint={self.paint!r}: expected one of {get_args(PaintOrder)}")
+
+    @property
+    def has_cost_map(self) -> bool:
+        """Whether tokens merge along a boundary map."""
+        return self.rules.has_cost_map
+
+    def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
+        """Cut a picture.
+
+        Parameters
+        ----------
+        evidence : mapping of str to array
+            See the class.
+        size : (H, W)
+            Size of the picture.
+
+        Returns
+        -------
+        Partition
+            Token fields ``source`` (0 for a mask, 1 for a gap), ``score`` (0 for a gap) and those
+            of the masks (−1 for a gap).
+
+        Raises
+        ------
+        ValueError
+            Masks of another size than the picture.
+        """
+        from subtok_data.segment.kernels import paint_masks
+
+        masks = RLEMasks.from_evidence(evidence)
+        if masks.size != tuple(size):
+            raise ValueError(
+                f"masks of {masks.size[0]} × {masks.size[1]} pixels for a picture of "
+                f"{size[0]} × {size[1]}: masks must have the size of the picture that is cut"
+            )
+        masks = clean_masks(masks, self.min_region)
+        levels = edge_levels(evidence, size, self.rules)
+        canvas = np.full((size[1], size[0]), -1, np.int32)
+        paint_masks(masks.counts, masks.offsets, self._order(masks), canvas.reshape(-1))
+        token_map, labels = fill_parts(canvas.T, self.rules, levels)
+        fields: dict[str, NDArray[Any]] = {
+            "source": (labels < 0).astype(np.int64),
+            "score": pick(masks.scores, labels, "score"),
+            **{name: pick(values, labels, name) for name, values in masks.fields.items()},
+        }
+        return Partition(token_map, len(labels), levels, fields)
+
+    def _order(self, masks: RLEMasks) -> NDArray[np.int64]:
+        """Masks, the lowest first."""
+        late = -np.arange(len(masks))
+        small, good = -masks.areas, masks.scores
+        keys = (late, good, small) if self.paint == "area" else (late, small, good)
+        return np.lexsort(keys).astype(np.int64)

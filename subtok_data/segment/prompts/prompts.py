@@ -1,0 +1,255 @@
+"""Regions that are asked for: boxes, points and masks of one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from subtok_data.errors import ConfigError, PromptError
+from subtok_data.segment.masks import RLEMasks, Spans, join_spans
+from subtok_data.segment.partition import Evidence
+from subtok_data.segment.prompts.boxes import box_runs, pixel_box
+from subtok_data.segment.prompts.validate import (
+    BoxFormat,
+    check_prompts,
+    count_prompts,
+    read_boxes,
+    read_labels,
+    read_masks,
+    read_points,
+)
+
+__all__ = ["Prompts"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts of one picture; each asks for a region, by a box, points, a mask, or several of them.
+
+    Made by :meth:`of`, which checks what it is given.
+
+    Parameters
+    ----------
+    size : (H, W)
+        Size of the picture that the coordinates are in, in pixels.
+    boxes : (P, 4) float32
+        x0, y0, x1, y1 in pixels, half-open; a row of NaN for a prompt without a box.
+    points : (P, K, 2) float32
+        x, y in pixels; the first pixel reaches from 0 to 1.
+    labels : (P, K) int8
+        1 for a point inside the region, 0 for one outside, −1 for no point.
+    masks : RLEMasks or None
+        One mask per prompt, empty for a prompt without one; None if no prompt has a mask.
+    ids : (P,) int64
+        Place of each prompt in the row it comes from, which ``visual_token_prompt`` gives.
+    texts : tuple of str or None
+        One per prompt: what the region shows.
+
+    Examples
+    --------
+    >>> prompts = Prompts.of((100, 200), boxes=[[10, 20, 60, 80]], texts=["a cup"])
+    >>> prompts.resized((50, 100)).boxes
+    array([[ 5., 10., 30., 40.]], dtype=float32)
+    """
+
+    size: tuple[int, int]
+    boxes: NDArray[np.float32]
+    points: NDArray[np.float32]
+    labels: NDArray[np.int8]
+    masks: RLEMasks | None
+    ids: NDArray[np.int64]
+    texts: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(
+        cls,
+        size: tuple[int, int],
+        *,
+        boxes: ArrayLike | None = None,
+        box_format: BoxFormat = "xyxy",
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        masks: RLEMasks | Sequence[NDArray[Any]] | NDArray[Any] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> Prompts:
+        """Check prompts and put them into one form.
+
+        Parameters
+        ----------
+        size : (H, W)
+            Size of the picture in pixels.
+        boxes : (P, 4) array, optional
+            In pixels; a row of NaN for a prompt without a box. They may reach one pixel over the
+            edge of the picture, and are cut off there.
+        box_format : {"xyxy", "xywh"}
+            Corners (half-open), or corner, width and height (COCO).
+        points : (P, K, 2) or (P, 2) array, optional
+            x, y in pixels.
+        labels : (P, K) or (P,) array, optional
+            1 inside, 0 outside, −1 no point; all 1 if not given.
+        masks : RLEMasks, or P (H, W) arrays of bool or 0 and 1, optional
+            An empty mask for a prompt without one.
+        texts : sequence of str, optional
+            One per prompt.
+
+        Raises
+        ------
+        PromptError
+            A prompt with nothing in it, an empty box, a box or point outside the picture, values
+            that are not finite, a mask of another size, or counts that differ.
+        """
+        if box_format not in get_args(BoxFormat):
+            raise ConfigError(f"box_format={box_format!r}: expected one of {get_args(BoxFormat)}")
+        if labels is not None and points is None:
+            raise PromptError("labels without points: give points, (P, K, 2)")
+        packed = None if masks is None else read_masks(masks, size)
+        dots = None if points is None else read_points(points)
+        corners = None if boxes is None else read_boxes(boxes, box_format)
+        count = count_prompts(boxes=corners, points=dots, masks=packed, texts=texts)
+        if corners is None:
+            corners = np.full((count, 4), np.nan, np.float32)
+        if dots is None:
+            dots = np.zeros((count, 0, 2), np.float32)
+        marks = read_labels(labels, dots)
+        masked = np.zeros(count, np.bool_) if packed is None else packed.areas > 0
+        check_prompts(size, corners, dots, marks, masked)
+        return cls(
+            (int(size[0]), int(size[1])),
+            np.clip(corners, 0, np.array([size[1], size[0]] * 2, np.float32)),
+            dots,
+            marks,
+            packed,
+            np.arange(count, dtype=np.int64),
+            None if texts is None else tuple(texts),
+        )
+
+    @property
+    def has_box(self) -> NDArray[np.bool_]:
+        """Which prompts have a box, (P,)."""
+        return ~np.isnan(self.boxes[:, 0])
+
+    @property
+    def has_mask(self) -> NDArray[np.bool_]:
+        """Which prompts have a mask, (P,)."""
+        return np.zeros(len(self), np.bool_) if self.masks is None else self.masks.areas > 0
+
+    @property
+    def has_point(self) -> NDArray[np.bool_]:
+        """Which prompts have a point inside their region, (P,)."""
+        return np.asarray((self.labels == 1).any(1), np.bool_)
+
+    def take(self, indices: ArrayLike) -> Prompts:
+        """Return some of the prompts, in the order given; they keep their ids."""
+        kept = np.asarray(indices, np.int64)
+        return Prompts(
+            self.size,
+            self.boxes[kept],
+            self.points[kept],
+            self.labels[kept],
+            None if self.masks is None else self.masks.take(kept),
+            self.ids[kept],
+            None if self.texts is None else tuple(self.texts[i] for i in kept),
+        )
+
+    def resized(self, size: tuple[int, int]) -> Prompts:
+        """Return the prompts in the picture resized to ``size`` (H, W).
+
+        No region gets lost: a mask too thin for the smaller grid keeps the pixel its middle is in,
+        and boxes are not rounded.
+        """
+        if tuple(size) == self.size:
+            return self
+        scale = np.array([size[1] / self.size[1], size[0] / self.size[0]], np.float32)
+        bounds = np.array([size[1], size[0]] * 2, np.float32)
+        return replace(
+            self,
+            size=(int(size[0]), int(size[1])),
+            boxes=np.minimum(self.boxes * np.tile(scale, 2), bounds),  # rounding goes over
+            points=self.points * scale,
+            masks=None if self.masks is None else self.masks.resized(size),
+        )
+
+    def regions(self) -> RLEMasks:
+        """Region of each prompt as far as it is known without looking at the picture.
+
+        Returns
+        -------
+        RLEMasks
+            P masks: the mask where there is one, else the pixels of the box, of which there is at
+            least one, else the pixels of the points inside.
+        """
+        known, boxed = self.has_mask, self.has_box
+        runs: list[NDArray[np.int32]] = []
+        for prompt in range(len(self)):
+            if known[prompt] and self.masks is not None:
+                runs.append(self.masks.runs(prompt))
+            elif boxed[prompt]:
+                runs.append(box_runs(pixel_box(self.boxes[prompt], self.size), self.size))
+            else:
+                runs.append(self._dot_runs(prompt))
+        return RLEMasks.from_runs(runs, self.size)
+
+    def _dots(self, prompt: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of the pixels of a prompt's points inside."""
+        x, y = self.points[prompt][self.labels[prompt] == 1].astype(np.int64).T
+        return y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)
+
+    def _dot_runs(self, prompt: int) -> NDArray[np.int32]:
+        """Run lengths of those pixels."""
+        rows, columns = self._dots(prompt)
+        dots = np.unique(columns * self.size[0] + rows)
+        spans = Spans(np.zeros_like(dots), dots, dots + 1)
+        return join_spans(spans, 1, self.size[0] * self.size[1])[0]
+
+    def bounds(self) -> NDArray[np.float32]:
+        """Box around each region, (P, 4): the box it has, or that of its mask or points."""
+        bounds = self.boxes.copy()
+        for prompt in np.flatnonzero(~self.has_box):
+            if self.masks is not None and self.has_mask[prompt]:
+                mask = self.masks.mask(int(prompt))
+                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            else:
+                rows, columns = self._dots(int(prompt))
+            bounds[prompt] = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        return bounds
+
+    def to_evidence(self) -> dict[str, NDArray[Any]]:
+        """Named arrays, for the way to a segment worker; texts stay behind."""
+        evidence: dict[str, NDArray[Any]] = {
+            "prompt_size": np.array(self.size, np.int64),
+            "prompt_boxes": self.boxes,
+            "prompt_points": self.points,
+            "prompt_labels": self.labels,
+            "prompt_ids": self.ids,
+        }
+        if self.masks is not None:
+            masks = self.masks.to_evidence()
+            evidence |= {f"prompt_{name}": values for name, values in masks.items()}
+        return evidence
+
+    @classmethod
+    def from_evidence(cls, evidence: Evidence) -> Prompts | None:
+        """Read what :meth:`to_evidence` wrote; None if there is nothing of it."""
+        if "prompt_ids" not in evidence:
+            return None
+        height, width = (int(side) for side in evidence["prompt_size"])
+        masks: Mapping[str, NDArray[Any]] = {
+            name.removeprefix("prompt_"): values
+            for name, values in evidence.items()
+            if name.startswith("prompt_mask_")
+        }
+        return cls(
+            (height, width),
+            evidence["prompt_boxes"],
+            evidence["prompt_points"],
+            evidence["prompt_labels"],
+            RLEMasks.from_evidence(masks) if masks else None,
+            evidence["prompt_ids"],
+        )

@@ -1,0 +1,117 @@
+"""Tokens from a boundary map: seeds, flood, and merging to a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment.budget import check_count
+from subtok_data.segment.partition import Evidence, Partition
+from subtok_data.segment.watershed.flood import Backend, check_backend, flood_from
+from subtok_data.segment.watershed.quantization import quantize
+from subtok_data.segment.watershed.seeds import check_threshold, threshold_seeds
+
+__all__ = ["DEFAULT_THRESHOLD", "WatershedPartitioner"]
+
+DEFAULT_THRESHOLD = 0.1
+
+
+@dataclass(frozen=True)
+class WatershedPartitioner:
+    """Cuts a picture along the ridges of its boundary map.
+
+    Reads ``evidence["boundary_map"]``, (H, W) uint8 or floats in [0, 1].
+
+    Parameters
+    ----------
+    threshold : float, optional
+        Seeds are the 4-connected components of the pixels below it; above 0, below 1. The default
+        is :data:`DEFAULT_THRESHOLD`, unless ``num_tokens`` is given.
+    num_tokens : int, optional
+        Seeds are so many minima of the map or more, see
+        :func:`~subtok_data.segment.watershed.minima_seeds`; a budget merges what is too much.
+    backend : {"numba", "skimage"}
+        The same result; scikit-image is slower and serves as the reference.
+
+    Raises
+    ------
+    ConfigError
+        A value out of range, or both controls at once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> evidence = {"boundary_map": np.array([[0, 255, 0]], np.uint8)}
+    >>> WatershedPartitioner()(evidence, (1, 3)).token_map
+    array([[0, 0, 1]], dtype=int16)
+    """
+
+    threshold: float | None = None
+    num_tokens: int | None = None
+    backend: Backend = "numba"
+    has_cost_map: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            check_threshold(self.threshold)
+            if self.num_tokens is not None:
+                raise ConfigError(
+                    f"threshold={self.threshold} and num_tokens={self.num_tokens}: both control "
+                    "how fine the tokens are; leave out one of them"
+                )
+        check_count("num_tokens", self.num_tokens)
+        check_backend(self.backend)
+
+    def for_num_tokens(self, num_tokens: int) -> WatershedPartitioner:
+        """Partitioner with seeds enough for an exact number of tokens.
+
+        Parameters
+        ----------
+        num_tokens : int
+            Tokens wanted after merging.
+
+        Returns
+        -------
+        WatershedPartitioner
+            Without a threshold.
+        """
+        return replace(self, threshold=None, num_tokens=num_tokens)
+
+    def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
+        """Cut a picture.
+
+        Parameters
+        ----------
+        evidence : mapping of str to array
+            Holds ``"boundary_map"``.
+        size : (H, W)
+            Size of the picture, which the map must have.
+
+        Returns
+        -------
+        Partition
+            With the boundary map as its cost map; tokens in raster order of their seeds.
+
+        Raises
+        ------
+        ValueError
+            No boundary map, or one that is unusable or of another size.
+        """
+        if "boundary_map" not in evidence:
+            raise ValueError(f'no "boundary_map" in the evidence: it holds {sorted(evidence)}')
+        levels = quantize(evidence["boundary_map"])
+        if levels.shape != tuple(size):
+            raise ValueError(
+                f"boundary map of {levels.shape} pixels for a picture of {tuple(size)}: "
+                "resize the map to the picture"
+            )
+        if self.num_tokens is None:
+            threshold = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+            seeds = threshold_seeds(levels, threshold)
+        else:
+            from subtok_data.segment.watershed.minima import minima_seeds
+
+            seeds = minima_seeds(levels, self.num_tokens, self.backend)
+        token_map, num_tokens = flood_from(levels, seeds, self.backend)
+        return Partition(token_map, num_tokens, cost_map=levels)

@@ -1,0 +1,5 @@
+"""SAM, SAM 2 and EfficientSAM: decoders, mask generation, segmenters and prompters."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,359 @@
+"""Maps of the boundary model: their definition, what changes them and what does not, devices."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.boundary_networks import Constant, PredictsInWorker, Red, pictures
+from hypothesis import given, strategies as st
+from torch.utils.data import DataLoader
+
+from subtok_data.boundary import BoundaryModel, load_network
+from subtok_data.boundary.padding import canvas_of
+from subtok_data.devices import DeviceError, compute_dtype, resolve_device
+from subtok_data.errors import ConfigError, ImageError, SubtokError
+
+
+@pytest.fixture(scope="module")
+def packaged() -> BoundaryModel:
+    return BoundaryModel.from_pretrained(device="cpu")
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def test_shapes_dtypes_and_order(packaged):
+    images = pictures((40, 70), (64, 64), (1, 1), (33, 70), (1, 200), (64, 64))
+    maps = packaged.predict(images)
+    assert [boundary.shape for boundary in maps] == [image.shape[:2] for image in images]
+    assert all(boundary.dtype == np.uint8 for boundary in maps)
+    assert all(boundary.flags.c_contiguous for boundary in maps)
+    alone = packaged.predict(images[3])
+    assert len(alone) == 1
+    assert np.array_equal(alone[0], maps[3])
+    assert packaged.predict([]) == []
+
+
+def test_against_the_definition():
+    """One image through the network by hand: pad, normalise, upsample the logits, round."""
+    image = pictures((50, 90))[0]
+    loaded = load_network(None)
+    padded = np.pad(image, ((0, 14), (0, 6), (0, 0)), mode="reflect")
+    pixels = torch.from_numpy(padded).permute(2, 0, 1)[None] / 255
+    norm = loaded.normalisation
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (norm.mean, norm.std))
+    with torch.no_grad():
+        logits = loaded.module.eval()((pixels - mean) / std)
+        probability = F.interpolate(
+            logits, size=(64, 96), mode="bicubic", align_corners=False
+        ).sigmoid()
+    expected = (probability[0, 0, :50, :90] * 255).round().numpy()
+    model = BoundaryModel(loaded.module, mean=norm.mean, std=norm.std, dtype="float32")
+    found = model.predict([image])[0]
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 1e-3
+
+
+def test_photo_has_boundaries_where_it_has_edges(packaged):
+    image = np.full((96, 128, 3), (40, 90, 160), np.uint8)
+    image[:, 64:] = (230, 210, 60)
+    boundary = packaged.predict([image])[0].astype(int)
+    assert boundary[20:76, 62:66].min() > 128
+    assert boundary[20:76, 20:44].max() < 64
+
+
+@pytest.mark.data
+def test_real_photo(packaged, data_dir: Path):
+    from scipy.io import loadmat
+
+    from subtok_data.images import to_rgb
+
+    for path in sorted((data_dir / "bsds500/images/val").glob("*.jpg"))[:4]:
+        boundary = packaged.predict([to_rgb(path)])[0]
+        humans = loadmat(data_dir / "bsds500/groundTruth/val" / f"{path.stem}.mat")["groundTruth"][
+            0
+        ]
+        drawn = np.mean([human["Boundaries"][0, 0] for human in humans], axis=0)
+        assert boundary.shape == drawn.shape
+        assert boundary[drawn > 0.5].mean() > 1.5 * boundary[drawn == 0].mean()
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_canvas(height, width):
+    image = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
+    for side, padded in zip((height, width), canvas_of(image), strict=True):
+        assert padded % 32 == 0
+        assert 0 <= padded - side < 32
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), r"uint8 of shape \(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3), np.float32), "image 1 of 2 is float32"),
+        (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3), "float32"),
+        (None, "NoneType"),
+    ],
+)
+def test_refused_images(packaged, image, message):
+    with pytest.raises(ImageError, match=message):
+        packaged.predict([np.zeros((8, 8, 3), np.uint8), image])
+
+
+# --- invariance --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_batch_mates_change_at_most_one_level(dtype):
+    model = BoundaryModel.from_pretrained(device="cpu", dtype=dtype)
+    images = pictures(*[(96, 128)] * 5, (64, 128), (90, 100))
+    alone = [model.predict([image])[0] for image in images]
+    for order in ([0, 1, 2, 3, 4, 5, 6], [6, 4, 2, 0], [3, 3, 1], [5, 1]):
+        for at, boundary in zip(order, model.predict([images[at] for at in order]), strict=True):
+            difference = np.abs(boundary.astype(int) - alone[at])
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.02
+
+
+def test_same_bits_twice(packaged):
+    images = pictures((96, 128), (96, 128), (50, 60))
+    first, second = packaged.predict(images), packaged.predict(images)
+    again = BoundaryModel.from_pretrained(device="cpu").predict(images)
+    for one, two, three in zip(first, second, again, strict=True):
+        assert np.array_equal(one, two)
+        assert np.array_equal(one, three)
+
+
+def test_batches_are_formed_by_canvas(monkeypatch):
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(Constant):
+        def forward(self, pixels):
+            seen.append(tuple(pixels.shape))
+            return super().forward(pixels)
+
+    images = pictures((32, 64), (64, 64), (20, 50), (32, 64), (60, 33))
+    spy = Spy()
+    model = BoundaryModel(spy, dtype="float32")
+    model.predict(images)
+    assert seen == [(1, 3, 32, 64)] * 3 + [(1, 3, 64, 64)] * 2
+    # SegFormer runs in pairs on a CPU, and in reduced precision never alone.
+    spy.config = SimpleNamespace(model_type="segformer")
+    seen.clear()
+    model.predict(images)
+    assert seen == [(2, 3, 32, 64), (1, 3, 32, 64), (2, 3, 64, 64)]
+    seen.clear()
+    assert len(BoundaryModel(spy, dtype="bfloat16").predict(images)) == 5
+    assert seen == [(2, 3, 32, 64)] * 2 + [(2, 3, 64, 64)]
+    # An accelerator takes as many pixels as batch_size squares of 512 have.
+    monkeypatch.setattr(BoundaryModel, "device", torch.device("meta"))
+    for canvas, length in (((512, 512), 16), ((32, 32), 16), ((1024, 1024), 4), ((8192, 8192), 1)):
+        assert model._batch_length(canvas) == length
+
+
+def test_padding_mirrors_the_image():
+    image = np.zeros((30, 40, 3), np.uint8)
+    image[:, :, 0] = np.arange(40) * 5
+    levels = BoundaryModel(Red(), mean=(0.5, 0, 0), std=(0.25, 1, 1), dtype="float32").predict(
+        [image]
+    )[0]
+    # Constant padding would bend the last columns; mirrored ones keep them rising.
+    assert (np.diff(levels[15].astype(int)) >= 0).all()
+    assert levels[-1].tolist() == levels[0].tolist()
+
+
+def test_tensors_and_arrays_give_the_same(packaged):
+    image = pictures((50, 60))[0]
+    locked = image.copy()
+    locked.flags.writeable = False
+    expected = packaged.predict([image])[0]
+    for same in (torch.from_numpy(image), locked, np.asfortranarray(image)):
+        assert np.array_equal(packaged.predict([same])[0], expected)
+
+
+def test_device_path_of_tensors():
+    # Tensors that are on an accelerator are padded there; the meta device has shapes only.
+    from subtok_data.boundary.padding import stack
+
+    placed = stack(
+        [torch.zeros(20, 40, 3, dtype=torch.uint8, device="meta")], (32, 64), torch.device("meta")
+    )
+    assert placed.shape == (1, 32, 64, 3)
+
+
+@pytest.mark.parametrize("caller", [torch.inference_mode, torch.enable_grad])
+def test_maps_are_ordinary_tensors(packaged, caller):
+    with caller():
+        maps = packaged.predict_on_device(pictures((50, 60), (64, 64)))
+    for boundary in (*maps, maps.finite):
+        assert not boundary.is_inference()
+        assert not boundary.requires_grad
+        assert boundary.is_contiguous()
+    assert maps.finite.tolist() == [True, True]
+    assert (maps[1].float() * torch.ones(1, requires_grad=True)).sum().requires_grad
+
+
+def test_autocast_of_the_caller_changes_nothing(packaged):
+    image = pictures((64, 64))[0]
+    model = BoundaryModel.from_pretrained(device="cpu", dtype="float32")
+    expected = model.predict([image])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(model.predict([image])[0], expected)
+
+
+def test_precisions_agree_roughly():
+    images = pictures((96, 128), seed=3)
+    exact = (
+        BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)[0].astype(int)
+    )
+    for dtype, mean in (("bfloat16", 2.0), ("float16", 0.2)):
+        other = BoundaryModel.from_pretrained(device="cpu", dtype=dtype).predict(images)[0]
+        assert np.abs(other - exact).mean() < mean
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_compiled_agrees():
+    images = pictures((96, 128), (96, 128))
+    plain = BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)
+    compiled = BoundaryModel.from_pretrained(device="cpu", dtype="float32", compile=True)
+    for one, two in zip(plain, compiled.predict(images), strict=True):
+        assert np.abs(one.astype(int) - two).max() <= 1
+    assert pickle.loads(pickle.dumps(compiled)).num_parameters == compiled.num_parameters
+
+
+# --- not a number ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_finite_logits_name_the_model(value):
+    class SpoilsBright(Constant):
+        def forward(self, pixels):
+            bright = pixels.amax((1, 2, 3), keepdim=True) > 1
+            return torch.where(bright, value, super().forward(pixels))
+
+    images = pictures(*[(32, 32)] * 3)
+    images = [np.minimum(image, 100) for image in images]
+    images[1][5, 5] = 255
+    model = BoundaryModel(SpoilsBright(), dtype="float32", name="spoilt")
+    with pytest.raises(SubtokError, match=r"'spoilt'.*image\(s\) \[1\] of 3.*float32"):
+        model.predict(images)
+    maps = model.predict_on_device(images)  # does not raise: nothing waits here
+    assert maps.finite.tolist() == [True, False, True]
+    with pytest.raises(SubtokError, match="spoilt"):
+        maps.raise_unless_finite(maps.finite.cpu())
+
+
+def test_wrong_output_shape():
+    class TwoChannels(Constant):
+        def forward(self, pixels):
+            return super().forward(pixels).repeat(1, 2, 1, 1)
+
+    with pytest.raises(ConfigError, match=r"\(1, 2, 8, 8\).*\(N, 1, h, w\)"):
+        BoundaryModel(TwoChannels(), dtype="float32").predict(pictures((32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": 100}, "tile=100"),
+        ({"tile": 0}, "tile=0"),
+        ({"tile": 128, "overlap": 96}, r"overlap=96 .* 64 pixels"),
+        ({"tile": 128, "overlap": 0}, "overlap=0"),
+        ({"tile": 512, "overlap": 33}, "overlap=33"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BoundaryModel(Constant(), **options)
+
+
+# --- devices and processes ---------------------------------------------------------------------
+
+
+def test_pickle(packaged):
+    images = pictures((40, 50))
+    random_state = torch.get_rng_state()
+    copy = pickle.loads(pickle.dumps(packaged))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert copy.config_hash == packaged.config_hash
+    assert np.array_equal(copy.predict(images)[0], packaged.predict(images)[0])
+    elsewhere = BoundaryModel(Constant())
+    elsewhere.to("meta")
+    with pytest.raises(DeviceError, match=r"'meta'.*\.to\('cpu'\)"):
+        pickle.dumps(elsewhere)
+
+
+def test_device_choice(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device(None) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"device='cuda'.*use 'cpu'"):
+        BoundaryModel(Constant(), device="cuda")
+    assert compute_dtype("auto", torch.device("cuda")) == torch.float16
+    assert compute_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda", 3)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_inside_a_dataloader_worker(device):
+    loader = DataLoader(
+        PredictsInWorker(BoundaryModel(Constant()), device),
+        num_workers=1,
+        multiprocessing_context="spawn",
+        collate_fn=list,
+    )
+    (answer,) = next(iter(loader))
+    if device == "cpu":
+        assert answer == "(8, 8)"
+    else:
+        assert "DataLoader worker 0" in answer
+        assert "SubobjectCollator" in answer
+        assert "PendingBatch" in answer
+
+
+def test_import_is_light_on_transformers():
+    code = (
+        "import sys, subtok_data.boundary\n"
+        "assert 'torch' in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_and_does_not_wait():
+    images = pictures(*[(96, 128)] * 5, (64, 128), (50, 60))
+    exact = BoundaryModel.from_pretrained(device="cpu", dtype="float32").predict(images)
+    model = BoundaryModel.from_pretrained(device="cuda")
+    model.predict(images)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(model.stream):
+            maps = model.predict_on_device(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    maps.raise_unless_finite()
+    alone = [model.predict([image])[0] for image in images]
+    for boundary, cpu, single in zip(maps, exact, alone, strict=True):
+        found = boundary.cpu().numpy().astype(int)
+        assert np.abs(found - cpu).max() <= 2
+        assert np.abs(found - single).max() <= 1
+    with pytest.raises(DeviceError, match="not pickled"):
+        pickle.dumps(model)

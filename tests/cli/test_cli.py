@@ -1,0 +1,422 @@
+"""The command ``subtok``: what it prints, writes and returns, and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import panoptic, promptable
+from helpers.faulty import KillsDecoder
+from helpers.tiny_efficient_sam import make_model, save_torchscript
+from PIL import Image
+
+from subtok_data import (
+    ImageFiles,
+    PatchSegmenter,
+    SubobjectCollator,
+    SubobjectDataset,
+    SubobjectTokenizer,
+)
+from subtok_data.boundary import BoundaryModel
+from subtok_data.cli import bench, main
+from subtok_data.data import tokenize_dataset
+from subtok_data.data.store import writer as store_writer
+from subtok_data.errors import ConfigError, SubtokError, WorkerCrashError
+
+PATCH = ["--segmenter", "patch", "--size", "64", "--executor", "inline"]
+
+
+def save_photos(folder, count, *, size=(72, 96), seed=0):
+    """Smooth random pictures, each with shapes that have edges."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture = np.full((*size, 3), rng.integers(0, 256, 3), np.uint8)
+        for _ in range(4):
+            y, x = (int(rng.integers(0, side - 20)) for side in size)
+            picture[y : y + 20, x : x + 24] = rng.integers(0, 256, 3)
+        Image.fromarray(picture).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return save_photos(tmp_path / "photos", 6)
+
+
+# --- the command itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["tokenize"], ["bench"], ["train"], ["eval"]])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    words = capsys.readouterr().out
+    assert "examples:" in words
+    assert " ".join(["subtok", *command]) in words.split("examples:")[1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["tokenize"], ["demo", "--size", "x"]])
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: subtok" in capsys.readouterr().err
+
+
+def test_help_is_fast_since_it_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from subtok_data.cli import build_parser\n"
+        "build_parser().format_help()\n"
+        "heavy = {'torch', 'numba', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "subtok_data.cli", "--version"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("subtok-data ")
+
+
+# --- tokenize ----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_tokenized_and_read_back(photos, tmp_path, capsys):
+    out = tmp_path / "tokens"
+    assert main(["tokenize", str(photos), "--out", str(out), *PATCH]) == 0
+    words = capsys.readouterr()
+    assert words.out.startswith("6 images, 24 tokens in ")  # 64 × 48 in patches of 32
+    assert words.err == ""
+    sample = SubobjectDataset(ImageFiles(photos), tokens=out)[5]
+    assert int(sample.token_maps[0].max()) == 3
+
+
+def test_stored_tokens_give_the_same_batches_without_the_model(photos, tmp_path, monkeypatch):
+    out = tmp_path / "tokens"
+    options = ["--size", "64", "--max-tokens", "9", "--executor", "inline", "--batch-size", "3"]
+    assert main(["tokenize", str(photos), "--out", str(out), *options]) == 0
+    collator = SubobjectCollator(SubobjectTokenizer(max_tokens=9, size=64), shape_size=4)
+    files = ImageFiles(photos)
+    live = [
+        collator([SubobjectDataset(files)[i] for i in rows]) for rows in (range(3), range(3, 6))
+    ]
+
+    def no_model(*_, **__):
+        raise RuntimeError("the model ran")
+
+    monkeypatch.setattr(BoundaryModel, "predict", no_model)
+    dataset = SubobjectDataset(files, tokens=out)
+    for rows, wanted in zip((range(3), range(3, 6)), live, strict=True):
+        batch = collator([dataset[i] for i in rows])
+        assert list(batch) == list(wanted)
+        for key, value in wanted.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(batch[key], value), key
+            else:
+                assert batch[key] == value
+
+
+def test_bad_files_are_reported_with_their_reason_and_exit_code_1(photos, tmp_path, capsys):
+    (photos / "00.png").write_bytes((photos / "01.png").read_bytes()[:60])
+    (photos / "03.png").write_bytes(b"")
+    (photos / "04.png").write_text("no image")
+    out = tmp_path / "tokens"
+    assert main(["tokenize", str(photos), "--out", str(out), *PATCH]) == 1
+    words = capsys.readouterr()
+    assert words.out.startswith("3 images, 12 tokens")
+    assert "3 of 6 rows have no tokens" in words.err
+    for name, reason in (("00", "truncated"), ("03", "empty"), ("04", "not an image")):
+        line = next(line for line in words.err.splitlines() if f"{name}.png" in line)
+        assert line.count(f"{name}.png") == 1
+        assert reason in line
+    # Reading them back: bad samples say why, or are replaced, and the others are there.
+    dataset = SubobjectDataset(ImageFiles(photos), tokens=out, on_error="replace")
+    assert [bool(dataset[i].replaced) for i in range(6)] == [True, False, False, True, True, False]
+
+
+def test_json_report(photos, tmp_path, capsys):
+    (photos / "02.png").write_bytes(b"")
+    arguments = ["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH, "--json"]
+    assert main(arguments) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["images"], report["tokens"]) == (6, 5, 20)
+    assert [row["index"] for row in report["failed"]] == [2]
+    assert main(arguments) == 1  # nothing left to do: still not all rows have tokens
+    again = json.loads(capsys.readouterr().out)
+    assert (again["images"], again["rows_done_before"]) == (0, 6)
+    assert again["failed"] == report["failed"]
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
+    photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(store_writer, "SHARD_ROWS", 2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = ["--size", "64", "--executor", "inline", "--batch-size", "2"]
+    assert main(["tokenize", str(photos), "--out", str(whole), *arguments]) == 0
+    capsys.readouterr()
+
+    read = ImageFiles.__getitem__
+
+    def stop_at_4(self, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFiles, "__getitem__", stop_at_4)
+        # One batch is read ahead of what is written, so that at least the first shard is there.
+        patch.setattr("subtok_data.data.tokenize._AHEAD", 1)
+        assert main(["tokenize", str(photos), "--out", str(broken), *arguments]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    shards = {file.name for file in broken.glob("*.arrow")}
+    assert "tokens-00000.arrow" in shards
+    assert "tokens-00002.arrow" not in shards
+    assert main(["tokenize", str(photos), "--out", str(broken), *arguments]) == 0
+    assert "rows were there already" in capsys.readouterr().out
+    assert {file.name for file in broken.iterdir()} == {file.name for file in whole.iterdir()}
+    for file in whole.glob("*.arrow"):
+        assert file.read_bytes() == (broken / file.name).read_bytes()
+
+
+def test_another_configuration_is_refused(photos, tmp_path, capsys):
+    arguments = ["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--max-tokens", "2"]) == 2
+    words = capsys.readouterr().err
+    assert words.startswith("subtok: ")
+    assert "holds tokens with max_tokens None, asked for max_tokens 2" in words
+    assert words.count("\n") == 1
+    save_photos(photos / "more", 1)
+    assert main(arguments) == 2
+    assert "num_rows 6, asked for num_rows 7" in capsys.readouterr().err
+
+
+def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_path):
+    main(["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH])
+    dataset = SubobjectDataset(ImageFiles(photos), tokens=tmp_path / "t")
+    other = SubobjectTokenizer(PatchSegmenter(16), size=64)
+    with pytest.raises(ConfigError, match="tokenize again"):
+        SubobjectCollator(other)([dataset[0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "0.1", "--num-tokens", "5"], "both set the granularity"),
+        (["--threshold", "1.5"], "1.5"),
+        (["--max-tokens", "0"], "max_tokens=0"),
+        (["--size", "8"], "size=8"),
+        (["--segmenter", "patch", "--threshold", "0.2"], "--threshold is an option of --segmenter"),
+        (["--segmenter", "sam", "--weights", "x"], "--weights is an option of --segmenter epoc"),
+        (["--segmenter-model", "x"], "option of --segmenter sam, sam-edges, efficient-sam, panop"),
+        (["--segmenter", "sam"], "--segmenter sam needs --segmenter-model PATH: a folder or hub"),
+        (["--segmenter", "sam-edges"], "--segmenter sam-edges needs --segmenter-model PATH"),
+        (["--segmenter", "efficient-sam"], "needs --segmenter-model PATH: EfficientSAM's Torch"),
+        (["--segmenter", "panoptic"], "needs --segmenter-model PATH: a folder or hub id of Mask2"),
+        (["--segmenter", "efficient-sam", "--segmenter-model", "no.pt"], "'no.pt' does not exist"),
+        (
+            ["--segmenter", "sam", "--segmenter-model", "x", "--points-per-side", "0"],
+            "points_per_side=0",
+        ),
+        (["--weights", "no-such-weights"], "no-such-weights"),
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--split", "train"], "folder of images"),
+        (["--segment-workers", "0"], "segment_workers=0"),
+    ],
+)
+def test_impossible_options_are_one_clear_line(photos, tmp_path, capsys, options, words):
+    code = main(["tokenize", str(photos), "--out", str(tmp_path / "t"), *options])
+    message = capsys.readouterr().err
+    assert code in (1, 2)
+    assert message.startswith("subtok: ")
+    assert words in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "options"),
+    [
+        ("sam", ["--points-per-side", "2"]),
+        ("sam-edges", ["--points-per-side", "2", "--threshold", "0.3"]),
+        ("efficient-sam", ["--points-per-side", "3"]),
+        ("panoptic", []),
+    ],
+)
+def test_models_cut_photos_from_the_command_line(photos, tmp_path, capsys, segmenter, options):
+    model = tmp_path / "model"
+    model.mkdir()
+    if segmenter == "panoptic":
+        panoptic.save_model("mask2former", model)
+    elif segmenter == "efficient-sam":
+        save_torchscript(make_model(), model / "efficient_sam_vitt_torchscript.pt")
+    else:
+        promptable.save_model("sam", model)
+    out = tmp_path / "tokens"
+    arguments = ["--segmenter", segmenter, "--segmenter-model", str(model), *options]
+    common = [*arguments, "--size", "64", "--max-tokens", "5"]
+    assert main(["tokenize", str(photos), "--out", str(out), *common, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], report["failed"]) == (6, [])
+    assert 6 <= report["tokens"] <= 30
+    image, pictures = photos / "00.png", tmp_path / "pictures"
+    assert main(["demo", "--image", str(image), "--out", str(pictures), *common, "--json"]) == 0
+    (timing,) = json.loads(capsys.readouterr().out)["images"]
+    assert timing["coverage"] == 1
+
+
+def test_an_output_folder_that_is_a_file_is_one_clear_line(photos, capsys):
+    taken = photos / "00.png"
+    assert main(["tokenize", str(photos), "--out", str(taken), *PATCH]) == 1
+    assert main(["demo", "--image", str(taken), "--out", str(taken), "--segmenter", "patch"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("subtok: ") and "00.png" in line for line in lines)
+
+
+def test_a_dataset_on_disk_with_splits(photos, tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    files = sorted(str(file) for file in photos.iterdir())
+    data = datasets.Dataset.from_dict({"image": files, "label": list(range(6))})
+    data = data.cast_column("image", datasets.Image())
+    folder, out = tmp_path / "data", tmp_path / "tokens"
+    datasets.DatasetDict(train=data, test=data.select([0, 1])).save_to_disk(str(folder))
+    arguments = ["tokenize", str(folder), "--out", str(out), *PATCH]
+    assert main(arguments) == 2
+    assert "['test', 'train']" in capsys.readouterr().err
+    assert main([*arguments, "--split", "test"]) == 0
+    assert main(["tokenize", str(folder / "train"), "--out", str(tmp_path / "2"), *PATCH]) == 0
+    rows = SubobjectDataset(datasets.load_from_disk(str(folder))["test"], tokens=out)
+    assert [row.columns["label"] for row in (rows[0], rows[1])] == [0, 1]
+    missing = ["tokenize", str(folder / "train"), "--out", str(tmp_path / "3"), *PATCH]
+    assert main([*missing, "--image-column", "photo"]) == 2
+    assert "['image', 'label']" in capsys.readouterr().err
+
+
+def test_workers_and_executors_store_the_same_bytes(photos, tmp_path):
+    tokenizer = SubobjectTokenizer(PatchSegmenter(16), size=64, max_tokens=7)
+    found = []
+    for number, options in enumerate(
+        [
+            {"executor": "inline"},
+            {"executor": "thread", "segment_workers": 2},
+            {"executor": "process", "segment_workers": 2, "num_workers": 2},
+        ]
+    ):
+        out = tmp_path / str(number)
+        done = []
+        report = tokenize_dataset(
+            ImageFiles(photos),
+            tokenizer,
+            out,
+            batch_size=2,
+            on_progress=lambda rows, _, done=done: done.append(rows),
+            **options,
+        )
+        assert report.images == sum(done) == 6
+        again = []
+        tokenize_dataset(
+            ImageFiles(photos), tokenizer, out, on_progress=lambda *n, again=again: again.append(n)
+        )
+        assert again == [(6, 0)]
+        found.append((out / "tokens-00000.arrow").read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_decoding_worker_that_dies_is_an_error_that_says_how_to_go_on(tmp_path):
+    tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    with pytest.raises(WorkerCrashError, match="run again to go on"):
+        tokenize_dataset(
+            KillsDecoder(6),
+            tokenizer,
+            tmp_path / "t",
+            num_workers=1,
+            executor="inline",
+            batch_size=1,
+        )
+
+
+class _Picky(PatchSegmenter):
+    """Cannot infer images with a white corner."""
+
+    def infer(self, images, sizes, prompts=None):
+        if any(image[0, 0].min() == 255 for image in images):
+            raise ValueError("white corner")
+        return super().infer(images, sizes, prompts)
+
+
+def test_an_image_that_cannot_be_inferred_does_not_stop_the_others(tmp_path):
+    images = [np.full((64, 64, 3), level, np.uint8) for level in (0, 255, 9)]
+    tokenizer = SubobjectTokenizer(_Picky(), size=64)
+    report = tokenize_dataset(images, tokenizer, tmp_path / "a", executor="inline")
+    assert [(row.index, row.reason) for row in report.failed] == [
+        (1, "sample 1 failed in infer: ValueError: white corner")
+    ]
+    with pytest.raises(SubtokError, match="every image of a batch: white corner"):
+        tokenize_dataset(images[1:2] * 2, tokenizer, tmp_path / "b", executor="inline")
+
+
+def test_rows_with_several_images(tmp_path):
+    image = np.zeros((64, 64, 3), np.uint8)
+    rows = [{"image": [image, image]}, {"image": [image]}, {"image": [image, b"bad"]}]
+    tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    report = tokenize_dataset(rows, tokenizer, tmp_path / "t", executor="inline")
+    assert (report.images, report.tokens) == (3, 12)
+    dataset = SubobjectDataset(rows, tokens=tmp_path / "t")
+    assert [len(dataset[i].token_maps) for i in (0, 1)] == [2, 1]
+    assert dataset.tokens.lengths().tolist() == [8, 4, 0]
+
+
+# --- demo and bench ----------------------------------------------------------------------------
+
+
+def test_demo_draws_bundled_photos_and_prints_a_table(tmp_path, capsys):
+    out = tmp_path / "pictures"
+    assert main(["demo", "--out", str(out), "--size", "64", "--thresholds", "0.1", "--counts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("image")
+    assert "segment ms" in lines[0]
+    assert [line.split()[0] for line in lines[2:6]] == ["astronaut", "chelsea", "coffee", "rocket"]
+    assert all("100.0%" in line for line in lines[2:6])
+    assert len(list(out.glob("*.png"))) == 8
+
+
+def test_demo_of_a_folder_reports_bad_images(photos, tmp_path, capsys):
+    (photos / "05.png").write_bytes(b"")
+    out = tmp_path / "pictures"
+    arguments = ["demo", "--image", str(photos), "--out", str(out), "--segmenter", "patch"]
+    assert main([*arguments, "--size", "64", "--format", "jpg", "--json"]) == 1
+    words = capsys.readouterr()
+    report = json.loads(words.out)
+    assert [image["tokens"] for image in report["images"]] == [4] * 5
+    assert [failed["image"] for failed in report["failed"]] == ["05.png"]
+    assert "05.png" in words.err
+    assert sorted(os.listdir(out)) == [f"{number:02d}.jpg" for number in range(5)]
+
+
+def test_demo_of_a_single_missing_image(tmp_path, capsys):
+    assert main(["demo", "--image", str(tmp_path / "no.jpg"), "--out", str(tmp_path)]) == 2
+    assert "no.jpg" in capsys.readouterr().err
+
+
+def test_bench_runs_a_script_of_the_checkout(tmp_path, capsys):
+    (tmp_path / "bench_nothing.py").write_text("import sys; sys.exit(len(sys.argv))")
+    args = bench.argparse.Namespace(name="nothing", rest=["--a", "b"])
+    assert bench.run(args, tmp_path) == 3
+    args.name = "other"
+    with pytest.raises(ConfigError, match="there are nothing"):
+        bench.run(args, tmp_path)
+    with pytest.raises(ConfigError, match="source checkout"):
+        bench.run(args, tmp_path / "absent")

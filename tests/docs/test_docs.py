@@ -1,0 +1,83 @@
+"""README and docs: code runs, links lead somewhere, every public name is described."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import subtok_data
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def code_of(page: Path) -> str:
+    """Python blocks of a page, each on the lines where it stands, so that errors point there."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * (text.count("\n") + 1)
+    for found in _BLOCK.finditer(text):
+        if found[1].strip() == "python":
+            first = text.count("\n", 0, found.start(2))
+            block = found[2].splitlines()
+            lines[first : first + len(block)] = block
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_of(p).strip()], ids=lambda p: p.name)
+def test_code_runs_and_prints_what_its_comments_say(page, tmp_path, monkeypatch, capsys):
+    code = code_of(page)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {"__name__": f"docs_{page.stem}"})
+    printed = capsys.readouterr().out
+    for comment in re.findall(r"  # prints (.*)$", code, re.MULTILINE):
+        pieces = [re.escape(piece.strip()) for piece in comment.split("…")]  # … is anything
+        assert re.search(".*".join(pieces), printed, re.DOTALL), f"{comment!r} not in {printed!r}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+
+
+def test_readme_leads_to_every_page():
+    linked = set(_LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= linked, pages - linked
+
+
+def test_api_page_is_up_to_date_and_complete():
+    spec = importlib.util.spec_from_file_location("build_api", ROOT / "docs" / "build_api.py")
+    build_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build_api)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for name in subtok_data.__all__:
+        assert f"### `{name}`" in page, f"{name} has no entry: run python docs/build_api.py"
+    assert page == build_api.render(), "run python docs/build_api.py"
+
+
+def test_every_key_of_the_contract_is_documented():
+    from subtok_data.batch.validate import _LAYOUT
+
+    page = (ROOT / "docs" / "batch_format.md").read_text(encoding="utf-8")
+    assert [key for key in _LAYOUT if f"`{key}`" not in page] == []
+
+
+def test_every_error_class_is_documented():
+    from subtok_data import errors
+
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert [name for name in errors.__all__ if f"`{name}`" not in page] == []
+
+
+def test_readme_shows_the_two_commands():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "pip install -e . && subtok demo" in readme
+    assert "pip install -e '.[test]' && pytest" in readme
+    assert "pip install --quiet -e '.[test]'" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -1,0 +1,131 @@
+"""Compiled code: where it is kept, what loads it, and that it frees the interpreter lock."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.boundary_maps import smooth_noise
+
+import subtok_data
+from subtok_data import watershed_tokens
+from subtok_data.segment import relabel, warm_up
+from subtok_data.segment.kernels.flood import flood_pixels
+from subtok_data.segment.kernels.merging import merge_neighbours
+
+PACKAGE = Path(subtok_data.__file__).parent
+CUT = (
+    "import numpy as np\n"
+    "from subtok_data import watershed_tokens\n"
+    "print(watershed_tokens(np.array([[0, 255, 0]], np.uint8)).tolist())\n"
+)
+
+
+def run(code: str, **environment: str) -> str:
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA", "XDG", "PYTHON"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=keep | environment,
+        cwd="/",  # not where the package lies: the working folder comes first in the search path
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A copy of the package in which numba cannot write beside the kernels."""
+    skip = shutil.ignore_patterns("__pycache__", "boundary", "training")
+    shutil.copytree(PACKAGE, tmp_path / "site" / "subtok_data", ignore=skip)
+    # Folders without write permission would not stop a root user; a file in the way does.
+    (tmp_path / "site" / "subtok_data" / "segment" / "kernels" / "__pycache__").touch()
+    return tmp_path / "site"
+
+
+def test_read_only_install_caches_in_the_users_folder(installed: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    site = str(installed)
+    assert run(CUT, PYTHONPATH=site, XDG_CACHE_HOME=str(cache)) == "[[0, 0, 1]]\n"
+    assert list(cache.rglob("flood*.nbc"))
+
+
+def test_no_writable_folder_compiles_anew(installed: Path) -> None:
+    code = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n" + CUT
+    nowhere = "/dev/null/cache"
+    out = run(code, PYTHONPATH=str(installed), XDG_CACHE_HOME=nowhere, HOME="/dev/null")
+    assert out == "[[0, 0, 1]]\n"
+
+
+def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> None:
+    kernels = tmp_path / "subtok_data" / "segment" / "kernels"
+    skip = shutil.ignore_patterns("__pycache__", "boundary", "training")
+    shutil.copytree(PACKAGE, tmp_path / "subtok_data", ignore=skip)
+    code = (
+        "import numpy as np\n"
+        "from subtok_data.segment.watershed.minima import minima_seeds\n"
+        "print(minima_seeds(np.array([[0, 9, 0]], np.uint8), 2).count)\n"
+    )
+    assert run(code, PYTHONPATH=str(tmp_path)) == "2\n"
+    components = (kernels / "components.py").read_text()
+    assert "    return runs, first_run, labels, count\n" in components
+    changed = components.replace(
+        "    return runs, first_run, labels, count\n",
+        "    labels[:] = 0\n    return runs, first_run, labels, 1\n",
+    )
+    (kernels / "components.py").write_text(changed)
+    assert run(code, PYTHONPATH=str(tmp_path)) == "1\n"
+
+
+def test_describing_a_partition_loads_neither_torch_nor_a_compiler() -> None:
+    modules = sorted(
+        f"subtok_data.segment.{file.stem}" for file in (PACKAGE / "segment").glob("*.py")
+    )
+    imports = "".join(f"import {name.removesuffix('.__init__')}\n" for name in modules)
+    code = (
+        imports
+        + "import sys\nprint([n for n in ('torch', 'numba', 'skimage') if n in sys.modules])"
+    )
+    assert run(code, PYTHONPATH=str(PACKAGE.parent)) == "[]\n"
+
+
+def test_warm_up_leaves_nothing_to_compile() -> None:
+    warm_up()
+    kernels = (flood_pixels, merge_neighbours, relabel)
+    before = [len(k.signatures) for k in kernels]
+    levels = smooth_noise(np.random.default_rng(0), (60, 70), 2)
+    watershed_tokens(levels, 0.3, max_tokens=5)
+    watershed_tokens(levels, num_tokens=[4, 2], merge="boundary", order="raster", min_area=5)
+    frozen = levels.copy()
+    frozen.flags.writeable = False
+    watershed_tokens(frozen[:, ::2], 0.2)
+    assert [len(k.signatures) for k in kernels] == before
+
+
+def test_threads_run_kernels_at_the_same_time() -> None:
+    warm_up()
+    levels = smooth_noise(np.random.default_rng(0), (1500, 1500), 3)
+    ticks = 0
+    stop = threading.Event()
+
+    def cut() -> None:
+        watershed_tokens(levels, 0.3)
+        stop.set()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    while not stop.is_set():
+        ticks += 1
+        time.sleep(0.0005)
+    thread.join()
+    # The main thread would not run before the end if the kernels held the GIL.
+    assert ticks > 5

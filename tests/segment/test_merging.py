@@ -1,0 +1,235 @@
+"""Merging: against its definition, nested cuts, fields, time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.boundary_maps import random_map, smooth_noise
+from skimage.measure import label
+
+from subtok_data.errors import ConfigError
+from subtok_data.segment import Partition, region_adjacency
+from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
+from subtok_data.segment.merging import merge_hierarchy
+from subtok_data.segment.watershed.flood import flood_from
+from subtok_data.segment.watershed.minima import minima_seeds
+
+
+def cut_up(rng: np.random.Generator, side: int = 24) -> Partition:
+    levels = random_map(rng, side)
+    token_map, count = flood_from(levels, minima_seeds(levels, 10_000))
+    return Partition(token_map, count, levels)
+
+
+def merges_by_hand(
+    pairs: list[tuple[int, int]],
+    lengths: list[int],
+    sums: list[int],
+    areas: list[int],
+    protected: list[bool],
+    rule: int,
+    min_area: int,
+    stop: int,
+) -> tuple[list[tuple[int, int]], int]:
+    """The definition: look at every pair before every merge."""
+    edges = {
+        frozenset(p): [i, n, s]
+        for i, (p, n, s) in enumerate(zip(pairs, lengths, sums, strict=True))
+    }
+    area = dict(enumerate(areas))
+    shielded = {token for token, shield in enumerate(protected) if shield}
+    merges: list[tuple[int, int]] = []
+    forced = 0
+
+    def cost(pair: frozenset[int]) -> tuple[int, float, int]:
+        rank, length, total = edges[pair]
+        smaller = min(area[token] for token in pair)
+        shields = len(pair & shielded)
+        if rule == AREA:
+            return shields, smaller + 1 - length * 2.0**-27, rank
+        weight = np.log1p(smaller) if rule == BALANCED else 1
+        return shields, total / length * weight, rank
+
+    def is_crumb(token: int) -> bool:
+        return area[token] < min_area and token not in shielded
+
+    while edges:
+        small = [pair for pair in edges if any(map(is_crumb, pair))]
+        if small:
+            forced += 1
+        elif len(area) <= stop:
+            break
+        best = min(small or edges, key=cost)
+        made = len(areas) + len(merges)
+        merges.append((min(best), max(best)))
+        area[made] = sum(area.pop(token) for token in best)
+        if best & shielded:
+            shielded.add(made)
+        del edges[best]
+        for pair in [pair for pair in edges if pair & best]:
+            rank, length, total = edges.pop(pair)
+            new = frozenset({made}) | (pair - best)
+            old = edges.get(new, [rank, 0, 0])
+            edges[new] = [min(rank, old[0]), length + old[1], total + old[2]]
+    return merges, forced
+
+
+@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
+@pytest.mark.parametrize("min_area", [0, 9])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_merges_follow_their_definition(rule: int, min_area: int, share: float) -> None:
+    rng = np.random.default_rng(rule + min_area)
+    for _ in range(60):
+        partition = cut_up(rng)
+        borders = region_adjacency(partition.token_map, partition.cost_map)
+        areas = np.bincount(partition.token_map.ravel()).astype(np.int64)
+        protected = rng.random(len(areas)) < share
+        stop = int(rng.integers(1, 6))
+        merges, forced = merge_neighbours(
+            borders.pairs, borders.lengths, borders.sums, areas, protected, rule, min_area, stop
+        )
+        by_hand, forced_by_hand = merges_by_hand(
+            [(int(a), int(b)) for a, b in borders.pairs],
+            borders.lengths.tolist(),
+            borders.sums.tolist(),
+            areas.tolist(),
+            protected.tolist(),
+            rule,
+            min_area,
+            stop,
+        )
+        assert merges.tolist() == [list(merge) for merge in by_hand]
+        assert forced == forced_by_hand
+
+
+def test_every_cut_has_its_number_and_is_nested() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        partition = cut_up(rng)
+        hierarchy = merge_hierarchy(partition)
+        finer = partition.token_map
+        for count in range(partition.num_tokens, 0, -1):
+            cut = hierarchy.cut(count)
+            assert cut.num_tokens == count
+            assert len(np.unique(cut.token_map)) == count
+            assert label(cut.token_map, background=-1, connectivity=1).max() == count
+            pairs = np.unique(np.stack([finer.ravel(), cut.token_map.ravel()]), axis=1)
+            assert len(np.unique(pairs[0])) == pairs.shape[1]
+            finer = cut.token_map
+
+
+def test_protected_tokens_give_the_merged_token_its_fields() -> None:
+    token_map = np.array([[0, 0, 0, 1, 2, 2]], np.int16)
+    fields = {"prompt": np.array([-1, 4, -1]), "highest": np.array([7, 1, 2])}
+    protected = np.array([False, True, False])
+    partition = Partition(token_map, 3, None, fields, {"highest": "max"}, protected)
+    cut = merge_hierarchy(partition).cut(1)
+    assert cut.token_fields["prompt"].tolist() == [4]
+    assert cut.token_fields["highest"].tolist() == [7]
+    assert cut.protected is not None
+    assert cut.protected.tolist() == [True]
+    with pytest.raises(ValueError, match=r"expected \(3,\) bool"):
+        Partition(token_map, 3, protected=np.zeros(2, bool))
+
+
+def test_stopping_early_changes_nothing() -> None:
+    partition = cut_up(np.random.default_rng(4), 60)
+    whole = merge_hierarchy(partition)
+    part = merge_hierarchy(partition, down_to=5)
+    assert np.array_equal(part.merges, whole.merges[: len(part.merges)])
+    assert np.array_equal(part.cut(5).token_map, whole.cut(5).token_map)
+
+
+def star(leaves: int) -> tuple[np.ndarray, ...]:
+    """A token that touches all others, which form a ring around it."""
+    rng = np.random.default_rng(5)
+    ring = np.arange(1, leaves + 1)
+    spokes = np.stack([np.zeros(leaves, np.int64), ring], axis=1)
+    rim = np.sort(np.stack([ring, np.roll(ring, 1)], axis=1), axis=1)
+    pairs = np.concatenate([spokes, rim]).astype(np.int32)
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    lengths = rng.integers(1, 9, len(pairs))
+    sums = lengths * rng.integers(0, 256, len(pairs))
+    return pairs, lengths, sums, rng.integers(1, 99, leaves + 1)
+
+
+@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
+    seconds: list[float] = []
+    for leaves in (10, 10_000, 80_000):
+        pairs, lengths, sums, areas = star(leaves)
+        if flat:
+            sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
+        started = time.process_time()  # other processes do not count
+        merges, _ = merge_neighbours(
+            pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
+        )
+        seconds.append(time.process_time() - started)
+        assert len(merges) == leaves
+    # Eight times the tokens: quadratic would be 64 times the time.
+    assert seconds[2] < 25 * max(seconds[1], 0.004)
+
+
+def test_costs_without_a_boundary_map() -> None:
+    token_map = np.repeat(np.arange(3, dtype=np.int16), 4)[None].repeat(4, axis=0)
+    image = np.zeros((4, 12, 3), np.uint8)
+    image[:, 4:8] = 200
+    image[:, 8:] = 180
+    by_colour = merge_hierarchy(Partition(token_map, 3), image=image).cut(2)
+    assert np.array_equal(np.unique(by_colour.token_map[:, 4:]), [1])
+    assert by_colour.num_tokens == 2
+    # By area: the smallest token goes to the neighbour with the longest border.
+    token_map = np.array([[0, 0, 0, 1], [0, 2, 1, 1], [1, 1, 1, 1]], np.int16)
+    assert merge_hierarchy(Partition(token_map, 3)).cut(2).token_map.tolist() == [
+        [0, 0, 0, 1],
+        [0, 0, 1, 1],
+        [1, 1, 1, 1],
+    ]
+    with pytest.raises(ValueError, match=r"image of shape \(4, 4, 3\)"):
+        merge_hierarchy(Partition(token_map, 3), image=np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "merged"),
+    [
+        ("largest", [1, 7, 5], [7, 5]),
+        ("max", [1, 7, 5], [7, 5]),
+        ("min", [1, 7, 5], [1, 5]),
+        ("mean", [1.0, 7.0, 5.0], [5.5, 5.0]),
+        ("mean", [1, 7, 5], [5.5, 5.0]),
+        ("max", [[1, 9], [7, 8], [5, 5]], [[7, 9], [5, 5]]),
+        ("largest", [[1, 9], [7, 8], [5, 5]], [[7, 8], [5, 5]]),
+        ("mean", [[1.0, 9.0], [7.0, 1.0], [5.0, 5.0]], [[5.5, 3.0], [5.0, 5.0]]),
+        ("max", [False, True, False], [True, False]),
+    ],
+)
+def test_fields_follow_their_rule(rule: Any, values: list[Any], merged: list[Any]) -> None:
+    token_map = np.array([[0, 1, 1, 1, 2, 2]], np.int16)
+    levels = np.array([[0, 0, 0, 0, 0, 255]], np.uint8)
+    levels[0, 4] = 200
+    partition = Partition(token_map, 3, levels, {"a": np.asarray(values)}, {"a": rule})
+    cut = merge_hierarchy(partition).cut(2)
+    assert cut.token_map.tolist() == [[0, 0, 0, 0, 1, 1]]
+    assert cut.token_fields["a"].tolist() == merged
+    assert cut.field_rules == {"a": rule}
+
+
+def test_equal_tokens_keep_the_field_of_the_first() -> None:
+    partition = Partition(np.array([[0, 1]], np.int16), 2, None, {"a": np.array([4, 9])})
+    assert merge_hierarchy(partition).cut(1).token_fields["a"].tolist() == [4]
+
+
+def test_large_maps_merge_in_time() -> None:
+    levels = smooth_noise(np.random.default_rng(6), (512, 512), 1.2)
+    token_map, count = flood_from(levels, minima_seeds(levels, 100_000))
+    assert count > 9_000
+    assert merge_hierarchy(Partition(token_map, count, levels)).cut(60).num_tokens == 60
+
+
+def test_unknown_cost_is_refused() -> None:
+    with pytest.raises(ConfigError, match="merge='colour': expected one of"):
+        merge_hierarchy(Partition(np.zeros((1, 1), np.int16), 1), merge="colour")  # type: ignore[arg-type]

@@ -1,0 +1,312 @@
+"""Runs: they learn, they go on exactly, and what they leave behind loads."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+from subtok_data.boundary import BoundaryModel, LiteBoundaryNet
+from subtok_data.boundary.lite import LiteConfig
+from subtok_data.cli.train import add_train_parser, run_train
+from subtok_data.errors import ConfigError, SubtokError, WeightsError
+from subtok_data.training import Trainer, preset
+from subtok_data.training.checkpoint import read_checkpoint
+from subtok_data.training.make_masks import MaskConfig, make_masks
+from subtok_data.training.mask_files import decode_mask
+from subtok_data.training.mobilesam import MobileSAM, PointMasks
+from subtok_data.training.networks import build_network
+from subtok_data.training.readers import LabelMapSource
+from subtok_data.training.trainer import CHECKPOINT, train
+
+TINY: dict[str, Any] = {
+    "steps": 4,
+    "batch_size": 2,
+    "crop": 64,
+    "checkpoint_every": 2,
+    "validate_every": 2,
+    "log_every": 1,
+    "warmup": 1,
+    "min_side": 64,
+    "max_side": 128,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> LabelMapSource:
+    folder = tmp_path_factory.mktemp("shapes")
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number in range(5):
+        labels = np.kron(rng.integers(0, 9, (3, 4)), np.ones((24, 24))).astype(np.uint8)
+        colours = rng.integers(0, 255, (9, 3)).astype(np.uint8)
+        Image.fromarray(colours[labels]).save(folder / "images" / f"{number}.png")
+        Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
+    return LabelMapSource(folder / "images", folder / "labels")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Crops this small gain nothing from threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def read_log(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2, "mixed_precision": "bf16"},
+     {"architecture": "segformer", "label_stride": 4, "ema": 0.0}],
+)  # fmt: skip
+def test_an_interrupted_run_ends_in_the_same_weights(
+    source: LabelMapSource, tmp_path: Path, changes: dict[str, Any]
+):
+    config = preset("default", **{**TINY, **changes})
+    whole = train(config, [source], tmp_path / "whole", validation=[source], cpu=True)
+
+    first = Trainer(config, [source], tmp_path / "parts", validation=[source], cpu=True)
+    assert first.run(lambda step, loss: first.stop() if step == 3 else None) is None
+    assert not (tmp_path / "parts" / "final").exists()
+    second = Trainer(config, [source], tmp_path / "parts", validation=[source], cpu=True)
+    assert second.step == 3
+    parts = second.run()
+    assert parts is not None
+
+    expected, got = weights(whole), weights(parts)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    states = [read_checkpoint(tmp_path / name / CHECKPOINT) for name in ("whole", "parts")]
+    for key, value in states[0].network.items():
+        assert torch.equal(value, states[1].network[key])
+    for number, state in states[0].optimiser.items():
+        for key, value in state.items():
+            assert torch.equal(value, states[1].optimiser[number][key])
+    rows = [read_log(tmp_path / name) for name in ("whole", "parts")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert rows[0][-1]["validation_loss"]
+
+    model = BoundaryModel.from_pretrained(parts, device="cpu")
+    assert model.predict([np.zeros((50, 70, 3), np.uint8)])[0].shape == (50, 70)
+    assert {one.dtype for one in got.values() if one.is_floating_point()} == {torch.float16}
+    pictures = sorted((tmp_path / "whole" / "pictures").iterdir())
+    assert [one.name for one in pictures] == ["step_000002.png", "step_000004.png"]
+
+
+def test_a_run_that_crashed_goes_on_from_its_checkpoint(source: LabelMapSource, tmp_path: Path):
+    config = preset("default", **TINY)
+
+    def crash(step: int, loss: float) -> None:
+        if step == 3:
+            raise RuntimeError("power cut")
+
+    trainer = Trainer(config, [source], tmp_path, cpu=True)
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.run(crash)
+    again = Trainer(config, [source], tmp_path, cpu=True)
+    assert again.step == 2
+    folder = again.run()
+    assert [row["step"] for row in read_log(tmp_path)] == ["1", "2", "3", "4"]
+    whole = train(config, [source], tmp_path / "whole", cpu=True)
+    assert folder is not None
+    assert all(torch.equal(v, weights(whole)[k]) for k, v in weights(folder).items())
+
+
+def test_another_run_is_not_continued(source: LabelMapSource, tmp_path: Path):
+    train(preset("default", **TINY), [source], tmp_path, cpu=True)
+    with pytest.raises(ConfigError, match="learning_rate: 0.001, now 0.002"):
+        Trainer(preset("default", **TINY, learning_rate=0.002), [source], tmp_path, cpu=True)
+    # What cannot change the weights may change.
+    Trainer(preset("default", **{**TINY, "log_every": 3}), [source], tmp_path, cpu=True)
+    (tmp_path / CHECKPOINT).write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match="not a training checkpoint"):
+        Trainer(preset("default", **TINY), [source], tmp_path, cpu=True)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_the_same_crops(source: LabelMapSource, tmp_path: Path):
+    images = Path(source.name(0)).parent
+    data = f"labels:{images},{images.parent / 'labels'}"
+    common = ["--data", data, "--steps", "10", "--crop", "64", "--cpu"]
+    module = ["-m", "subtok_data.cli", "train"]
+    alone = [sys.executable, *module, str(tmp_path / "one"), "--batch-size", "4", *common]
+    both = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *module,
+            str(tmp_path / "two"), "--batch-size", "2", *common]  # fmt: skip
+    for command in (alone, both):
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    losses = [float(read_log(tmp_path / name)[-1]["loss"]) for name in ("one", "two")]
+    # Batch statistics are each process's own, everything else is the same.
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_loss_falls(source: LabelMapSource, tmp_path: Path):
+    losses: list[float] = []
+    config = preset("default", **{**TINY, "steps": 150, "warmup": 5})
+    Trainer(config, [source], tmp_path, cpu=True).run(lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(source: LabelMapSource, tmp_path: Path):
+    trainer = Trainer(preset("default", **TINY), [source], tmp_path, cpu=True)
+    with torch.no_grad():
+        next(trainer._learner.module.parameters()).fill_(float("nan"))
+    with pytest.raises(SubtokError, match="loss is nan at step 1"):
+        trainer.run()
+
+
+# Networks.
+
+
+def classification_weights(net: LiteBoundaryNet) -> dict[str, torch.Tensor]:
+    """Entries under foreign names, in layer order, with a head behind them."""
+    own = {k: v for k, v in net.state_dict().items() if k.startswith(("stem", "stages"))}
+    return {f"foreign.{n}.{k.rpartition('.')[2]}": v for n, (k, v) in enumerate(own.items())} | {
+        "head.weight": torch.zeros(1000, 1280)
+    }
+
+
+def test_an_encoder_is_loaded_by_order(tmp_path: Path):
+    torch.manual_seed(1)
+    given = LiteBoundaryNet()
+    path = tmp_path / "weights.pth"
+    torch.save(classification_weights(given), path)
+    loaded = build_network("lite", path).module
+    for name, value in given.state_dict().items():
+        if name.startswith(("stem", "stages")) and not name.endswith("tracked"):
+            assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_encoders_that_do_not_fit_are_refused(tmp_path: Path):
+    net = LiteBoundaryNet()
+    with pytest.raises(WeightsError, match="only 1"):
+        net.load_imagenet({"a": torch.zeros(1)})
+    wrong = classification_weights(net)
+    wrong[next(iter(wrong))] = torch.zeros(3)
+    with pytest.raises(WeightsError, match="does not fit"):
+        net.load_imagenet(wrong)
+    (tmp_path / "a.pth").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="plain weights"):
+        build_network("lite", tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match="lite, segformer"):
+        build_network("resnet")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (160, 32)])
+def test_logits_come_at_half_the_side(size: tuple[int, int]):
+    net = LiteBoundaryNet(LiteConfig(decoder_channels=16)).eval()
+    with torch.inference_mode():
+        assert net(torch.zeros(2, 3, *size)).shape == (2, 1, size[0] // 2, size[1] // 2)
+
+
+def test_padding_follows_tensorflow():
+    # A stride-2 convolution on even sides pads right and below only: shifting by two shifts by one.
+    net = LiteBoundaryNet().eval()
+    x = torch.rand(1, 3, 96, 96)
+    with torch.inference_mode():
+        a = net.stem(x)[..., 1:-2, 1:-2]
+        b = net.stem(torch.roll(x, (2, 2), (2, 3)))[..., 2:-1, 2:-1]
+    torch.testing.assert_close(a, b)
+
+
+def test_configuration_round_trip():
+    config = LiteConfig(decoder_channels=24)
+    assert LiteConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ConfigError, match="decoder_channels is 2"):
+        LiteConfig(decoder_channels=2)
+
+
+# Command line.
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_train_parser(parser.add_subparsers())
+    return parser.parse_args(["train", *arguments])
+
+
+def test_the_command_trains_and_reports(
+    source: LabelMapSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    images = Path(source.name(0)).parent
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for one in images.iterdir():
+        Image.open(one).save(bad / one.name)
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save(bad / "0.png")
+    options = parse(
+        str(tmp_path / "run"), "--data", f"labels:{bad},{images.parent / 'labels'}",
+        "--steps", "1", "--batch-size", "2", "--crop", "64", "--cpu",
+    )  # fmt: skip
+    assert run_train(options) == 0
+    told = capsys.readouterr().err
+    assert "left out: " in told
+    assert "0.png" in told
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+    assert run_train(options) == 0
+    assert "going on after step 1" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_is_missing(tmp_path: Path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        run_train(parse(str(tmp_path), "--data", "labels:a,b", "--init", str(tmp_path / "none")))
+    with pytest.raises(SystemExit, match="2"):
+        parse(str(tmp_path))
+
+
+# Masks.
+
+
+class FakeSAM:
+    """Finds a disk around each point, and once a copy of it."""
+
+    def encode(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.zeros(1)
+
+    def point_masks(
+        self, embedding: torch.Tensor, points: NDArray[np.float64], *, min_iou: float = 0.0
+    ) -> PointMasks:
+        y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+        logits = [20 * (12 - torch.hypot(x - px / 4, y - py / 4)) for px, py in points]
+        blurred = [one * 0.001 for one in logits]
+        iou = torch.tensor([0.9] * len(logits) + [0.95] * len(logits))
+        return PointMasks(torch.stack(logits + blurred).float(), iou)
+
+
+def test_masks_pass_the_filters_once():
+    fake: Any = FakeSAM()
+    config = MaskConfig(points_per_side=2, batch_points=1)
+    masks = make_masks(np.zeros((60, 80, 3), np.uint8), fake, config)
+    # Four points; the unstable copies have gone although their predicted IoU is higher.
+    assert len(masks) == 4
+    assert masks.predicted_iou.tolist() == pytest.approx([0.9] * 4)
+    union = np.sum([decode_mask(one, masks.size) for one in masks.runs], axis=0)
+    assert union.shape == (60, 80)
+    assert union.max() == 1
+    assert union[15, 20] == union[45, 60] == 1
+
+
+def test_a_missing_mask_model_is_named(tmp_path: Path):
+    with pytest.raises(WeightsError, match=r"encoder\.onnx is missing"):
+        MobileSAM(tmp_path)
