@@ -120,7 +120,7 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.segment.match_regions",
         "subtok_data.segment.measure",
         "subtok_data.segment.token_shapes",
-        "subtok_data.segment.adjacency",
+        "subtok_data.segment.region_adjacency",
     ],
     "Images": [
         "subtok_data.images.to_rgb",

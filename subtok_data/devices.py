@@ -11,9 +11,7 @@ from torch.utils.data import get_worker_info
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["DeviceError", "Precision", "compute_dtype", "refuse_in_worker", "resolve_device"]
-
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

@@ -29,12 +29,10 @@ from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Segmenter, takes_p
 from subtok_data.tokenized_image import TokenizedImage
 
 __all__ = ["DEFAULT_MIN_AREA", "SubobjectTokenizer"]
-
 DEFAULT_MIN_AREA = 64
 """Pixels: on photos at the default size, tokens below it follow texture rather than things."""
 
 CONFIG_FILE = "subtok_config.json"
-
 FORMAT_VERSION = 1
 """Raised when the same configuration would give other tokens than before."""
 

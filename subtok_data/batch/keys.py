@@ -7,7 +7,6 @@ image with most tokens, H W pixels, L text length.
 from __future__ import annotations
 
 __all__ = ["EXTENSION_FIELDS", "PACKED_KEYS", "REGION_KEYS", "RESERVED_KEYS"]
-
 EXTENSION_FIELDS = ("source", "class", "prompt")
 """Token fields that become ``visual_token_<field>`` (I, N) int64 with -1 for none."""
 

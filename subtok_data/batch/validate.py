@@ -11,9 +11,7 @@ from torch import Tensor
 from subtok_data.errors import SubtokError
 
 __all__ = ["BatchError", "validate_batch"]
-
 _REQUIRED = ("visual_token_map", "num_visual_tokens", "visual_token_mask", "sample_index")
-
 _INT_MAPS = (torch.int16, torch.int32)
 
 # key -> (dtypes, shape in letters); letters are bound at first sight and must agree afterwards.

@@ -36,9 +36,7 @@ _STAGES = (
 
 #: Stages whose output the decoder reads: sides 1/2, 1/4, 1/8, 1/16, 1/32.
 _TAPS = (0, 1, 2, 4, 6)
-
 _STEM = 32
-
 _BN_EPS = 1e-3
 
 

@@ -26,7 +26,6 @@ from subtok_data.devices import DeviceError, Precision, refuse_in_worker, resolv
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["BoundaryModel", "DeviceMaps"]
-
 Triple = tuple[float, float, float]
 
 # A batch of batch_size images holds at most as many pixels as batch_size images of this side.

@@ -19,7 +19,6 @@ __all__ = ["CANVAS_MULTIPLE", "Pixels", "canvas_of", "checked", "chunked", "grou
 
 #: Sides of a canvas are multiples of this many pixels: the coarsest stride of the networks.
 CANVAS_MULTIPLE = 32
-
 Pixels = NDArray[np.uint8] | torch.Tensor
 
 

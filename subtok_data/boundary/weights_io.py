@@ -31,11 +31,8 @@ __all__ = [
 
 #: Folder of the packaged weights that are used when none are named.
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
 _HOW_TO_CONVERT = (
     "A pickle may run any code when it is opened and is never loaded. To convert one that you "
     "trust: AutoModelForSemanticSegmentation.from_pretrained(folder, use_safetensors=False)"

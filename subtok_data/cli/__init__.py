@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["build_parser", "main"]
-
 _EPILOG = """\
 exit codes:
   0  all went well

@@ -18,12 +18,10 @@ if TYPE_CHECKING:
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["add_parser"]
-
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 """Photos that come with scikit-image itself: no download."""
 
 _RUNS = 3
-
 _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
   subtok demo --image holiday.jpg --num-tokens 60

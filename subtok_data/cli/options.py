@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["Commands", "add_command", "add_tokenizer_options", "make_tokenizer"]
-
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What ``add_subparsers`` returns; argparse gives it no public name."""
 
 _SEGMENTERS = ("epoc", "patch", "superpixel", "sam", "sam-edges", "efficient-sam", "panoptic")
-
 _OPTIONS = {
     "weights": ("epoc",),
     "threshold": ("epoc", "sam-edges"),
@@ -29,7 +27,6 @@ _OPTIONS = {
 """Options that only some segmenters have."""
 
 _SAM = "a folder or hub id of SAM, SAM 2 or EdgeTAM"
-
 _MODEL_OF = {
     "sam": _SAM,
     "sam-edges": _SAM,

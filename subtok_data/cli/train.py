@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["add_train_parser", "run_train"]
-
 _EXAMPLES = """examples:
   subtok train run --data masks:photos,masks --init efficientnet_lite0.pth
       from MobileSAM masks of a folder of photos (python -m subtok_data.training.make_masks)

@@ -9,7 +9,6 @@ from typing import Any
 from subtok_data.errors import ConfigError
 
 __all__ = ["STREAM_PLACEHOLDER", "LoaderState", "StreamPosition"]
-
 _VERSION = 1
 
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from subtok_data.evaluation.results import Report
 
 __all__ = ["plot_precision_recall", "plot_tokens"]
-
 _PANELS = (
     ("asa", "achievable segmentation accuracy"),
     ("covering", "covering"),
@@ -20,11 +19,8 @@ _PANELS = (
 )
 
 _TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 250, 500, 1000, 2000)
-
 _GREY = ("#8a8f98", "#b0793f", "#6b8e5a")
-
 _COLOURS = ("#1f5fbf", "#c2372e", "#7b3fa0", "#0f8a83", "#d08a00", "#444444", "#e377c2")
-
 _MARKERS = "osD^vP*X"
 
 

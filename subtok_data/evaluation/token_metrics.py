@@ -28,7 +28,6 @@ __all__ = ["Reference", "TokenScores", "mean_scores", "token_scores"]
 
 #: Side and window of the original monosemanticity.
 ORIGINAL_SIDE = 1024
-
 ORIGINAL_WINDOW = 51
 
 

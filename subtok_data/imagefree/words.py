@@ -14,9 +14,7 @@ from torch import Tensor
 from subtok_data.errors import ConfigError
 
 __all__ = ["UNKNOWN", "CategoryWords", "Prompt", "check_categories"]
-
 Prompt = Literal["paper", "code"]
-
 UNKNOWN = "unknown"
 """Appended to the categories; never drawn, and ignored in the target."""
 

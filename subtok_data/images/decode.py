@@ -24,9 +24,7 @@ __all__ = ["Decoder"]
 
 # Page descriptions have no pixels of their own, and Pillow hands EPS to an external program.
 _NOT_RASTER = frozenset({"EPS", "WMF"})
-
 _EXIF_ORIENTATION = 0x0112
-
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,4 +1,4 @@
-"""Thin adapters for training frameworks."""
+"""Thin adapters for training frameworks and models."""
 
 import lazy_loader
 

@@ -1,0 +1,9 @@
+from .llava import (
+    generation_inputs as generation_inputs,
+    use_subobject_tokens as use_subobject_tokens,
+)
+from .naflex import to_naflex as to_naflex
+from .trainer import (
+    EpochCallback as EpochCallback,
+    SubobjectTrainerMixin as SubobjectTrainerMixin,
+)

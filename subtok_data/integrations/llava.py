@@ -19,7 +19,6 @@ from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 
 __all__ = ["generation_inputs", "use_subobject_tokens"]
-
 _VISUAL = (
     "visual_token_map",
     "map_sizes",

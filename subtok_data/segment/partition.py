@@ -10,13 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Evidence", "FieldRule", "Partition", "Partitioner", "TokenMap", "token_dtype"]
-
 Evidence = Mapping[str, NDArray[Any]]
-
 FieldRule = Literal["largest", "max", "min", "mean"]
-
 TokenMap = NDArray[np.int16 | np.int32]
-
 _RULES = ("largest", "max", "min", "mean")
 
 

@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 Evidence = Mapping[str, NDArray[Any]]
-
 Images = Sequence[NDArray[np.uint8]]
-
 Sizes = Sequence[tuple[int, int]]
 
 

@@ -19,9 +19,7 @@ from subtok_data.segmenters.pretrained import best_device, load_pretrained, mode
 from subtok_data.segmenters.sam import refuse_nan
 
 __all__ = ["PanopticSegmenter", "image_part", "load_panoptic", "reads_task", "without_padding"]
-
 _FOLDER = "panoptic_model"
-
 _TASK = "panoptic"
 """What OneFormer is asked for."""
 

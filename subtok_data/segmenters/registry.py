@@ -23,7 +23,6 @@ from subtok_data.segmenters.sam import (
 )
 
 __all__ = ["PROMPTERS", "SEGMENTERS"]
-
 SEGMENTERS: dict[str, Any] = {
     cls.name: cls
     for cls in (

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from subtok_data.errors import ConfigError
 
 __all__ = ["TextConfig"]
-
 _FILE = "text_config.json"
 
 

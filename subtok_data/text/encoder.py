@@ -22,7 +22,6 @@ from subtok_data.text.config import TextConfig
 from subtok_data.text.rows import IGNORE, TextRow
 
 __all__ = ["EncodedText", "Piece", "TextEncoder", "text_pieces"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -18,9 +18,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.text.rows import IGNORE
 
 __all__ = ["pack_batch", "packing_refusal", "refuse_dispatcher", "text_efficiency", "unpack_batch"]
-
 _TEXT = ("input_ids", "labels", "mm_token_type_ids")
-
 _PACKED_ONLY = frozenset(
     {
         "position_ids",

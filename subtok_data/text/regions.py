@@ -16,11 +16,8 @@ from subtok_data.errors import ConfigError, SampleError
 from subtok_data.text.rows import IGNORE, TextRow, pad_rows
 
 __all__ = ["RegionRow", "RegionText", "layout_regions", "region_text_loss"]
-
 _SCA_TASK_TOKENS = 6
-
 _SCA_QUERY_TOKENS = 8
-
 _SCA_TASKS = ("recognition", "caption")
 
 

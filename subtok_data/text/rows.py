@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["IGNORE", "TextRow", "pad_rows"]
-
 IGNORE = -100
 """Label of what is not learned."""
 

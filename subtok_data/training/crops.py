@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from subtok_data.training.samples import Sample
 
 __all__ = ["Draws", "draw_crop"]
-
 Resampling = Image.Resampling
 
 

@@ -26,17 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["MobileSAM", "PointMasks"]
-
 SIDE = 1024
-
 GRID = 64
-
 DIM = 256
-
 HEADS = 8
-
 MEAN = (123.675, 116.28, 103.53)
-
 STD = (58.395, 57.12, 57.375)
 
 

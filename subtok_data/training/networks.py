@@ -26,7 +26,6 @@ __all__ = ["Network", "build_network"]
 
 #: Name prefixes of the encoder's parameters.
 _ENCODER = {"lite": ("stem.", "stages."), "segformer": ("segformer.",)}
-
 _LAST_BIAS = {"lite": "classify.bias", "segformer": "decode_head.classifier.bias"}
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from subtok_data.training.samples import CheckedSamples
 
 __all__ = ["validate"]
-
 ROWS = 6
 
 

@@ -12,21 +12,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 __all__ = ["Panel", "PictureFigure", "Row", "picture_page"]
-
 _INK = "#1c1e21"
-
 _SOFT = "#6b7178"
-
 _FRAME = "#d5d8dc"
-
 _MARGIN = 0.28  # inches, as all lengths here
-
 _GAP = 0.16
-
 _CAPTION = 0.26
-
 _HEADING = 0.42
-
 _TITLE = 0.46
 
 

@@ -7,7 +7,7 @@ touches ``pyplot``, so nothing depends on a display or on global state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,8 @@ from subtok_data.segment import Budget, WatershedPartitioner, picture_size, segm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from subtok_data.tokenized_image import TokenizedImage
-
 __all__ = [
+    "HasTokens",
     "boundary_picture",
     "mean_color_image",
     "outline_image",
@@ -30,14 +29,25 @@ __all__ = [
 ]
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
-
 TOKEN_COUNTS = (16, 60, 150, 400)
-
 _LANDSCAPE = 1.15
-
 _INK = np.array([16, 32, 66], np.float32)
-
 _PAPER = np.array([252, 252, 250], np.float32)
+
+
+class HasTokens(Protocol):
+    """An image and its tokens, as :class:`~subtok_data.TokenizedImage` has them."""
+
+    @property
+    def image(self) -> NDArray[np.uint8]: ...  # noqa: D102
+    @property
+    def token_map(self) -> NDArray[Any]: ...  # noqa: D102
+    @property
+    def num_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def areas(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def boundary_map(self) -> NDArray[np.uint8] | None: ...  # noqa: D102
 
 
 def outline_image(
@@ -166,7 +176,7 @@ def boundary_picture(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(_PAPER + (_INK - _PAPER) * ink).astype(np.uint8)[boundary_map]
 
 
-def plot_tokens(tokenized: TokenizedImage, *, title: str = "") -> Figure:
+def plot_tokens(tokenized: HasTokens, *, title: str = "") -> Figure:
     """Draw one image and its tokens: image, boundary map, outlines, mean-colour reconstruction.
 
     Parameters
@@ -218,7 +228,7 @@ def plot_tokens(tokenized: TokenizedImage, *, title: str = "") -> Figure:
 
 
 def plot_thresholds(
-    tokenized: TokenizedImage,
+    tokenized: HasTokens,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
     num_tokens: Sequence[int] = TOKEN_COUNTS,

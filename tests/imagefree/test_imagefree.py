@@ -399,7 +399,7 @@ def test_skipped_batches_are_left_out():
 def test_ranks_share_the_samples(samples, monkeypatch):
     found = []
     for rank in range(2):
-        for module in ("imagefree.loader", "data.sampler"):
+        for module in ("imagefree.loader", "data.loader.batch_sampler"):
             monkeypatch.setattr(f"subtok_data.{module}.rank_and_world_size", lambda r=rank: (r, 2))
         loader = ImageFreeLoader(small(num_samples=samples), 2)
         found.append([b["sample_index"].tolist() for b in itertools.islice(loader, 4)])

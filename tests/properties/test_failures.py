@@ -327,7 +327,7 @@ SCRIPTS = {
     """,
 }
 BODY = (
-    "from batches import faulty_tokenizer; from faulty import CodedImages; "
+    "from helpers.batches import faulty_tokenizer; from helpers.faulty import CodedImages; "
     "from subtok_data import SubobjectLoader; "
     "loader = SubobjectLoader(CodedImages(8), faulty_tokenizer(), batch_size=4, "
     "segment_workers=2); "
@@ -366,7 +366,7 @@ def test_workers_never_import_the_users_main(tmp_path, kind):
 
 def test_ctrl_c_and_kill_leave_no_worker(tmp_path):
     script = (
-        "import sys, time; from batches import faulty_tokenizer; from faulty import CodedImages; "
+        "import sys, time; from helpers.batches import faulty_tokenizer; from helpers.faulty import CodedImages; "
         "from subtok_data import SubobjectLoader\n"
         "tokenizer = faulty_tokenizer(sleep_s=0.2)\n"
         "loader = SubobjectLoader(CodedImages(800), tokenizer, segment_workers=2)\n"

@@ -19,7 +19,6 @@ from subtok_data.segmenters import Evidence
 from subtok_data.text import EncodedText, RegionRow
 
 __all__ = ["BatchInProgress", "BatchSample", "SampleInProgress"]
-
 _ABOUT_ONE_IMAGE = (ValueError, TypeError, KeyError, IndexError, ArithmeticError)
 """What cutting may raise over an image; anything else is no fault of the sample."""
 

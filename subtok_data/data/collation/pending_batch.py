@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from subtok_data.data.collation.collator import SubobjectCollator
 
 __all__ = ["COLLATORS", "PendingBatch", "RawBatch", "RawImages"]
-
 COLLATORS: WeakValueDictionary[str, SubobjectCollator] = WeakValueDictionary()
 """Collators alive in this process, by the key that their pending batches carry."""
 

@@ -21,7 +21,6 @@ from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["MAX_REPLACEMENTS", "SubobjectDataset", "own_decoding", "shared_epoch"]
-
 MAX_REPLACEMENTS = 16
 """How many other samples are tried for one that cannot be used."""
 
@@ -163,7 +162,7 @@ class SubobjectDataset(Dataset[Sample]):
             raise SampleError(str(error), index=index, stage="decode") from error
         sample = self.decode(row, index)
         if self.tokens is not None:
-            self.tokens.attach(sample)
+            sample.attach(self.tokens)
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)

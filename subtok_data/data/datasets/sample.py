@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
+from subtok_data.data.store import StoredTokens
 from subtok_data.errors import ConfigError, PromptError, SampleError
-from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, to_rgb
+from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, resize, to_rgb
 from subtok_data.segment import Prompts, picture_size
 
 __all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
@@ -78,6 +79,40 @@ class Sample:
     def path(self) -> str | None:
         """File of the first image, where it is known."""
         return self.paths[0] if self.paths else None
+
+    def attach(self, tokens: StoredTokens) -> None:
+        """Take the stored tokens of this row; images and prompts get the size of their maps.
+
+        Parameters
+        ----------
+        tokens : StoredTokens
+            Of the dataset that the sample is a row of.
+
+        Raises
+        ------
+        SampleError
+            There are none for this row (the reason is the one met when they were made), or not one
+            map per image.
+        """
+        try:
+            found = tokens.read(self.index)
+        except SampleError as error:
+            raise SampleError.of(error, index=self.index, path=self.path, stage="decode") from error
+        if len(found) != len(self.images):
+            raise SampleError(
+                f"no stored tokens: {len(found)} stored maps for {len(self.images)} images",
+                index=self.index,
+                path=self.path,
+                stage="decode",
+            )
+        self.token_maps = [token_map for token_map, _ in found]
+        self.token_fields = [fields for _, fields in found]
+        sizes = [picture_size(token_map) for token_map in self.token_maps]
+        self.images = [resize(*pair) for pair in zip(self.images, sizes, strict=True)]
+        if self.prompts is not None:
+            pairs = zip(self.prompts, sizes, strict=True)
+            self.prompts = [prompts.resized(size) for prompts, size in pairs]
+        self.tokens_hash = tokens.config_hash
 
 
 def split_row(row: Any, image_column: str) -> tuple[Any, dict[str, Any]]:

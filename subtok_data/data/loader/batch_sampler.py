@@ -20,7 +20,6 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from subtok_data.errors import ConfigError
 
 __all__ = ["BatchPlan", "SubobjectBatchSampler", "rank_and_world_size"]
-
 _WINDOW = 50
 """Batches of each rank sorted by length together: long enough to help, short enough to mix."""
 

@@ -48,9 +48,7 @@ IN_STAGES = 2
 """Batches under way beside those that wait: with fewer, the device idles while one is cut."""
 
 _JOIN_S = 30.0
-
 _WATCH_S = 1.0
-
 _END = object()
 
 

@@ -9,7 +9,6 @@ from subtok_data.data.pool.local import InlineSegmentPool, ThreadSegmentPool
 from subtok_data.errors import ConfigError
 
 __all__ = ["EXECUTORS", "default_segment_workers", "make_pool"]
-
 EXECUTORS = ("process", "thread", "inline")
 
 

@@ -20,19 +20,15 @@ from numpy.typing import NDArray
 from subtok_data.segment import Segmented, SegmentTask, Slot, allocate_slot
 
 __all__ = ["SLOTS", "SegmentJob", "SegmentProcess"]
-
 SLOTS = 2
 """One image being cut, one waiting: the worker never waits for the main process."""
 
 _START_TIMEOUT_S = 120.0
-
 _EXIT_TIMEOUT_S = 3.0
-
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
 _ENTRY = (
     "import json, sys; path, connection, slots = json.loads(sys.argv[1]); sys.path[:] = path; "
-    "from subtok_data.segment.worker import main; main(connection, slots)"
+    "from subtok_data.segment.worker.main import main; main(connection, slots)"
 )
 
 

@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 EmptyRule = Literal["replace", "keep", "error"]
-
 PromptKind = Literal["mask", "box", "point"]
-
 COUNT_COLUMNS = ("regions_annotated", "regions_lost", "regions_capped")
 """Columns that a :class:`RegionDataset` adds to its samples: numbers of regions."""
 

@@ -13,7 +13,6 @@ from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import Prompts, RLEMasks, segmentation_runs
 
 __all__ = ["Regions"]
-
 _SAME_SHAPE = 0.02
 """How far the ratio of sides of a picture may be from the annotation's: re-encoding rounds."""
 

@@ -32,11 +32,8 @@ __all__ = [
 ]
 
 STORE_VERSION = 1
-
 META = "tokens.json"
-
 INDEX = "index.parquet"
-
 SCHEMA = pa.schema(
     [
         ("index", pa.int64()),

@@ -18,12 +18,10 @@ from subtok_data.data.store.format import (
     shard_file,
 )
 from subtok_data.errors import ConfigError, SampleError
-from subtok_data.segment import picture_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from subtok_data.data.datasets import Sample
 
 __all__ = ["StoredTokens"]
 
@@ -106,40 +104,11 @@ class StoredTokens:
         SampleError
             If the row has none; the reason is the one met when they were made.
         """
-        records, error = self._row(index)
-        if error is not None:
-            raise SampleError(f"no stored tokens: {error}", index=index, stage="decode")
-        return [decode_record(record) for record in records]
-
-    def _row(self, index: int) -> tuple[list[bytes], str | None]:
         number, row = divmod(index, self._shard_rows)
         if number not in self._open:
             self._open[number] = open_shard(shard_file(self.folder, number))
         table = self._open[number]
-        return table.column("records")[row].as_py(), table.column("error")[row].as_py()
-
-    def attach(self, sample: Sample) -> None:
-        """Give a sample its token maps, and bring its images and prompts to their size.
-
-        Raises
-        ------
-        SampleError
-            If there are none for this row; the reason is the one met when they were made.
-        """
-        records, error = self._row(sample.index)
-        if error is not None or len(records) != len(sample.images):
-            reason = error or f"{len(records)} stored maps for {len(sample.images)} images"
-            raise SampleError(
-                f"no stored tokens: {reason}", index=sample.index, path=sample.path, stage="decode"
-            )
-        from subtok_data.images import resize
-
-        found = [decode_record(record) for record in records]
-        sample.token_maps = [token_map for token_map, _ in found]
-        sample.token_fields = [fields for _, fields in found]
-        sizes = [picture_size(token_map) for token_map in sample.token_maps]
-        sample.images = [resize(*pair) for pair in zip(sample.images, sizes, strict=True)]
-        if sample.prompts is not None:
-            pairs = zip(sample.prompts, sizes, strict=True)
-            sample.prompts = [prompts.resized(size) for prompts, size in pairs]
-        sample.tokens_hash = self.config_hash
+        error = table.column("error")[row].as_py()
+        if error is not None:
+            raise SampleError(f"no stored tokens: {error}", index=index, stage="decode")
+        return [decode_record(record) for record in table.column("records")[row].as_py()]

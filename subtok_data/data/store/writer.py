@@ -24,7 +24,6 @@ from subtok_data.data.store.format import (
 from subtok_data.errors import ConfigError
 
 __all__ = ["SHARD_ROWS", "StoredRow", "TokenWriter"]
-
 SHARD_ROWS = 256
 
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["label_runs", "paint_runs"]
-
 Ints = NDArray[np.int32]
 
 

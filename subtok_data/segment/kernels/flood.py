@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.jit import kernel
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
-
 Ints = NDArray[np.int32]
-
 State = NDArray[np.signedinteger]
 
 # The queues are chains of chunks of this many pixels, read one after the other: a chain of single
 # pixels would make every step wait for the last one. Emptied chunks are used again, which keeps the
 # memory in play small enough for the first caches.
 CHUNK = 64
-
 SHIFT = 6
 
 # The queues jump about the picture, but where they go is known a few pixels before.

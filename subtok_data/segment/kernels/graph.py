@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
-
 Ints = NDArray[np.int32]
-
 Longs = NDArray[np.int64]
-
 Flags = NDArray[np.bool_]
 
 
@@ -141,7 +138,6 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
 
 
 Labels = NDArray[np.signedinteger]
-
 EMPTY = -1
 
 # 2^64 / golden ratio as a signed number: spreads neighbouring keys over the whole table.

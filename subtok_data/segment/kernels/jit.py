@@ -12,12 +12,10 @@ from typing import Any, TypeVar, cast
 import numba
 
 __all__ = ["Scalar", "kernel"]
-
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # What a kernel takes as a number: a Python number, or an element of an array.
 Scalar = Any
-
 _log = logging.getLogger(__name__)
 
 

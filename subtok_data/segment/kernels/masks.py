@@ -9,7 +9,6 @@ from subtok_data.segment.kernels.components import find_root
 from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["label_parts", "paint_masks"]
-
 Ints = NDArray[np.int32]
 
 

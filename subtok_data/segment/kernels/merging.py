@@ -29,11 +29,8 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int32]
-
 Longs = NDArray[np.int64]
-
 Floats = NDArray[np.float64]
-
 Flags = NDArray[np.bool_]
 
 BOUNDARY, BALANCED, AREA = 0, 1, 2

@@ -9,9 +9,7 @@ from subtok_data.segment.kernels.components import find_root, label_runs
 from subtok_data.segment.kernels.jit import kernel
 
 __all__ = ["depths", "regional_minima", "smooth"]
-
 Bytes = NDArray[np.uint8]
-
 Ints = NDArray[np.int32]
 
 

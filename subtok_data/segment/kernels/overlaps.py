@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.jit import Scalar, kernel
 
 __all__ = ["CLIPPED", "DIVIDED", "WHOLE", "count_overlaps", "union_runs"]
-
 Ints = NDArray[np.int32]
-
 Longs = NDArray[np.int64]
 
 

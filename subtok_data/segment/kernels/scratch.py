@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["borrow"]
-
 Number = TypeVar("Number", bound=np.generic)
 
 # Larger arrays are made for the picture and given back. Pictures of 4096 x 4096 need no more; pages

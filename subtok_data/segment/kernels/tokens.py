@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from subtok_data.segment.kernels.jit import kernel
 
 __all__ = ["measure_tokens", "relabel", "sample_shapes"]
-
 TokenMap = NDArray[np.signedinteger]
 
 

@@ -14,7 +14,6 @@ from subtok_data.segment.partition import Evidence, TokenMap, token_dtype
 from subtok_data.segment.watershed import Seeds, flood_from
 
 __all__ = ["Fill", "FillRules", "edge_levels", "fill_parts"]
-
 Fill = Literal["nearest", "boundary"]
 
 

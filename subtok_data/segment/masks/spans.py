@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Spans", "find_spans", "join_spans", "resize_spans"]
-
 Longs = NDArray[np.int64]
 
 

@@ -21,7 +21,6 @@ from subtok_data.segment.masks import (
 from subtok_data.segment.partition import Evidence, Partition
 
 __all__ = ["MaskPartitioner", "PaintOrder"]
-
 PaintOrder = Literal["area", "score"]
 
 

@@ -13,7 +13,6 @@ from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, Partition, token_dtype
 
 __all__ = ["SuperpixelPartitioner"]
-
 Method = Literal["slic", "felzenszwalb"]
 
 # Each try is twice as fine as the last; the finest is 2^9 times finer than the first.

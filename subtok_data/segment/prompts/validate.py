@@ -22,7 +22,6 @@ __all__ = [
 ]
 
 BoxFormat = Literal["xyxy", "xywh"]
-
 _TOLERANCE = 1.0
 """Pixels a box may reach over the edge: annotations round, and count the last pixel in or not."""
 

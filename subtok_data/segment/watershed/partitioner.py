@@ -13,7 +13,6 @@ from subtok_data.segment.watershed.quantization import quantize
 from subtok_data.segment.watershed.seeds import check_threshold, threshold_seeds
 
 __all__ = ["DEFAULT_THRESHOLD", "WatershedPartitioner"]
-
 DEFAULT_THRESHOLD = 0.1
 
 

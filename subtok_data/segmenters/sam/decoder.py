@@ -18,7 +18,6 @@ from subtok_data.segmenters.pretrained import model_hash
 from subtok_data.segmenters.sam.mask_generation import PointDecoder
 
 __all__ = ["PromptChunk", "PromptDecoder", "SAMDecoder"]
-
 _CERTAIN = 10.0
 """Logit of a pixel inside a given mask; minus this outside, as SAM 2 does it."""
 

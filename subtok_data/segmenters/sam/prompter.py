@@ -24,7 +24,6 @@ from subtok_data.segmenters.sam.mask_generation import UPSCALED, refuse_nan
 from subtok_data.segmenters.sam.segmenter import PromptableModel
 
 __all__ = ["PROMPTER_FOLDER", "ModelPrompter", "SAMPrompter", "prompt_model"]
-
 PROMPTER_FOLDER = "prompt_model"
 """Where a saved tokenizer has the prompter's model: the segmenter's own may be another one."""
 

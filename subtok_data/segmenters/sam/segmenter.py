@@ -21,7 +21,6 @@ from subtok_data.segmenters.sam.mask_generation import (
 )
 
 __all__ = ["MODEL_FOLDER", "PromptableModel", "SAMSegmenter"]
-
 MODEL_FOLDER = "sam_model"
 """Where a saved tokenizer has the segmenter's model."""
 

@@ -170,12 +170,12 @@ def test_tokens_are_attached_by_index_also_after_pickling(tmp_path, tokenizer):
     image = np.zeros((50, 50, 3), np.uint8)
     for reader in (tokens, pickle.loads(pickle.dumps(tokens))):
         sample = decode_row(image, image_column="image", index=4)
-        reader.attach(sample)
+        sample.attach(reader)
         assert sample.image.shape == (32, 32, 3)
         assert int(sample.token_maps[0].max()) == 3
         assert sample.tokens_hash == tokenizer.config_hash
     with pytest.raises(SampleError, match="the file is empty"):
-        tokens.attach(decode_row(image, image_column="image", index=5))
+        decode_row(image, image_column="image", index=5).attach(tokens)
     assert tokens.lengths().tolist() == [4, 4, 4, 4, 4, 0]
     with pytest.raises(ConfigError, match="7 rows"):
         tokens.check_length(7)
@@ -188,4 +188,4 @@ def test_a_row_with_another_number_of_images_is_refused(tmp_path, tokenizer):
     image = np.zeros((32, 32, 3), np.uint8)
     sample = decode_row([image, image], image_column="image", index=0)
     with pytest.raises(SampleError, match="1 stored maps for 2 images"):
-        StoredTokens(tmp_path).attach(sample)
+        sample.attach(StoredTokens(tmp_path))

@@ -17,7 +17,6 @@ from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import BoxFormat
 
 __all__ = ["RegionColumns"]
-
 _KNOWN = {
     "box": ("bbox", "box"),
     "phrases": (
@@ -29,7 +28,6 @@ _KNOWN = {
 }
 
 _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
-
 _SENTENCE = ("sent", "raw", "phrase", "caption")
 
 
