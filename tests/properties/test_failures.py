@@ -366,7 +366,8 @@ def test_workers_never_import_the_users_main(tmp_path, kind):
 
 def test_ctrl_c_and_kill_leave_no_worker(tmp_path):
     script = (
-        "import sys, time; from helpers.batches import faulty_tokenizer; from helpers.faulty import CodedImages; "
+        "import sys, time; from helpers.batches import faulty_tokenizer\n"
+        "from helpers.faulty import CodedImages\n"
         "from subtok_data import SubobjectLoader\n"
         "tokenizer = faulty_tokenizer(sleep_s=0.2)\n"
         "loader = SubobjectLoader(CodedImages(800), tokenizer, segment_workers=2)\n"
