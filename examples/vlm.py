@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from subtok_data.batch.keys import PACKED_KEYS
+from subtok_data.batch import PACKED_KEYS
 from subtok_data.nn import FeatureEncoder, TokenEmbedding, merge_visual_tokens
 
 __all__ = ["VLM", "small_encoder", "small_llm", "train_tokenizer", "word_tokenizer"]

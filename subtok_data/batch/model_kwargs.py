@@ -1,8 +1,4 @@
-"""The padded batch: a plain dict of tensors, as ``docs/batch_format.md`` describes it.
-
-Axis letters, here and in every docstring: B samples, I images in placeholder order, N tokens of the
-image with most tokens, H W pixels, L text length.
-"""
+"""What a model's ``forward`` takes of a batch."""
 
 from __future__ import annotations
 

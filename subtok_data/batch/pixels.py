@@ -27,7 +27,7 @@ class PixelConfig:
     Parameters
     ----------
     size : int, (int, int) or None, optional
-        None: the image that was cut into tokens, so pixels and token map share a grid. An integer:
+        None: the image that was segmented, so pixels and token map share a grid. An integer:
         longest side, aspect ratio kept. A pair: exactly (height, width), as fixed-size encoders
         ask.
     multiple : int, optional
@@ -151,9 +151,9 @@ def stack_pixels(
     scale, shift = (np.array(values, np.float32)[:, None, None] for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
         rows, columns = image.shape[:2]
-        picture = slot[:, :rows, :columns]
-        np.multiply(np.ascontiguousarray(image.transpose(2, 0, 1)), scale, out=picture)
-        picture += shift
+        inside = slot[:, :rows, :columns]
+        np.multiply(np.ascontiguousarray(image.transpose(2, 0, 1)), scale, out=inside)
+        inside += shift
         slot[:, rows:] = 0
         slot[:, :rows, columns:] = 0
     return torch.from_numpy(stacked).to(_DTYPES[config.dtype])
@@ -172,6 +172,6 @@ def _normalise_on(raw: Tensor, images: Sequence[NDArray[np.uint8]], config: Pixe
     stacked = raw.float()
     scale, shift = (torch.tensor(values, device=raw.device) for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
-        picture = slot[:, : image.shape[0], : image.shape[1]]  # padding stays 0
-        picture.mul_(scale[:, None, None]).add_(shift[:, None, None])
+        inside = slot[:, : image.shape[0], : image.shape[1]]  # padding stays 0
+        inside.mul_(scale[:, None, None]).add_(shift[:, None, None])
     return stacked.to(_DTYPES[config.dtype])

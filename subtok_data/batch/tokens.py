@@ -1,8 +1,4 @@
-"""The padded batch: a plain dict of tensors, as ``docs/batch_format.md`` describes it.
-
-Axis letters, here and in every docstring: B samples, I images in placeholder order, N tokens of the
-image with most tokens, H W pixels, L text length.
-"""
+"""Visual tokens and prompted regions of several images, padded and stacked."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.batch.keys import EXTENSION_FIELDS
+from subtok_data.batch.keys import EXTENSION_FIELDS, KEYS
 from subtok_data.segment import Prompts, Segmented
 
 __all__ = ["list_regions", "pad_tokens", "round_up"]
@@ -31,71 +27,65 @@ def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> d
     Parameters
     ----------
     images : sequence of Segmented
-        What the flood gave for each image.
+        Token map and geometry of each image.
     pad_to_multiple_of : int, optional
         N is rounded up to a multiple of this, so that compiled models see few lengths.
 
     Returns
     -------
     dict of str to Tensor
-        ``visual_token_map`` (I, H, W) int16, or int32 when N > 32767, -1 outside the picture;
-        ``map_sizes`` (I, 2) int64; ``num_visual_tokens`` (I,) int64; ``visual_token_mask`` (I, N)
-        bool; ``visual_token_boxes`` (I, N, 4), ``visual_token_centers`` (I, N, 2),
-        ``visual_token_areas`` (I, N) float32, as shares of the picture; ``visual_token_shapes`` (I,
-        N, r, r) bool and token fields where the images have them.
+        ``visual_token_map`` (I, Hs, Ws) int32, -1 outside the image; ``map_sizes`` (I, 2) int64;
+        ``num_visual_tokens`` (I,) int64; ``visual_token_mask`` (I, N) bool; ``visual_token_boxes``
+        (I, N, 4), ``visual_token_centers`` (I, N, 2), ``visual_token_areas`` (I, N) float32, as
+        shares of the image; ``visual_token_shapes`` (I, N, r, r) bool and token fields where the
+        images have them.
     """
     counts = np.array([image.num_tokens for image in images], dtype=np.int64)
     sizes = np.array([image.token_map.shape for image in images], dtype=np.int64).reshape(-1, 2)
     length = round_up(int(counts.max(initial=1)), pad_to_multiple_of)
-    batch = {
-        "visual_token_map": _stack_maps(images, sizes, length),
-        "map_sizes": torch.from_numpy(sizes),
-        "num_visual_tokens": torch.from_numpy(counts),
-        "visual_token_mask": torch.from_numpy(np.arange(length)[None, :] < counts[:, None]),
-    }
-    boxes = np.zeros((len(images), length, 4), np.float32)
-    centers = np.zeros((len(images), length, 2), np.float32)
-    areas = np.zeros((len(images), length), np.float32)
+    height, width = (int(side) for side in sizes.max(axis=0, initial=1))
+    maps = KEYS["visual_token_map"].full(I=len(images), Hs=height, Ws=width)
+    boxes, centers, areas = (
+        KEYS[f"visual_token_{name}"].full(I=len(images), N=length)
+        for name in ("boxes", "centers", "areas")
+    )
     for row, image in enumerate(images):
         height, width = image.token_map.shape
         n, geometry = image.num_tokens, image.geometry
+        maps[row, :height, :width] = image.token_map
         boxes[row, :n] = geometry.boxes / np.array([width, height, width, height], np.float32)
         centers[row, :n] = geometry.centers / np.array([height, width], np.float32)
         areas[row, :n] = geometry.areas / (height * width)
-    batch["visual_token_boxes"] = torch.from_numpy(boxes)
-    batch["visual_token_centers"] = torch.from_numpy(centers)
-    batch["visual_token_areas"] = torch.from_numpy(areas)
-    batch.update(_stack_optional(images, length))
-    return batch
+    batch = {
+        "visual_token_map": maps,
+        "map_sizes": sizes,
+        "num_visual_tokens": counts,
+        "visual_token_mask": np.arange(length)[None, :] < counts[:, None],
+        "visual_token_boxes": boxes,
+        "visual_token_centers": centers,
+        "visual_token_areas": areas,
+        **_stack_optional(images, length),
+    }
+    return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
-def _stack_maps(images: Sequence[Segmented], sizes: NDArray[np.int64], length: int) -> Tensor:
-    height, width = sizes.max(axis=0, initial=1)
-    dtype = np.int16 if length <= np.iinfo(np.int16).max else np.int32
-    maps = np.full((len(images), height, width), -1, dtype)
-    for slot, image in zip(maps, images, strict=True):
-        rows, columns = image.token_map.shape
-        slot[:rows, :columns] = image.token_map
-    return torch.from_numpy(maps)
-
-
-def _stack_optional(images: Sequence[Segmented], length: int) -> dict[str, Tensor]:
-    stacked: dict[str, Tensor] = {}
+def _stack_optional(images: Sequence[Segmented], length: int) -> dict[str, NDArray[Any]]:
+    stacked: dict[str, NDArray[Any]] = {}
     if images and all(image.shapes is not None for image in images):
         shapes = [_required(image.shapes, "token shapes") for image in images]
-        side = shapes[0].shape[1]
-        padded = np.zeros((len(images), length, side, side), np.bool_)
+        padded = KEYS["visual_token_shapes"].full(I=len(images), N=length, r=shapes[0].shape[1])
         for slot, shape in zip(padded, shapes, strict=True):
             slot[: len(shape)] = shape
-        stacked["visual_token_shapes"] = torch.from_numpy(padded)
+        stacked["visual_token_shapes"] = padded
     for field in EXTENSION_FIELDS:
         if not any(field in image.token_fields for image in images):
             continue
-        values = np.full((len(images), length), -1, np.int64)
+        name = f"visual_token_{field}"
+        values = KEYS[name].full(I=len(images), N=length)
         for row, image in enumerate(images):
             if field in image.token_fields:
                 values[row, : image.num_tokens] = image.token_fields[field]
-        stacked[f"visual_token_{field}"] = torch.from_numpy(values)
+        stacked[name] = values
     return stacked
 
 
@@ -107,14 +97,14 @@ def list_regions(prompts: Sequence[Prompts], images: Sequence[Segmented]) -> dic
     prompts : sequence of Prompts
         Of each image, in pixels of its token map.
     images : sequence of Segmented
-        What they were cut to.
+        Their tokens.
 
     Returns
     -------
     dict of str to Tensor
         ``region_to_image`` (R,) int64; ``region_to_token`` (R,) int64, the token of that image that
         fits the region best; ``region_prompt`` (R,) int64, place of the region in its row;
-        ``region_boxes`` (R, 4) float32, x0, y0, x1, y1 as shares of the picture. R may be 0.
+        ``region_boxes`` (R, 4) float32, x0, y0, x1, y1 as shares of the image. R may be 0.
     """
     owners = np.repeat(np.arange(len(prompts)), [len(one) for one in prompts])
     tokens = [_required(image.prompt_tokens, "tokens of prompts") for image in images]

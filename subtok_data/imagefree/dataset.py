@@ -30,7 +30,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageFreeSample:
-    """One artificial picture, before it is drawn at any size: a few kilobytes.
+    """One artificial label map, before it is drawn at any size: a few kilobytes.
 
     Attributes
     ----------
@@ -38,21 +38,21 @@ class ImageFreeSample:
         Number of the sample.
     regions : DrawnRegions
         Its regions.
-    classes : (n,) int16 array
+    classes : (n,) int32 array
         Category of each region.
     """
 
     index: int
     regions: DrawnRegions
-    classes: NDArray[np.int16]
+    classes: NDArray[np.int32]
 
-    def class_map(self, size: Size, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
-        """Category of each pixel of a picture of ``size`` pixels, (H, W)."""
+    def class_map(self, size: Size, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+        """Draw the category of each pixel at ``size`` pixels, (H, W) int32."""
         labels = self.regions.labels
         if labels.shape == size:
             from subtok_data.segment import relabel
 
-            classes = np.empty(size, np.int16) if out is None else out
+            classes = np.empty(size, np.int32) if out is None else out
             source = np.require(labels, requirements=["C", "W"])
             relabel(source, self.classes.astype(np.int64), classes)
             return classes
@@ -190,7 +190,7 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
         random = np.random.default_rng([self.seed, self.epoch, index])
         regions = self.source.draw(random, self.target_size)
         classes = random.integers(len(self.categories), size=regions.count, dtype=np.int16)
-        return ImageFreeSample(index, regions, classes)
+        return ImageFreeSample(index, regions, classes.astype(np.int32))
 
     def collate(self, samples: Sequence[ImageFreeSample]) -> dict[str, Tensor]:
         """Draw samples and stack them into a batch.
@@ -198,38 +198,30 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
         Parameters
         ----------
         samples : sequence of ImageFreeSample
-            I samples; N is the largest number of tokens, T the sum.
+            I samples; N is the largest number of tokens, S the sum, U that of sub-words.
 
         Returns
         -------
         dict of str to Tensor
-            The visual keys of the batch contract (``docs/batch_format.md``) with
-            ``visual_token_class``, and
-
-            ============================ ============ ===== ======================================
-            ``visual_class_map``         (I, H, W)    int16 category of each pixel: the target
-            ``visual_position_ids``      (I, N)       int64 1 + row · bucket + column of the patch
-                                                            that holds the center; 0 on padding
-            ``visual_type_ids``          (I, N)       int64 1, and 0 on padding
-            ``visual_word_ids``          (S,)         int64 sub-words of all tokens, image after
-                                                            image, and
-            ``visual_word_offsets``      (T,)         int64 where each token begins in them
-            ``prompt_input_ids``         (I, L)       int64 the prompt, and its
-            ``prompt_attention_mask``    (I, L)       int64 mask; the last four with a tokenizer
-            ============================ ============ ===== ======================================
+            Keys of the batch contract (``docs/batch_format.md``): visual ones with
+            ``visual_token_class``; ``visual_class_map`` (I, Hc, Wc) int32; ``visual_position_ids``
+            and ``visual_type_ids`` (I, N) int64; and with a tokenizer ``visual_word_ids`` (U,),
+            ``visual_word_offsets`` (S,), ``prompt_input_ids`` and ``prompt_attention_mask`` (I, P)
+            int64.
         """
         if not samples:
             raise ValueError("cannot collate a batch of 0 samples")
-        cut = [self._cut(sample) for sample in samples]
-        batch = pad_tokens(cut, pad_to_multiple_of=self.pad_to_multiple_of)
-        targets = torch.empty((len(samples), *self.target_size), dtype=torch.int16)
+        segmented = [self._segmented(sample) for sample in samples]
+        batch = pad_tokens(segmented, pad_to_multiple_of=self.pad_to_multiple_of)
+        targets = torch.empty((len(samples), *self.target_size), dtype=torch.int32)
         for sample, target in zip(samples, targets.numpy(), strict=True):
             sample.class_map(self.target_size, out=target)
         batch["visual_class_map"] = targets
         batch["visual_position_ids"] = self._positions(batch)
         batch["visual_type_ids"] = batch["visual_token_mask"].long()
         if self.words is not None:
-            ids, offsets = self.words.bags(np.concatenate([c.token_fields["class"] for c in cut]))
+            classes = np.concatenate([one.token_fields["class"] for one in segmented])
+            ids, offsets = self.words.bags(classes)
             batch["visual_word_ids"] = torch.from_numpy(ids)
             batch["visual_word_offsets"] = torch.from_numpy(offsets)
             prompt = torch.from_numpy(self.words.prompt_ids)
@@ -249,7 +241,7 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
             row, column = (batch["visual_token_centers"] * scale).long().unbind(-1)
         return torch.where(mask, row * self.bucket_size + column + 1, 0)
 
-    def _cut(self, sample: ImageFreeSample) -> Segmented:
+    def _segmented(self, sample: ImageFreeSample) -> Segmented:
         """Tokens of a sample, with their categories."""
         regions = sample.regions
         if self.tokens == "region":

@@ -1,4 +1,4 @@
-"""LLaVA-type models of transformers with visual tokens instead of a grid of patches.
+"""Give LLaVA-type models of transformers visual tokens instead of a grid of patches.
 
 The model stays what it is, with its own ``forward``, loss and checkpoints; only its
 ``get_image_features`` is replaced: features of the encoder, pooled over each token by a
@@ -15,21 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from subtok_data.batch import VISUAL_KEYS
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 
 __all__ = ["generation_inputs", "use_subobject_tokens"]
-_VISUAL = (
-    "visual_token_map",
-    "map_sizes",
-    "valid_sizes",
-    "num_visual_tokens",
-    "visual_token_mask",
-    "visual_token_boxes",
-    "visual_token_shapes",
-    "visual_cu_seqlens",
-)
-
 _ATTRIBUTE = "subobject_features"
 
 
@@ -166,7 +156,7 @@ def use_subobject_tokens(
     base.get_image_features = features.get_image_features
     config.image_token_id = placeholder_id
     base.config.image_token_id = placeholder_id
-    model.visual_inputs = _VISUAL  # what model_inputs selects besides the arguments of forward
+    model.visual_inputs = VISUAL_KEYS  # what model_inputs selects besides the arguments of forward
     model.register_forward_pre_hook(_take_visual_keys, with_kwargs=True)
     return model
 
@@ -176,13 +166,13 @@ def _take_visual_keys(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Keep the visual keys from the language model, which would not know them."""
     features = getattr(model.model, _ATTRIBUTE)
-    features.visual = {name: kwargs.pop(name) for name in _VISUAL if name in kwargs}
+    features.visual = {name: kwargs.pop(name) for name in VISUAL_KEYS if name in kwargs}
     return args, kwargs
 
 
 @torch.no_grad()
 def generation_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
-    """Arguments for ``model.generate``: embeddings of text and visual tokens, and the mask.
+    """Make the arguments of ``model.generate``: embeddings of text and visual tokens, and the mask.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 from .assemble import layout_text as layout_text
 from .config import TextConfig as TextConfig
-from .encoder import EncodedText as EncodedText, TextEncoder as TextEncoder
+from .encoder import TextEncoder as TextEncoder
 from .packing import (
     pack_batch as pack_batch,
     packing_refusal as packing_refusal,
@@ -13,4 +13,4 @@ from .regions import (
     layout_regions as layout_regions,
     region_text_loss as region_text_loss,
 )
-from .rows import TextRow as TextRow, pad_rows as pad_rows
+from .rows import EncodedText as EncodedText, TextRow as TextRow, pad_rows as pad_rows

@@ -1,13 +1,13 @@
-"""Joins the text and the visual keys of a batch."""
+"""Join the text and the visual keys of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtok_data.text.encoder import EncodedText, TextEncoder
+from subtok_data.text.encoder import TextEncoder
 from subtok_data.text.packing import pack_batch, refuse_dispatcher
-from subtok_data.text.rows import pad_rows
+from subtok_data.text.rows import EncodedText, pad_rows
 
 __all__ = ["layout_text"]
 
@@ -21,7 +21,7 @@ def layout_text(
     packing: bool = False,
     pad_to_multiple_of: int = 1,
 ) -> dict[str, Any]:
-    """Batch with text first, padded or packed.
+    """Lay out a batch with text first, padded or packed.
 
     Parameters
     ----------

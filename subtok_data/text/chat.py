@@ -1,4 +1,4 @@
-"""Chats as one text, and which parts of it the model learns."""
+"""Render chats as one text, and find the parts of it that are supervised."""
 
 from __future__ import annotations
 
@@ -73,21 +73,32 @@ def _turn_spans(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[str, Sp
             continue
         # A turn starts where the model would be asked to write, and ends with its last mark; the
         # white space after that is never generated.
-        before = _apply(tokenizer, messages[:turn], open_turn=True) if turn else ""
         after = _apply(tokenizer, messages[: turn + 1], open_turn=False).rstrip()
-        if not (after.startswith(before) and text.startswith(after)):
+        written = _written(tokenizer, messages[: turn + 1])
+        if written is None or not (after.endswith(written) and text.startswith(after)):
             raise ConfigError(
                 f"the chat template rewrites earlier turns, so the assistant's part of turn {turn} "
                 f"cannot be found: mark it in the template with {{% generation %}}"
             )
-        spans.append((len(before), len(after)))
+        spans.append((len(after) - len(written), len(after)))
     return text, spans
+
+
+def _written(tokenizer: Any, messages: list[dict[str, Any]]) -> str | None:
+    """What the model writes in the last turn; None where the template does not show it."""
+    if len(messages) == 1:
+        # Nothing comes before the turn, and templates open no turn of an empty chat: what the model
+        # writes is the same behind a question.
+        messages = [{"role": "user", "content": "?"}, *messages]
+    before = _apply(tokenizer, messages[:-1], open_turn=True)
+    after = _apply(tokenizer, messages, open_turn=False).rstrip()
+    return after.removeprefix(before) if after.startswith(before) else None
 
 
 def render_chat(
     tokenizer: Any, messages: list[dict[str, Any]], *, labels: str, generation: bool
 ) -> tuple[str, Spans]:
-    """Text of a chat and the parts of it to learn.
+    """Render a chat as text, with the spans to supervise.
 
     Parameters
     ----------
@@ -96,15 +107,15 @@ def render_chat(
     messages : list of dict
         From :func:`flatten_messages`.
     labels : {"assistant", "after_prompt"}
-        What to learn.
+        What to supervise.
     generation : bool
-        Leave out the last assistant turn and open it instead; nothing is learned.
+        Leave out the last assistant turn and open it instead; nothing is supervised.
 
     Returns
     -------
     text : str
     spans : list of (int, int)
-        Characters to learn.
+        Supervised characters.
     """
     if not tokenizer.chat_template:
         raise ConfigError("the tokenizer has no chat template: set tokenizer.chat_template")
@@ -117,7 +128,7 @@ def render_chat(
     marked = _GENERATION.search(tokenizer.get_chat_template()) is not None
     text, spans = (_marked_spans if marked else _turn_spans)(tokenizer, messages)
     if not spans:
-        raise SampleError("the chat has no assistant turn to learn")
+        raise SampleError("the chat has no assistant turn to supervise")
     if labels == "after_prompt":
         spans = [(spans[0][0], len(text.rstrip()))]
     return text, spans

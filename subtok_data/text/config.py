@@ -1,4 +1,4 @@
-"""What the text of a sample is, and how it becomes a sequence."""
+"""``TextConfig``: which columns are the text of a sample, and how it becomes a sequence."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class TextConfig:
         Any transformers tokenizer. Special tokens that it lacks are added to it once, when the
         collator is made; the model needs ``resize_token_embeddings(len(tokenizer))`` afterwards.
     caption : str, optional
-        Column with one text to learn: ``[bos] image caption [eos]``.
+        Column with one text, supervised: ``[bos] image caption [eos]``.
     prompt, answer : str, optional
-        Columns of a question, not learned, and of the answer, learned: ``[bos] image prompt answer
-        [eos]``. White space between the two is taken as it stands in the columns.
+        Columns of a question and of its answer, which alone is supervised: ``[bos] image prompt
+        answer [eos]``. White space between the two is taken as it stands in the columns.
     messages : str, optional
         Column with a chat, a list of ``{"role": ..., "content": ...}``, which goes through the
         tokenizer's chat template. Content may be text or a list of text and image parts.
     labels : {"assistant", "after_prompt"}
-        Chats: learn the assistant's turns only, or all that follows the first prompt.
+        Chats: supervise the assistant's turns only, or all that follows the first prompt.
     max_length : int, optional
-        Limit of a row, visual tokens included. Text is cut at its end, visual tokens never are.
+        Limit of a row, visual tokens included. Text is truncated at its end, visual tokens never.
     shrink_tokens : bool
         Lower ``max_tokens`` of an image (neighbours are merged) so that text and visual tokens fit
         in ``max_length``; text keeps at most half of it. Without it a sample whose visual tokens
@@ -97,7 +97,7 @@ class TextConfig:
         if (self.answer is not None) and self.prompt is None:
             raise ConfigError("answer= belongs to prompt=: name the column of the question")
         if self.prompt is not None and self.answer is None and not self.generation:
-            raise ConfigError("prompt= needs answer=, the column to learn (or generation=True)")
+            raise ConfigError("prompt= needs answer=, the supervised column (or generation=True)")
         if self.labels not in ("assistant", "after_prompt"):
             raise ConfigError(f"labels is {self.labels!r}; choose 'assistant' or 'after_prompt'")
         if self.padding_side not in ("right", "left"):

@@ -1,8 +1,7 @@
-"""Rows of a dataset become token ids, one for each image.
+"""Encode the text columns of a row as token ids, with one placeholder per image.
 
-This half, :meth:`TextEncoder.encode`, runs in DataLoader workers, where the number of visual tokens
-is not known yet: each image is one placeholder. :meth:`EncodedText.expand` fills them in when the
-images are segmented.
+This runs in DataLoader workers, where the number of visual tokens is not known yet.
+:meth:`~subtok_data.text.EncodedText.expand` fills them in when the images are segmented.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,14 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.text.chat import Spans, flatten_messages, render_chat
 from subtok_data.text.config import TextConfig
-from subtok_data.text.rows import IGNORE, TextRow
+from subtok_data.text.rows import EncodedText
 
-__all__ = ["EncodedText", "Piece", "TextEncoder", "text_pieces"]
+__all__ = ["TextEncoder"]
 _log = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """Turns the text columns of rows into the text keys of a batch.
+    """Encode text columns: row of a dataset → :class:`~subtok_data.text.EncodedText`.
 
     Parameters
     ----------
@@ -92,7 +90,7 @@ class TextEncoder:
         return tuple(name for name in names if name is not None)
 
     def encode(self, row: Mapping[str, Any], num_images: int = 1) -> EncodedText:
-        """Token ids of one row, one placeholder per image.
+        """Encode one row as token ids, with one placeholder per image.
 
         Parameters
         ----------
@@ -129,14 +127,14 @@ class TextEncoder:
         config = self.config
         prompt = "" if config.prompt is None else self._text(row, config.prompt)
         answer = ""
-        learned = config.answer if config.caption is None else config.caption
-        if learned is not None and not config.generation:
-            answer = self._text(row, learned)
+        target = config.answer if config.caption is None else config.caption
+        if target is not None and not config.generation:
+            answer = self._text(row, target)
         marks = self._missing_marks([prompt, answer], num_images)
         parts: list[Piece] = [
             (np.array(self._bos, np.int64), False),
-            *self._pieces(marks + prompt, [], learned=False),
-            *self._pieces(answer, [], learned=True),
+            *self._pieces(marks + prompt, [], supervised=False),
+            *self._pieces(answer, [], supervised=True),
         ]
         if not config.generation:
             parts.append((np.array(self._eos, np.int64), True))
@@ -156,7 +154,7 @@ class TextEncoder:
                 f"the chat template left {text.count(config.image_mark)} of {num_images} image "
                 f"marks {config.image_mark!r} in the text"
             )
-        return self._joined(self._pieces(text, spans, learned=False), num_images)
+        return self._joined(self._pieces(text, spans, supervised=False), num_images)
 
     def _missing_marks(self, texts: Sequence[str], num_images: int) -> str:
         """Image marks to put first: all of them when the text has none."""
@@ -175,21 +173,21 @@ class TextEncoder:
             )
         return "" if found else self.config.image_mark * num_images
 
-    def _pieces(self, text: str, spans: Spans, *, learned: bool) -> list[Piece]:
+    def _pieces(self, text: str, spans: Spans, *, supervised: bool) -> list[Piece]:
         config = self.config
         marked = text.split(config.image_mark)
-        return text_pieces(
+        return _split_at_marks(
             config.tokenizer,
             marked,
             spans,
-            learned=learned,
+            supervised=supervised,
             mark_length=len(config.image_mark),
             placeholder_id=self.placeholder_id,
         )
 
     def _joined(self, parts: Sequence[Piece], num_images: int) -> EncodedText:
         ids = np.concatenate([part for part, _ in parts])
-        learned = np.concatenate([np.broadcast_to(flag, part.shape) for part, flag in parts])
+        supervised = np.concatenate([np.broadcast_to(flag, part.shape) for part, flag in parts])
         images = np.flatnonzero(ids == self.placeholder_id)
         if len(images) != num_images:
             raise SampleError(
@@ -198,7 +196,7 @@ class TextEncoder:
             )
         return EncodedText(
             ids,
-            learned,
+            supervised,
             images,
             self._before,
             self._after,
@@ -220,147 +218,31 @@ class TextEncoder:
         return room // num_images
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedText:
-    """Tokens of one sample with one placeholder per image.
-
-    Attributes
-    ----------
-    input_ids : (L,) int64 array
-        Token ids.
-    learned : (L,) bool array
-        Which tokens are labels.
-    images : (n,) int64 array
-        Where the placeholders are, ascending.
-    before, after : tuple of int
-        Tokens around the visual tokens of an image.
-    max_length : int or None
-        Limit of the row, visual tokens included.
-    visual_room : int or None
-        Visual tokens that each image may have at most, None for no limit. Only with
-        ``shrink_tokens``: it leaves room for the text, up to half of ``max_length``.
-    """
-
-    input_ids: NDArray[np.int64]
-    learned: NDArray[np.bool_]
-    images: NDArray[np.int64]
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    max_length: int | None = None
-    visual_room: int | None = None
-
-    def check_fits(self, counts: Sequence[int]) -> None:
-        """Check that the visual tokens fit, together with some text to learn.
-
-        Parameters
-        ----------
-        counts : sequence of int
-            Visual tokens of each image, in order.
-
-        Raises
-        ------
-        ValueError
-            When they do not; the message names the count and the limit.
-
-        Examples
-        --------
-        >>> learned, images = np.array([False, True]), np.array([0])
-        >>> text = EncodedText(np.array([9, 5]), learned, images, max_length=4)
-        >>> text.check_fits([3])
-        >>> text.check_fits([5])
-        Traceback (most recent call last):
-        ...
-        ValueError: 5 visual tokens of 1 image(s) take 5 places, max_length is 4; ...
-        """
-        if len(counts) != len(self.images):
-            raise ValueError(f"{len(counts)} counts for {len(self.images)} images of the text")
-        if self.max_length is None:
-            return
-        needed = self._needed(counts)
-        remedy = "raise max_length, lower max_tokens, or set shrink_tokens=True"
-        taken = f"{sum(counts)} visual tokens of {len(counts)} image(s) take {needed} places"
-        if needed > self.max_length:
-            raise ValueError(f"{taken}, max_length is {self.max_length}; {remedy}")
-        # A row without labels teaches nothing, and a batch of such rows has a loss of NaN.
-        if self.learned.any() and not (self.learned & self._kept(needed)).any():
-            raise ValueError(
-                f"{taken}, which leaves nothing to learn of the text at max_length="
-                f"{self.max_length}; {remedy}"
-            )
-
-    def _needed(self, counts: Sequence[int]) -> int:
-        return sum(counts) + len(counts) * (len(self.before) + len(self.after))
-
-    def _kept(self, needed: int) -> NDArray[np.bool_]:
-        """Which tokens stay: all images, and text from the start as far as there is room."""
-        text = np.ones(len(self.input_ids), np.bool_)
-        text[self.images] = False
-        if self.max_length is None:
-            return np.ones_like(text)
-        return ~text | (np.cumsum(text) <= self.max_length - needed)
-
-    def expand(self, counts: Sequence[int]) -> TextRow:
-        """Fill in the visual tokens and cut the text to ``max_length``.
-
-        Parameters
-        ----------
-        counts : sequence of int
-            Visual tokens of each image, in order, each at least 1.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`check_fits`.
-
-        Examples
-        --------
-        >>> text = EncodedText(np.array([9, 5]), np.array([False, True]), np.array([0]), (1,), (2,))
-        >>> row = text.expand([3])
-        >>> row.input_ids.tolist(), row.labels.tolist()
-        ([1, 9, 9, 9, 2, 5], [-100, -100, -100, -100, -100, 5])
-        """
-        self.check_fits(counts)
-        keep = self._kept(self._needed(counts))
-        repeats = np.ones(len(keep), np.int64)
-        repeats[self.images] = np.asarray(counts, np.int64) + len(self.before) + len(self.after)
-        repeats *= keep
-        ids = np.repeat(self.input_ids, repeats)
-        learned = np.repeat(self.learned, repeats)
-        types = np.zeros(len(ids), np.int64)
-        starts = (np.cumsum(repeats) - repeats)[self.images] + len(self.before)
-        for start, count in zip(starts, counts, strict=True):
-            stop = start + count
-            types[start:stop] = 1
-            ids[start - len(self.before) : start] = self.before
-            ids[stop : stop + len(self.after)] = self.after
-        return TextRow(ids, np.where(learned, ids, IGNORE), types, int((~keep).sum()))
-
-
 Piece = tuple[NDArray[np.int64], NDArray[np.bool_] | bool]
-"""Token ids, and which of them are learned (one flag for all, or one each)."""
+"""Token ids, and which of them are supervised (one flag for all, or one each)."""
 
 
-def text_pieces(
+def _split_at_marks(
     tokenizer: Any,
     parts: Sequence[str],
     spans: Spans,
     *,
-    learned: bool,
+    supervised: bool,
     mark_length: int,
     placeholder_id: int,
 ) -> list[Piece]:
-    """Tokens of the parts of a text, and one placeholder between each two.
+    """Tokenise the parts of a text, with one placeholder between each two.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
         Any transformers tokenizer.
     parts : sequence of str
-        The text, cut at its image marks.
+        The text, split at its image marks.
     spans : list of (int, int)
-        Characters of the whole text, marks included, to learn.
-    learned : bool
-        Whether to learn all of it, when there are no spans.
+        Characters of the whole text, marks included, to supervise.
+    supervised : bool
+        Whether to supervise all of it, when there are no spans.
     mark_length : int
         Characters of a mark.
     placeholder_id : int
@@ -373,21 +255,21 @@ def text_pieces(
             pieces.append((np.array([placeholder_id], np.int64), False))
         if part:
             shifted = [(start - offset, stop - offset) for start, stop in spans]
-            pieces += _tokenized(tokenizer, part, shifted, learned=learned)
+            pieces += _tokenized(tokenizer, part, shifted, supervised=supervised)
         offset += len(part) + mark_length
     return pieces
 
 
-def _tokenized(tokenizer: Any, text: str, spans: Spans, *, learned: bool) -> list[Piece]:
+def _tokenized(tokenizer: Any, text: str, spans: Spans, *, supervised: bool) -> list[Piece]:
     if spans and not tokenizer.is_fast:
         return _tokenized_by_parts(tokenizer, text, spans)
-    # verbose=False: a text longer than the tokenizer's own limit is cut later, not worth a warning.
+    # verbose=False: a text beyond the tokenizer's own limit is truncated later without a warning.
     output = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=bool(spans), verbose=False
     )
     ids = np.array(output["input_ids"], np.int64)
     if not spans:
-        return [(ids, learned)]
+        return [(ids, supervised)]
     starts = np.array([start for start, _ in output["offset_mapping"]], np.int64)
     inside = np.zeros(len(ids), np.bool_)
     for start, stop in spans:
@@ -396,10 +278,10 @@ def _tokenized(tokenizer: Any, text: str, spans: Spans, *, learned: bool) -> lis
 
 
 def _tokenized_by_parts(tokenizer: Any, text: str, spans: Spans) -> list[Piece]:
-    """Cut the text where learning starts and stops: slow tokenizers know no character offsets."""
+    """Split the text at the ends of spans: slow tokenizers know no character offsets."""
     ends = {min(max(end, 0), len(text)) for span in spans for end in span} | {0, len(text)}
     pieces: list[Piece] = []
     for first, last in itertools.pairwise(sorted(ends)):
         inside = any(start <= first and last <= stop for start, stop in spans)
-        pieces += _tokenized(tokenizer, text[first:last], [], learned=inside)
+        pieces += _tokenized(tokenizer, text[first:last], [], supervised=inside)
     return pieces

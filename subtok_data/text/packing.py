@@ -14,35 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from subtok_data.batch import IGNORE_INDEX, KEYS, round_up
 from subtok_data.errors import ConfigError
-from subtok_data.text.rows import IGNORE
 
 __all__ = ["pack_batch", "packing_refusal", "refuse_dispatcher", "text_efficiency", "unpack_batch"]
-_TEXT = ("input_ids", "labels", "mm_token_type_ids")
-_PACKED_ONLY = frozenset(
-    {
-        "position_ids",
-        "cu_seq_lens_q",
-        "cu_seq_lens_k",
-        "max_length_q",
-        "max_length_k",
-        "visual_cu_seqlens",
-    }
-)
 
 
 def _offsets(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-
-
-def _is_token_rows(name: str, value: Any, mask: Tensor) -> bool:
-    """Tell keys of shape (I, N, ...), one value per visual token, from all others."""
-    return (
-        name.startswith("visual_token_")
-        and name not in ("visual_token_map", "visual_token_mask")
-        and isinstance(value, Tensor)
-        and value.shape[:2] == mask.shape
-    )
 
 
 def pack_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,13 +37,14 @@ def pack_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     dict
         ``input_ids``, ``labels``, ``mm_token_type_ids``, ``position_ids`` (1, T) int64;
         ``cu_seq_lens_q``, ``cu_seq_lens_k`` (B + 1,) int32; ``max_length_q``, ``max_length_k`` int;
-        ``visual_token_*`` (S, ...) except the map; ``visual_cu_seqlens`` (I + 1,) int32. The map
-        and all other keys are unchanged; ``attention_mask`` and ``visual_token_mask`` are gone.
+        keys with one entry per visual token (S, ...); ``visual_cu_seqlens`` (I + 1,) int32. All
+        other keys are unchanged; ``attention_mask`` and ``visual_token_mask`` are gone.
 
     Raises
     ------
     ConfigError
-        When the batch has no text, or a row of it is empty.
+        When the batch has no text, a row of it is empty, or the mask of its visual tokens is
+        missing.
 
     Examples
     --------
@@ -85,21 +65,27 @@ def pack_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     lengths = real.sum(1)
     if not bool((lengths > 0).all()):
         raise ConfigError("packing needs at least one token in each row of the batch")
-    packed: dict[str, Any] = {name: batch[name][real][None] for name in _TEXT if name in batch}
+    names = [name for name in batch if name in KEYS and "packed" in KEYS[name].layouts]
+    text = [name for name in names if KEYS[name].per_text_token]
+    per_token = [name for name in names if KEYS[name].per_token]
+    if per_token and "visual_token_mask" not in batch:
+        raise ConfigError(
+            f"packing {per_token[0]!r} needs 'visual_token_mask', which says what is real"
+        )
+    packed: dict[str, Any] = {name: batch[name][real][None] for name in text}
     packed["position_ids"] = (real.cumsum(1) - 1)[real][None]
     if "labels" in packed:
         # The first token of a sample must not be predicted from the last one of its neighbour.
-        packed["labels"] = packed["labels"].masked_fill(packed["position_ids"] == 0, IGNORE)
+        first = packed["position_ids"] == 0
+        packed["labels"] = packed["labels"].masked_fill(first, IGNORE_INDEX)
     offsets = _offsets(lengths)
     longest = int(lengths.max())
     packed |= {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets.clone()}
     packed |= {"max_length_q": longest, "max_length_k": longest}
     for name, value in batch.items():
-        if name in (*_TEXT, "attention_mask", "visual_token_mask"):
-            continue
-        if "visual_token_mask" in batch and _is_token_rows(name, value, batch["visual_token_mask"]):
+        if name in per_token:
             packed[name] = value[batch["visual_token_mask"]]
-        else:
+        elif name not in text and (name not in KEYS or name in names):
             packed[name] = value
     if "num_visual_tokens" in batch:
         packed["visual_cu_seqlens"] = _offsets(batch["num_visual_tokens"])
@@ -116,10 +102,6 @@ def _padded(rows: Tensor, offsets: Tensor, length: int, fill: float, *, left: bo
     out = rows.new_full((len(sizes), length, *rows.shape[1:]), fill)
     out[mask] = rows
     return out
-
-
-def _rounded(longest: int, multiple: int) -> int:
-    return -(-longest // multiple) * multiple
 
 
 def unpack_batch(
@@ -155,40 +137,32 @@ def unpack_batch(
     """
     offsets: Tensor = packed["cu_seq_lens_q"]
     left = padding_side == "left"
-    length = _rounded(int(packed["max_length_q"]), pad_to_multiple_of)
+    length = round_up(int(packed["max_length_q"]), pad_to_multiple_of)
+    rows = {**packed, "attention_mask": torch.ones_like(packed["input_ids"])}
     batch: dict[str, Any] = {}
-    fills = {"input_ids": pad_id, "labels": IGNORE, "mm_token_type_ids": 0}
-    for name in _TEXT:
-        if name in packed:
-            batch[name] = _padded(packed[name][0], offsets, length, fills[name], left=left)
-        if name == "input_ids":
-            ones = torch.ones_like(packed["input_ids"][0])
-            batch["attention_mask"] = _padded(ones, offsets, length, 0, left=left)
-    mask: Tensor | None = None
-    if "visual_cu_seqlens" in packed:
-        widths = packed["visual_cu_seqlens"].diff()
-        width = _rounded(int(widths.max()), visual_multiple_of)
-        mask = torch.arange(width, device=widths.device) < widths[:, None]
-        batch["visual_token_mask"] = mask
+    for name, key in KEYS.items():
+        if key.per_text_token and name in rows:
+            fill = pad_id if key.pad is None else key.pad
+            batch[name] = _padded(rows[name][0], offsets, length, fill, left=left)
+    borders: Tensor | None = packed.get("visual_cu_seqlens")
+    width = 0
+    if borders is not None:
+        widths = borders.diff()
+        width = round_up(int(widths.max()), visual_multiple_of)
+        batch["visual_token_mask"] = torch.arange(width, device=widths.device) < widths[:, None]
     for name, value in packed.items():
-        if name in batch or name in _PACKED_ONLY:
+        key = KEYS.get(name)
+        if name in batch or (key is not None and "padded" not in key.layouts):
             continue
-        batch[name] = value
-        per_token = name.startswith("visual_token_") and name != "visual_token_map"
-        if mask is not None and per_token and len(value) == int(mask.sum()):
-            fill = -1 if name in _INTEGER_FIELDS else 0
-            width = mask.shape[1]
-            rows = _padded(value, packed["visual_cu_seqlens"], width, fill, left=False)
-            batch[name] = rows
+        if borders is not None and key is not None and key.per_token and key.pad is not None:
+            batch[name] = _padded(value, borders, width, key.pad, left=False)
+        else:
+            batch[name] = value
     return batch
 
 
-# Values per token that are -1 where there is none; all others are 0 on padding.
-_INTEGER_FIELDS = ("visual_token_source", "visual_token_class", "visual_token_prompt")
-
-
 def text_efficiency(batch: Mapping[str, Any]) -> dict[str, float]:
-    """How much of a batch is content.
+    """Measure how much of a batch is content, and how much is padding.
 
     Returns
     -------
@@ -228,7 +202,7 @@ def packing_refusal(
     model_config : PretrainedConfig, optional
         Configuration of the model; refused with multimodal rotary positions.
     dispatch_batches, split_batches : bool
-        Options of accelerate; both cut batches along the first axis, which is 1 in a packed batch.
+        Options of accelerate; both split batches along the first axis, 1 in a packed batch.
 
     Raises
     ------
@@ -246,7 +220,7 @@ def packing_refusal(
         if given:
             raise ConfigError(
                 f"packing=True cannot be combined with {name}: a packed batch is one row, and "
-                f"processes would cut it along its first axis. Set {name}=False"
+                f"processes would split it along its first axis. Set {name}=False"
             )
     if model_config is not None and _is_multimodal_rope(model_config):
         kind = getattr(model_config, "model_type", type(model_config).__name__)
@@ -258,7 +232,7 @@ def packing_refusal(
 
 
 def refuse_dispatcher() -> None:
-    """Refuse packing while accelerate's dispatcher iterates: it cuts batches along the first axis.
+    """Refuse packing while accelerate's dispatcher iterates, which splits batches in rows.
 
     Raises
     ------

@@ -108,7 +108,49 @@ def test_generation_marks_of_the_template_are_used():
     ours, plain = chat_encoder(marked), chat_encoder(CHATML)
     left, right = ours.encode({"chat": CHAT}), plain.encode({"chat": CHAT})
     assert np.array_equal(left.input_ids, right.input_ids)
-    assert np.array_equal(left.learned, right.learned)
+    assert np.array_equal(left.supervised, right.supervised)
+
+
+# Without marks of generation; as SmolLM2 and Qwen 2.5 (a system text of their own) and Llama 3 do.
+OPENING_TEMPLATES = {
+    "smollm2": "{% for message in messages %}{% if loop.first and messages[0].role != 'system' %}"
+    "<|im_start|>system\nBe brief<|im_end|>\n{% endif %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "qwen2.5": "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}"
+    "<|im_end|>\n{% else %}<|im_start|>system\nBe brief<|im_end|>\n{% endif %}"
+    "{% for message in messages %}{% if message.role != 'system' or not loop.first %}<|im_start|>"
+    "{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "llama3": "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{% set own = messages[0].content %}{% set messages = messages[1:] %}{% else %}"
+    "{% set own = '' %}{% endif %}<|head|>system<|/head|>\n\nBe brief{{ own }}<|eot|>"
+    "{% for message in messages %}<|head|>{{ message.role }}<|/head|>\n\n"
+    "{{ message.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}",
+    "plain": LLAMA,
+}
+
+
+@pytest.mark.parametrize("form", OPENING_TEMPLATES)
+@pytest.mark.parametrize("labels", ["assistant", "after_prompt"])
+def test_an_assistants_opening_turn_is_supervised_without_its_header(form, labels):
+    tokenizer = byte_tokenizer()
+    encoder = chat_encoder(OPENING_TEMPLATES[form], tokenizer=tokenizer, labels=labels)
+    end = "<|eot|>" if form in ("llama3", "plain") else "<|im_end|>"
+    for rest in ([], [{"role": "user", "content": "What?"}]):
+        encoded = encoder.encode({"chat": [{"role": "assistant", "content": "Hello"}, *rest]})
+        supervised = tokenizer.decode(encoded.input_ids[encoded.supervised])
+        if labels == "assistant" or not rest:
+            assert supervised == f"Hello{end}"
+        else:
+            assert supervised.startswith(f"Hello{end}")
+
+
+def test_an_opening_turn_that_no_prompt_leads_to_is_refused():
+    marked = "{% for message in messages %}{{ '>' * loop.index }}{{ message.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match=r"turn 0 cannot be found.*generation"):
+        chat_encoder(marked).encode({"chat": [{"role": "assistant", "content": "A ball"}]})
 
 
 def test_templates_that_rewrite_earlier_turns_are_refused():
@@ -127,8 +169,8 @@ def test_generation_opens_the_assistants_turn(form):
     whole = encoder.encode({"chat": CHAT})
     size = len(encoded.input_ids)
     assert np.array_equal(encoded.input_ids, whole.input_ids[:size])
-    assert whole.learned[size]
-    assert not encoded.learned.any()
+    assert whole.supervised[size]
+    assert not encoded.supervised.any()
 
 
 def test_slow_tokenizers_are_cut_where_learning_starts(monkeypatch):
@@ -137,7 +179,7 @@ def test_slow_tokenizers_are_cut_where_learning_starts(monkeypatch):
     monkeypatch.setattr(type(encoder.config.tokenizer), "is_fast", False)
     slow = encoder.encode({"chat": CHAT})
     assert np.array_equal(fast.input_ids, slow.input_ids)
-    assert np.array_equal(fast.learned, slow.learned)
+    assert np.array_equal(fast.supervised, slow.supervised)
 
 
 def test_caption_and_prompt_forms():
@@ -236,7 +278,7 @@ def test_what_does_not_fit_names_count_and_limit():
     encoded = encoder.encode({"text": "A red ball"}, 2)
     with pytest.raises(ValueError, match=r"9 visual tokens of 2 .* take 13 places.* is 10"):
         encoded.expand([4, 5])
-    with pytest.raises(ValueError, match="nothing to learn"):
+    with pytest.raises(ValueError, match="no supervised text"):
         encoded.expand([3, 3])
     row = encoded.expand([3, 1])
     assert len(row.input_ids) == 10

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.text_fixtures import byte_tokenizer, word_tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from subtok_data.batch import IGNORE_INDEX
 from subtok_data.batch.validate import _region_text_problems
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.text import RegionText, layout_regions, region_text_loss
-from subtok_data.text.rows import IGNORE
 
 TEXTS = ["A red ball", "Two dogs", "What is this ? A red ball . Two dogs . A red ball . Two dogs ."]
 
@@ -23,7 +24,7 @@ def batch_of(config: RegionText, texts: list[str], row: dict | None = None) -> d
     return batch
 
 
-def test_default_learns_every_word_and_the_end():
+def test_every_word_and_the_end_are_supervised():
     words = word_tokenizer()
     batch = batch_of(RegionText(words), TEXTS)
     ids, labels = batch["region_input_ids"], batch["region_labels"]
@@ -32,16 +33,16 @@ def test_default_learns_every_word_and_the_end():
         expected = [*words(text, add_special_tokens=False)["input_ids"], words.eos_token_id]
         length = int(batch["region_attention_mask"][row].sum())
         assert ids[row, :length].tolist() == labels[row, :length].tolist() == expected
-        assert (labels[row, length:] == IGNORE).all()
+        assert (labels[row, length:] == IGNORE_INDEX).all()
         assert (ids[row, length:] == words.pad_token_id).all()
 
 
-def test_a_leading_token_is_not_learned():
+def test_a_leading_token_is_not_supervised():
     words = word_tokenizer()
     batch = batch_of(RegionText(words, bos=True), TEXTS)
     assert (batch["region_input_ids"][:, 0] == words.bos_token_id).all()
-    assert (batch["region_labels"][:, 0] == IGNORE).all()
-    assert (batch["region_labels"][:, 1] != IGNORE).all()
+    assert (batch["region_labels"][:, 0] == IGNORE_INDEX).all()
+    assert (batch["region_labels"][:, 1] != IGNORE_INDEX).all()
 
 
 def test_long_texts_are_cut_and_end():
@@ -61,20 +62,32 @@ def test_no_regions_give_empty_tensors():
     assert batch["region_labels"].dtype == torch.int64
 
 
-def test_sca_rows_are_what_its_collator_makes():
+def beginning_tokenizer() -> PreTrainedTokenizerFast:
+    """Put ``bos`` before every text, as Llama's tokenizers do."""
     words = byte_tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", words.bos_token_id)]
+    )
+    return words
+
+
+@pytest.mark.parametrize("tokenizer", [byte_tokenizer, beginning_tokenizer])
+def test_sca_rows_are_what_its_collator_makes(tokenizer):
+    words = tokenizer()
     config = RegionText.sca(words)
     texts = ["red ball", "x" * 100]
     batch = batch_of(config, texts, {"task_type": "recognition"})
     ids, labels = batch["region_input_ids"], batch["region_labels"]
-    assert ids.shape == (2, 19), "18 tokens of words and the end"
+    assert ids.shape == (2, 19), "18 tokens of text and the end"
     assert labels.shape == (2, 20), "the cap of 20"
     for row, text in enumerate(texts):
-        own = words(text, add_special_tokens=False, truncation=True, max_length=18)["input_ids"]
+        # Its own call of the tokenizer; then the end is appended.
+        own = words(text, truncation=True, max_length=18)["input_ids"]
+        assert (own[0] == words.bos_token_id) == (tokenizer is beginning_tokenizer)
         expected = [*own, words.eos_token_id]
         padding = 19 - len(expected)
         assert ids[row].tolist() == expected + [words.pad_token_id] * padding
-        assert labels[row].tolist() == [IGNORE, *expected] + [IGNORE] * padding
+        assert labels[row].tolist() == [IGNORE_INDEX, *expected] + [IGNORE_INDEX] * padding
     assert batch["region_task"].tolist() == [0, 0]
     caption = batch_of(config, texts, {"task_type": "caption"})
     assert caption["region_task"].tolist() == [1, 1]
@@ -109,19 +122,22 @@ def test_the_shift_of_sca_predicts_the_next_token():
     config = RegionText.sca(words)
     model = tiny_llm(len(words))
     batch = batch_of(config, TEXTS, {"task_type": "caption"})
-    logits = forward(model, batch, config.prefix_length)
-    assert logits.shape[1] == 14 + batch["region_input_ids"].shape[1]
+    prefix = 6 + 8  # task and query tokens
+    logits = forward(model, batch, prefix)
+    assert logits.shape[1] == prefix + batch["region_input_ids"].shape[1]
     # The published loss: the logits of the last labels, shifted by one against them.
     labels = batch["region_labels"]
     last = logits[:, -labels.shape[1] :]
     published = functional.cross_entropy(
-        last[:, :-1].reshape(-1, last.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORE
+        last[:, :-1].reshape(-1, last.shape[-1]),
+        labels[:, 1:].reshape(-1),
+        ignore_index=IGNORE_INDEX,
     )
     # Next-token prediction, one token at a time, in plain loops.
     terms = []
     for row in range(len(TEXTS)):
         for place in range(int(batch["region_attention_mask"][row].sum())):
-            before = logits[row, config.prefix_length + place - 1]
+            before = logits[row, prefix + place - 1]
             token = batch["region_input_ids"][row, place]
             terms.append(-before.log_softmax(-1)[token])
     expected = torch.stack(terms).mean()
@@ -158,6 +174,8 @@ def test_what_cannot_work_is_refused():
         config.encode(["A red ball"], {})
     with pytest.raises(SampleError, match="no token"):
         RegionText(words).encode(["A", ""], {})
+    with pytest.raises(ConfigError, match="no room for a word: bos and eos take 2"):
+        RegionText(beginning_tokenizer(), max_length=2)
     for options in ({"max_length": 1}, {"pad_to_multiple_of": 0}, {"ignored_labels": -1}):
         with pytest.raises(ConfigError):
             RegionText(words, **options)

@@ -303,7 +303,7 @@ def test_validate_batch_lists_every_violation(patches):
     for words in ("visual_token_mask", "10 tokens, but there are 9 places", "empty boxes", "areas"):
         assert words in text
     batch["visual_token_map"] = batch["visual_token_map"].long()
-    with pytest.raises(BatchError, match="int16 or torch.int32"):
+    with pytest.raises(BatchError, match="has dtype int64, expected int32"):
         validate_batch(batch)
 
 
