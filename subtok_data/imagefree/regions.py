@@ -80,13 +80,13 @@ def resize_nearest(
 
 @dataclass(frozen=True, eq=False)
 class DrawnRegions:
-    """Regions of one artificial picture.
+    """Regions of one artificial label map.
 
     Parameters
     ----------
     labels : (h, w) int16 or int32 array
         Region of each cell, 0..count-1, all of them present. The grid may be coarser than the
-        picture: each cell then stands for a rectangle.
+        pixels: each cell then stands for a rectangle.
     count : int
         Number of regions.
     geometry : TokenGeometry, optional
@@ -105,7 +105,7 @@ class DrawnRegions:
 
     @classmethod
     def grid(cls, height: int, width: int) -> DrawnRegions:
-        """One region per cell of a grid.
+        """Make one region per cell of a grid.
 
         Examples
         --------
@@ -115,7 +115,7 @@ class DrawnRegions:
         return _grid(height, width)
 
     def token_map(self, size: tuple[int, int]) -> TokenMap:
-        """Region of each pixel of a picture of ``size`` pixels, (H, W).
+        """Draw the region of each pixel at ``size`` pixels, (H, W).
 
         Examples
         --------
@@ -128,7 +128,7 @@ class DrawnRegions:
         return resize_nearest(self.labels, size)
 
     def measure(self, size: tuple[int, int]) -> TokenGeometry:
-        """Geometry of the regions in a picture of ``size`` pixels.
+        """Measure the regions at ``size`` pixels.
 
         Raises
         ------

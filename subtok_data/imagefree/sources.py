@@ -1,4 +1,4 @@
-"""Where the regions of artificial pictures come from: random grids, or maps of real tokens."""
+"""Draw the regions of artificial label maps: random grids, or maps of real tokens."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _renumber = StoredPartitioner()
 
 
 class RegionSource(Protocol):
-    """Draws the regions of one artificial picture; picklable."""
+    """Draw the regions of one artificial label map; picklable."""
 
     def draw(self, random: np.random.Generator, size: tuple[int, int]) -> DrawnRegions:
-        """Regions of a picture of ``size`` pixels, each with a pixel at that size."""
+        """Draw regions that each have a pixel at ``size`` pixels, (H, W)."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class GridSource:
         check_count("most cells of grid", self.high, least=self.low, optional=False)
 
     def draw(self, random: np.random.Generator, size: tuple[int, int]) -> DrawnRegions:  # noqa: ARG002
-        """Grid of one picture."""
+        """Draw the grid of one label map."""
         height, width = random.integers(self.low, self.high + 1, size=2).tolist()
         return DrawnRegions.grid(height, width)
 
@@ -79,8 +79,8 @@ class StoredSource:
     Parameters
     ----------
     tokens : StoredTokens, str or Path
-        Stored tokens or their folder. Maps are resized to the nearest pixel of the artificial
-        picture; a token too small to be hit by any pixel of it is left out.
+        Stored tokens or their folder. Maps are resized to the nearest pixel of the target; a
+        token too small to be hit by any pixel of it is left out.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class StoredSource:
         return len(self._maps)
 
     def draw(self, random: np.random.Generator, size: tuple[int, int]) -> DrawnRegions:
-        """One of the maps, uniformly.
+        """Draw one of the maps, uniformly.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class StoredSource:
         if token_map.min() < 0:
             raise ConfigError(
                 f"map {place} of row {row} in {str(self.tokens.folder)!r} has pixels without a "
-                "token (overflow='drop'): shapes must cover the picture; tokenize with "
+                "token (overflow='drop'): shapes must cover the image; tokenize with "
                 "overflow='merge'"
             )
         partition = _renumber({"token_map": resize_nearest(token_map, size)}, size)

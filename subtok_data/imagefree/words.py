@@ -1,4 +1,4 @@
-"""Category words as sub-word bags and as a prompt."""
+"""Encode category words as bags of sub-words and as a prompt."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_categories(categories: Sequence[str]) -> tuple[str, ...]:
 
 
 class CategoryWords:
-    """Sub-words of each category, for mean embeddings by ``torch.nn.EmbeddingBag``.
+    """Sub-words of each category, for mean embeddings with ``torch.nn.EmbeddingBag``.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ class CategoryWords:
         Read are ``encode``, the begin (or class) and the end (or separator) token.
     prompt : {"paper", "code"}, optional
         ``"paper"`` lists the categories with commas, as IFSeg's paper prints the prompt. ``"code"``
-        strings their sub-words together without commas and with ``unknown`` at the end, as IFSeg's
-        code does.
+        begins with a space and strings the sub-words of the categories together, without commas and
+        with ``unknown`` at the end, as IFSeg's code does.
 
     Attributes
     ----------
     names : tuple of str
         The categories, then ``"unknown"``.
-    ids : (S,) int64 ndarray
+    ids : (U,) int64 ndarray
         Sub-words of all names, one after the other; words get a leading space, as inside a text.
     offsets : (M + 1,) int64 ndarray
         Where each name begins in ``ids``.
-    prompt_ids : (L,) int64 ndarray
+    prompt_ids : (P,) int64 ndarray
         Begin token, prompt, end token, the two where the tokenizer has them.
 
     Raises
@@ -100,24 +100,25 @@ class CategoryWords:
         if prompt == "paper":
             text = _encode(tokenizer, f"{_QUESTION} {', '.join(self.names[:-1])}")
         else:
-            text = [*_encode(tokenizer, _QUESTION), *self.ids.tolist()]
+            # IFSeg encodes each word behind a space, the first one too.
+            text = [*_encode(tokenizer, f" {_QUESTION}"), *self.ids.tolist()]
         begin = _special(tokenizer, "bos_token_id", "cls_token_id")
         end = _special(tokenizer, "eos_token_id", "sep_token_id")
         self.prompt_ids = np.array([*begin, *text, *end], np.int64)
 
     def bags(self, classes: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sub-words of many tokens.
+        """Concatenate the sub-words of many visual tokens.
 
         Parameters
         ----------
-        classes : (T,) integer array
+        classes : (S,) integer array
             Category of each token; M is ``unknown``.
 
         Returns
         -------
-        ids : (S,) int64
+        ids : (U,) int64
             Sub-words of all tokens, one after the other.
-        offsets : (T,) int64
+        offsets : (S,) int64
             Where each token begins in ``ids``, from 0: what ``EmbeddingBag`` takes.
         """
         lengths = self.lengths[classes]
@@ -127,7 +128,7 @@ class CategoryWords:
         return self.ids[np.arange(len(shift)) + shift], offsets
 
     def class_matrix(self, weight: Tensor) -> Tensor:
-        """Mean sub-word embedding of each name, which scores of pixels are taken against.
+        """Average the sub-word embeddings of each name: the matrix that pixels are scored against.
 
         Parameters
         ----------

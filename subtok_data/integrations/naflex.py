@@ -1,4 +1,4 @@
-"""Visual tokens as input of timm's NaFlex vision transformers.
+"""Turn visual tokens into the input of timm's NaFlex vision transformers.
 
 Every token becomes one patch: its box, resampled to the patch size, without what is not its own.
 The transformer then reads regions where it read squares.
@@ -23,7 +23,7 @@ def to_naflex(
 ) -> dict[str, Tensor]:
     """Turn a padded batch into ``patches``, ``patch_coord`` and ``patch_valid``.
 
-    The coordinates are the token centres on the grid of patches that the picture would have. Models
+    The coordinates are the token centres on the grid of patches that the image would have. Models
     must look positions up by these coordinates. In timm, rotary position embeddings do, and the
     others with ``pos_embed_use_grid_sample=True``; without it learned ones assume that all patches
     are there, in raster order.
@@ -53,7 +53,7 @@ def to_naflex(
     --------
     >>> batch = {
     ...     "pixel_values": torch.arange(12.0).view(1, 3, 2, 2),
-    ...     "visual_token_map": torch.zeros(1, 2, 2, dtype=torch.int16),
+    ...     "visual_token_map": torch.zeros(1, 2, 2, dtype=torch.int32),
     ...     "num_visual_tokens": torch.tensor([1]),
     ...     "visual_token_mask": torch.tensor([[True]]),
     ...     "visual_token_boxes": torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]),

@@ -1,4 +1,4 @@
-"""Transformers ``Trainer`` with a pipelined loader.
+"""Give transformers' ``Trainer`` a pipelined loader.
 
 Two routes. Without a subclass: ``Trainer(data_collator=SubobjectCollator(…))``, with
 ``remove_unused_columns=False``; batches are right, without look-ahead (and with live augmentation,
@@ -26,7 +26,7 @@ __all__ = ["EpochCallback", "SubobjectTrainerMixin"]
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training dataset its epoch, which keys live augmentation.
+    """Tell the training dataset its epoch, which keys live augmentation.
 
     Needed with ``data_collator=`` alone: a Trainer that resumes in the middle of an epoch tells the
     epoch to the sampler, but not to the dataset.
@@ -46,7 +46,7 @@ class EpochCallback(TrainerCallback):
 
 
 class SubobjectTrainerMixin(Trainer):
-    """Gives a Trainer its loaders: :class:`~subtok_data.SubobjectLoader`, with look-ahead.
+    """Give a Trainer its loaders: :class:`~subtok_data.SubobjectLoader`, with look-ahead.
 
     ``data_collator`` must be a :class:`~subtok_data.SubobjectCollator`. Batch size, workers, seed
     and ``dataloader_drop_last`` come from ``TrainingArguments``. Only what ``model.forward`` names

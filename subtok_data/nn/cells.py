@@ -1,7 +1,7 @@
 """Which part of each feature cell belongs to each token, and the mean that follows from it.
 
 A feature map is coarser (or finer) than the token map, so a token covers cells only in part. Along
-one axis the borders of map pixels and of cells cut the picture into short intervals, each inside
+one axis the borders of map pixels and of cells divide the image into short intervals, each inside
 one pixel and one cell. The product of the intervals of both axes are rectangles of one token and
 one cell; their areas, summed per (token, cell) pair, are the weights of an exact mean. The pairs
 are few (cells plus what lies on token borders), so nothing of size tokens x pixels is ever made.
@@ -134,12 +134,12 @@ def token_cells(
     stride: int | None = None,
     sampling: Sampling = "area",
 ) -> TokenCells:
-    """Share of every feature cell in every token of a batch.
+    """Compute the share of every feature cell in every token of a batch.
 
     Parameters
     ----------
     visual_token_map : Tensor
-        (I, Hs, Ws) integer; token of each pixel, -1 outside the picture.
+        (I, Hs, Ws) integer; token of each pixel, -1 outside the image.
     num_visual_tokens : sequence of int
         (I,) tokens of each image, n >= 1.
     feature_size : tuple of int
@@ -147,7 +147,7 @@ def token_cells(
     pixel_size : tuple of int
         (H, W) pixels of the encoder input, padding included.
     map_sizes, valid_sizes : sequence of (int, int), optional
-        Extent (h, w) of the picture inside the map and inside the encoder input; the whole of
+        Extent (h, w) of the image inside the map and inside the encoder input; the whole of
         them when absent.
     stride : int, optional
         Pixels per cell. By default the cells divide the encoder input evenly, which must then be
@@ -188,7 +188,7 @@ def token_cells(
     ]
     intervals = area_intervals if sampling == "area" else bilinear_intervals
 
-    @cache  # pictures of one size share their intervals
+    @cache  # images of one size share their intervals
     def along(axis: int, pixels: int, valid: int) -> AxisIntervals:
         found = intervals(pixels, valid, feature_size[axis], unit[axis])
         pixel, cell, weight = (torch.from_numpy(one).to(device) for one in found)
@@ -200,9 +200,9 @@ def token_cells(
     offset = 0
     for image, (map_size, valid_size) in enumerate(sizes):
         count = int(num_visual_tokens[image])
-        picture = visual_token_map[image, : map_size[0], : map_size[1]]
+        token_map = visual_token_map[image, : map_size[0], : map_size[1]]
         token, cell, weight = _shares_in_image(
-            picture,
+            token_map,
             along(0, int(map_size[0]), int(valid_size[0])),
             along(1, int(map_size[1]), int(valid_size[1])),
             count,
@@ -223,7 +223,7 @@ def token_cells(
 
 
 def pool_tokens(features: Tensor, cells: TokenCells) -> Tensor:
-    """Exact mean of features over every token; gradients reach the features.
+    """Average features over every token, exactly; gradients reach the features.
 
     Parameters
     ----------

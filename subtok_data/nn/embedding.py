@@ -1,4 +1,4 @@
-"""From features and token maps to one vector per token."""
+"""Embed visual tokens: features and token maps → one vector per token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BOX = 4
 
 
 class TokenEmbedding(nn.Module):
-    """One vector per visual token: mean of features, box and shape, projected.
+    """Embed each visual token as one vector: mean of features, box and shape, projected.
 
     The content of a token is the exact mean of the features over its pixels, computed by scatter
     from the token map. The position is the box (centre, width and height in [0, 1]) and the shape
@@ -124,7 +124,7 @@ class TokenEmbedding(nn.Module):
         layout: Literal["packed", "padded"] = "packed",
         cells: TokenCells | None = None,
     ) -> Tensor:
-        """Vectors of all tokens of a batch.
+        """Embed all visual tokens of a batch.
 
         Parameters
         ----------
@@ -176,13 +176,13 @@ class TokenEmbedding(nn.Module):
         return padded.masked_scatter(mask[..., None], vectors)
 
     def cells_of(self, batch: Mapping[str, Tensor], feature_size: tuple[int, int]) -> TokenCells:
-        """Share of each feature cell in each token of a batch, for features of (h, w) cells.
+        """Compute the share of each feature cell in each token, for features of (h, w) cells.
 
         Examples
         --------
         >>> batch = {
         ...     "pixel_values": torch.zeros(1, 3, 8, 8),
-        ...     "visual_token_map": torch.zeros(1, 8, 8, dtype=torch.int16),
+        ...     "visual_token_map": torch.zeros(1, 8, 8, dtype=torch.int32),
         ...     "num_visual_tokens": torch.tensor([1]),
         ... }
         >>> TokenEmbedding(4, 8).cells_of(batch, (2, 2)).weight.tolist()

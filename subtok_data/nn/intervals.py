@@ -1,4 +1,4 @@
-"""Along one axis: where the borders of map pixels and of feature cells cut a picture.
+"""Along one axis: where the borders of map pixels and of feature cells divide an image.
 
 Both kinds of borders are given as integers of a common unit, so that no interval is rounding noise.
 """
@@ -41,7 +41,7 @@ def area_intervals(pixels: int, valid: int, cells: int, size: tuple[int, int]) -
     Parameters
     ----------
     pixels, valid : int
-        Side of the picture in the token map and in the encoder input.
+        Side of the image in the token map and in the encoder input.
     cells : int
         Cells of the feature map.
     size : tuple of int
@@ -68,7 +68,7 @@ def bilinear_intervals(pixels: int, valid: int, cells: int, size: tuple[int, int
     """
     num, den = size
     pixel = np.arange(pixels, dtype=np.int64)
-    # Cells of nothing but canvas padding are never read: the last one of the picture repeats.
+    # Cells of nothing but canvas padding are never read: the last one of the image repeats.
     last = min(cells, -(-valid * den // num)) - 1
     position = np.clip((pixel + 0.5) * valid * den / (pixels * num) - 0.5, 0, last)
     low = np.floor(position).astype(np.int64)

@@ -173,7 +173,7 @@ def smooth_feature_map(
     k, iterations : int, optional
         The paper's 3 and 25.
     mask : (I, h, w) bool Tensor, optional
-        True for cells of the picture, False for padding.
+        True for cells of the image, False for padding.
     chunk_size : int, optional
         See :func:`nearest_neighbors`.
 

@@ -1,4 +1,4 @@
-"""Joins visual vectors and text embeddings in one sequence."""
+"""Merge visual vectors and text embeddings into one sequence."""
 
 from __future__ import annotations
 

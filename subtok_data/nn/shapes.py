@@ -1,4 +1,4 @@
-"""Shape codes of tokens from the token map, on its own device."""
+"""Compute shape codes of tokens from the token map, on its own device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["pixel_boxes", "shape_codes"]
 
 @torch.no_grad()
 def pixel_boxes(token_map: Tensor, num_tokens: int) -> Tensor:
-    """Tight half-open boxes (n, 4) int64, x0 y0 x1 y1, of the tokens of one map (h, w).
+    """Find the tight half-open boxes (n, 4) int64, x0 y0 x1 y1, of the tokens of one map (h, w).
 
     Examples
     --------
@@ -65,7 +65,7 @@ def shape_codes(
     *,
     map_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """Each token cropped to its box and scaled to ``size`` x ``size`` bins.
+    """Crop each token to its box and scale it to ``size`` x ``size`` bins.
 
     The same codes as ``visual_token_shapes``, for batches that do not carry them: the pixel under
     each bin's centre, and where a thin token lies between all samples the bin of its first pixel.
@@ -73,13 +73,13 @@ def shape_codes(
     Parameters
     ----------
     visual_token_map : Tensor
-        (I, Hs, Ws) integer; token of each pixel, -1 outside the picture.
+        (I, Hs, Ws) integer; token of each pixel, -1 outside the image.
     num_visual_tokens : sequence of int
         (I,) tokens of each image.
     size : int
         Bins per side, r.
     map_sizes : sequence of (int, int), optional
-        Extent (h, w) of the picture inside the map.
+        Extent (h, w) of the image inside the map.
 
     Returns
     -------

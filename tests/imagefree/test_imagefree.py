@@ -162,7 +162,8 @@ def test_batches_keep_the_contract(tokens):
     assert (batch["visual_type_ids"] == mask).all()
     assert (batch["visual_position_ids"][~mask] == 0).all()
     assert batch["sample_index"].tolist() == list(range(6))
-    assert batch["visual_class_map"].dtype == torch.int16
+    assert batch["visual_class_map"].dtype == torch.int32
+    assert batch["visual_token_map"].dtype == torch.int32
 
 
 def test_regions_say_what_the_target_shows():
@@ -226,7 +227,7 @@ def test_prompts_of_paper_and_code():
 
     question = "what is the segmentation map of the image? object:"
     assert prompt("paper") == f"<{question} cow, traffic light>"
-    assert prompt("code") == f"<{question} cow traffic light unknown>"
+    assert prompt("code") == f"< {question} cow traffic light unknown>"
     assert prompt("paper", Letters(None, None)) == f"{question} cow, traffic light"
 
 
@@ -318,7 +319,7 @@ def test_few_maps_are_kept_in_memory(stored, kept, monkeypatch):
         assert (drawn.labels == expected.labels).all()
 
 
-def test_shapes_must_cover_the_picture(tmp_path):
+def test_shapes_must_cover_the_image(tmp_path):
     writer = TokenWriter(tmp_path, config={}, config_hash="abc", num_rows=1)
     writer.write([StoredRow(0, None, [np.array([[0, -1]], np.int16)])])
     writer.finish()
