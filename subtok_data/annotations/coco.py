@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 OPEN_LICENCES = (4, 5, 7)
-"""COCO's numbers of the licences that let a photo be used and passed on: CC BY, CC BY-SA, none known."""
+"""COCO's numbers of licences that let a photo be passed on: CC BY, CC BY-SA, none known."""
 
 
 @dataclass(frozen=True)

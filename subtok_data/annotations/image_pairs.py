@@ -56,8 +56,8 @@ def pair_by_stem(
     pairs = [(file, maps[stem]) for stem, file in files.items() if stem in maps]
     if not pairs:
         raise ConfigError(
-            f"no image with a label: of {len(files)} images in {images} and {len(maps)} label files "
-            f"({', '.join(suffixes)}) in {labels}, none have the same stem"
+            f"no image with a label: of {len(files)} images in {images} and {len(maps)} files of "
+            f"labels ({', '.join(suffixes)}) in {labels}, none have the same stem"
         )
     return pairs
 

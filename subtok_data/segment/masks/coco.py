@@ -1,7 +1,7 @@
 """Masks as COCO's files write them: polygons, run lengths, compressed run lengths, label maps.
 
-Polygons are filled by pycocotools, so that masks are those of COCO's benchmarks. It is C that trusts
-its input: whatever could make it read or write where it must not is refused before.
+Polygons are filled by pycocotools, so that masks are those of COCO's benchmarks. It is C that
+trusts its input: whatever could make it read or write where it must not is refused before.
 """
 
 from __future__ import annotations
@@ -249,8 +249,8 @@ def _corners(points: Any, number: int) -> NDArray[np.float64]:
     farthest = float(np.abs(corners).max())
     if farthest > _MAX_OUTLINE:
         raise ConfigError(
-            f"polygon {number} reaches the coordinate {farthest:.6g}: at most {_MAX_OUTLINE} can be "
-            "filled; are they pixels?"
+            f"polygon {number} reaches the coordinate {farthest:.6g}: at most {_MAX_OUTLINE} "
+            "can be filled; are they pixels?"
         )
     outline = (np.abs(corners - np.roll(corners, -1, axis=0)).max(axis=1) + 1).sum()
     if outline > _MAX_OUTLINE:

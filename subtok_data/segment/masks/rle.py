@@ -64,8 +64,8 @@ class RLEMasks:
         )
         if not fits:
             raise ValueError(
-                f"offsets of {len(self.offsets)} entries do not divide {len(self.counts)} runs into "
-                "masks: expected 0, then the end of each mask's runs, every mask with one or more"
+                f"offsets of {len(self.offsets)} entries do not divide {len(self.counts)} runs "
+                "into masks: expected 0, then the end of each mask's runs, each with one or more"
             )
         pixels = self.size[0] * self.size[1]
         if len(self) and (
