@@ -7,7 +7,7 @@ python benchmarks/mobile_sam.py package/dist photo.jpg --out tokens.png
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +17,17 @@ from torch.nn.functional import interpolate
 from subtok_data import SAMSegmenter, SubobjectTokenizer
 from subtok_data.segment import FillRules
 from subtok_data.segmenters import GenerationOptions
-from subtok_data.training.mobilesam import MobileSAM
 
-SIDE = 1024  # of the model's input: the longer side of a picture, padded to a square
-
-
-@dataclass(frozen=True)
-class Embedded:
-    features: torch.Tensor
-    size: tuple[int, int]
-
-    @property
-    def scale(self) -> float:
-        return SIDE / max(self.size)
+# The network, with the three methods that mask generation asks for, is beside the labels' script.
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "make_masks"))
+from mobilesam import MobileSAM
 
 
-class MobileSAMDecoder:
-    """The three methods that mask generation asks for (``PointDecoder``)."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.network = MobileSAM(folder, threads=torch.get_num_threads())
-
-    def encode(self, crops):
-        return [Embedded(self.network.encode(crop), crop.shape[:2]) for crop in crops]
-
-    def decode(self, embedding, points):
-        found = self.network.point_masks(
-            embedding.features, points * embedding.scale, min_iou=-torch.inf
-        )
-        return (
-            found.logits.reshape(len(points), 3, 256, 256),
-            found.predicted_iou.reshape(len(points), 3),
-        )
-
-    def upscale(self, embedding, logits):
-        large = interpolate(logits[None], (SIDE, SIDE), mode="bilinear")
-        height, width = (round(side * embedding.scale) for side in embedding.size)
-        return interpolate(large[..., :height, :width], embedding.size, mode="bilinear")[0]
-
-
-class MobileSAMPrompts(MobileSAMDecoder):
+class MobileSAMPrompts(MobileSAM):
     """What prompters ask for (``PromptDecoder``): the exported decoder, prompt by prompt."""
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, threads=torch.get_num_threads())
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -105,7 +72,7 @@ def mobile_sam_segmenter(folder: str | Path, points_per_side: int = 16) -> SAMSe
         points_per_side=points_per_side, iou_threshold=0.8, stability_threshold=0.8
     )
     return SAMSegmenter(
-        MobileSAMDecoder(folder),
+        MobileSAM(folder, threads=torch.get_num_threads()),
         options=options,
         rules=FillRules(min_area=64, gap_area=256),
         min_region=100,
@@ -146,8 +113,8 @@ def save_page(tokenized, file: Path) -> None:
         gaps = tokens.token_fields["source"][tokens.token_map] == 1
         marked = np.where(gaps[..., None], (230, 120, 30), (60, 110, 180)).astype(np.uint8)
         marked[find_boundaries(tokens.token_map, mode="inner")] = 255
-        for row, picture in enumerate((tokens.image, painted, marked)):
-            axes[row, column].imshow(picture)
+        for row, panel in enumerate((tokens.image, painted, marked)):
+            axes[row, column].imshow(panel)
             axes[row, column].axis("off")
         share = 1 - gaps.mean()
         axes[2, column].set_title(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["add_train_parser", "run_train"]
 _EXAMPLES = """examples:
   subtok train run --data masks:photos,masks --init efficientnet_lite0.pth
-      from MobileSAM masks of a folder of photos (python -m subtok_data.training.make_masks)
+      from MobileSAM masks of a folder of photos (tools/make_masks of the source code)
   subtok train run --data labels:images,label_pngs --validate labels:val,val_pngs --steps 2000
       from label PNGs, with a loss on held-out images and pictures in run/pictures
   subtok train run --preset epoc --data masks:sa1b,sa1b

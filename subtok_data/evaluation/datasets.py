@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from subtok_data.annotations import (
+    list_bsds,
+    pair_by_stem,
+    read_bsds_mat,
+    read_coco,
+    read_label_png,
+)
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
-from subtok_data.training import read_annotators, read_label_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,80 +94,87 @@ def region_lines(label_map: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_bsds(root: str | Path, split: str = "val") -> AnnotatedSet:
-    """BSDS500: ``images/SPLIT/*.jpg`` and ``groundTruth/SPLIT/*.mat``.
+    """List the images of BSDS500: ``images/SPLIT/*.jpg`` and ``groundTruth/SPLIT/*.mat``.
+
+    Parameters
+    ----------
+    root : path
+        Folder with ``images`` and ``groundTruth``.
+    split : str
+        ``train``, ``val`` or ``test``.
 
     Raises
     ------
     ConfigError
         No such images.
     """
-    root = Path(root)
-    files = sorted((root / "images" / split).glob("*.jpg"))
-    if not files:
-        raise ConfigError(f"no images in {root / 'images' / split}; give the folder of BSDS500")
-
-    def reader(path: Path) -> Callable[[], AnnotatedImage]:
-        return lambda: _bsds_image(path, root / "groundTruth" / split / f"{path.stem}.mat")
-
-    return AnnotatedSet(f"BSDS500 {split}", [reader(path) for path in files])
+    return _annotated_set(f"BSDS500 {split}", list_bsds(root, split), _bsds_image)
 
 
 def read_panoptic(
     images: str | Path, annotations: str | Path, maps: str | Path, name: str = "COCO panoptic"
 ) -> AnnotatedSet:
-    """COCO panoptic: image folder, JSON, folder of label PNGs.
+    """List the images of a COCO panoptic file.
+
+    Parameters
+    ----------
+    images, annotations, maps : path
+        Folder of images, JSON file, folder of label PNGs.
+    name : str
+        For tables.
 
     Raises
     ------
     ConfigError
-        The JSON is missing, or something else.
+        The JSON is missing or something else, or has an annotation without its image.
     """
-    try:
-        data = json.loads(Path(annotations).read_text(encoding="utf-8"))
-        files = {one["id"]: Path(images) / one["file_name"] for one in data["images"]}
-        pairs = [
-            (files[one["image_id"]], Path(maps) / one["file_name"]) for one in data["annotations"]
-        ]
-    except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{annotations} is not COCO panoptic: {error}") from error
-
-    def reader(path: Path, label: Path) -> Callable[[], AnnotatedImage]:
-        return lambda: _labelled_image(path, label)
-
-    return AnnotatedSet(name, [reader(*pair) for pair in pairs])
+    file = read_coco(annotations)
+    pairs: list[tuple[Path, Path]] = []
+    for image, one in file.panoptic_maps():
+        if image not in file.images:
+            raise ConfigError(f"{annotations}: the image {image!r} of {one.file_name} is missing")
+        pairs.append((Path(images) / file.images[image].file_name, Path(maps) / one.file_name))
+    return _annotated_set(name, pairs, _labelled_image)
 
 
 def read_label_maps(images: str | Path, labels: str | Path, name: str = "labels") -> AnnotatedSet:
-    """Folder of images and folder of label PNGs of the same stem.
+    """List the images of a folder that have a label PNG of the same stem in another.
+
+    Parameters
+    ----------
+    images, labels : path
+        Folders.
+    name : str
+        For tables.
 
     Raises
     ------
     ConfigError
         No pair.
     """
-    maps = {path.stem: path for path in sorted(Path(labels).glob("*.png"))}
-    pairs = [(p, maps[p.stem]) for p in sorted(Path(images).iterdir()) if p.stem in maps]
-    if not pairs:
-        raise ConfigError(f"no image in {images} has a label PNG of the same name in {labels}")
+    return _annotated_set(name, pair_by_stem(images, labels), _labelled_image)
 
-    def reader(path: Path, label: Path) -> Callable[[], AnnotatedImage]:
-        return lambda: _labelled_image(path, label)
 
-    return AnnotatedSet(name, [reader(*pair) for pair in pairs])
+def _annotated_set(
+    name: str,
+    pairs: Sequence[tuple[Path, Path]],
+    read: Callable[[Path, Path], AnnotatedImage],
+) -> AnnotatedSet:
+    return AnnotatedSet(name, [partial(read, *pair) for pair in pairs])
 
 
 def _bsds_image(path: Path, annotation: Path) -> AnnotatedImage:
-    annotators = read_annotators(annotation)
+    drawn = read_bsds_mat(annotation)
     return AnnotatedImage(
         path.stem,
         to_rgb(path),
-        tuple(regions for regions, _ in annotators),
-        tuple(lines for _, lines in annotators),
+        tuple(one.regions for one in drawn),
+        tuple(one.lines for one in drawn),
     )
 
 
 def _labelled_image(path: Path, label: Path) -> AnnotatedImage:
-    values = read_label_map(label)
+    values = read_label_png(label)
     image = to_rgb(path)
     if values.shape != image.shape[:2]:
         raise ConfigError(f"{label}: labels are {values.shape}, the image is {image.shape[:2]}")

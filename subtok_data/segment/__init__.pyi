@@ -18,6 +18,7 @@ from .masks import (
     FillRules as FillRules,
     RLEMasks as RLEMasks,
     label_runs as label_runs,
+    mask_box as mask_box,
     match_regions as match_regions,
     segmentation_runs as segmentation_runs,
 )

@@ -1,4 +1,4 @@
 from .config import PRESETS as PRESETS, preset as preset
-from .layouts import read_annotators as read_annotators, read_label_map as read_label_map
+from .mask_files import read_masks as read_masks, write_masks as write_masks
 from .readers import parse_source as parse_source
 from .trainer import Trainer as Trainer

@@ -17,22 +17,20 @@ import numpy as np
 from scipy import ndimage
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment import segmentation_runs
-from subtok_data.training.mask_files import decode_mask
+from subtok_data.segment import mask_box
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from subtok_data.training.mask_files import MaskSet
+    from subtok_data.segment import RLEMasks
 
 __all__ = [
     "boundary_from_labels",
     "boundary_from_masks",
     "edge_strength",
     "edges_of_labels",
-    "mask_from_segmentation",
     "mean_strength",
     "round_kernel",
     "widen",
@@ -157,7 +155,7 @@ def mean_strength(edges: Sequence[NDArray[Any]], tolerance: int = 1) -> NDArray[
 
 
 def edge_strength(
-    masks: MaskSet,
+    masks: RLEMasks,
     *,
     min_quality: float = 0.8,
     size_power: float = 0.25,
@@ -172,8 +170,8 @@ def edge_strength(
 
     Parameters
     ----------
-    masks : MaskSet
-        Masks of one image, with predicted IoU and stability.
+    masks : RLEMasks
+        Masks of one image, scored by predicted IoU, with the field ``stability``.
     min_quality : float
         A mask's quality is predicted IoU · stability^½; below this it has no vote.
     size_power : float
@@ -192,18 +190,19 @@ def edge_strength(
     """
     height, width = masks.size
     votes = np.zeros((height, width), np.float32)
-    for runs, iou, stability in zip(masks.runs, masks.predicted_iou, masks.stability, strict=True):
-        quality = float(iou) * float(stability) ** 0.5
-        if quality < min_quality:
+    for index in range(len(masks)):
+        quality = float(masks.scores[index]) * float(masks.fields["stability"][index]) ** 0.5
+        if not quality >= min_quality:
             continue
-        mask = extend_to_frame(decode_mask(runs, masks.size), rim)
+        mask = extend_to_frame(masks.mask(index), rim)
         share = float(mask.mean())
         share = min(share, 1 - share)
         if share <= 0:
             continue
-        rows, columns = _box(mask)
-        edges = edges_of_labels(mask[rows, columns])
-        votes[rows, columns] += edges * ((share / 0.1) ** size_power)
+        x0, y0, x1, y1 = mask_box(mask)
+        # A pixel more on each side, so that the outline is whole.
+        window = slice(max(0, y0 - 1), y1 + 1), slice(max(0, x0 - 1), x1 + 1)
+        votes[window] += edges_of_labels(mask[window]) * ((share / 0.1) ** size_power)
     # Outlines of one edge lie up to a pixel apart; the sum over the 3 x 3 square joins them, and
     # a line of two pixels fills six of its nine cells.
     joined = ndimage.uniform_filter(votes, 3, mode="nearest") * 1.5
@@ -234,45 +233,6 @@ def widen(strength: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
     kernel = x * x + y * y <= (radius + 0.25) ** 2
     widened: Any = ndimage.grey_dilation(strength, footprint=kernel, mode="constant", cval=0)
     return widened
-
-
-def mask_from_segmentation(
-    segmentation: Mapping[str, Any] | Sequence[Sequence[float]], size: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Mask from what COCO and SA-1B write: run lengths (list or string) or polygons.
-
-    Parameters
-    ----------
-    segmentation : mapping or sequence
-        ``{"size": [h, w], "counts": list or str}``, or polygons [[x0, y0, x1, y1, …], …].
-    size : tuple of int
-        (height, width) of the image, px.
-
-    Returns
-    -------
-    ndarray
-        (H, W) bool.
-
-    Raises
-    ------
-    ConfigError
-        The size differs from the image's, or a polygon has fewer than three points.
-
-    Examples
-    --------
-    >>> mask_from_segmentation([[0, 0, 2, 0, 2, 3, 0, 3]], (4, 4)).sum()
-    np.int64(6)
-    """
-    return decode_mask(segmentation_runs(segmentation, size), size)
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Bounding box with one pixel more on each side, so that the outline is whole."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (
-        slice(max(0, int(rows[0]) - 1), int(rows[-1]) + 2),
-        slice(max(0, int(columns[0]) - 1), int(columns[-1]) + 2),
-    )
 
 
 def _require_plane(array: NDArray[Any], name: str) -> None:

@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from subtok_data.annotations import (
+    OPEN_LICENCES,
+    images_by_stem,
+    list_bsds,
+    pair_by_stem,
+    read_bsds_mat,
+    read_coco,
+    read_label_png,
+    read_sa1b,
+)
 from subtok_data.errors import ConfigError
 from subtok_data.images import to_rgb
-from subtok_data.segment import picture_size
+from subtok_data.segment import RLEMasks, picture_size, segmentation_runs
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
     edge_strength,
     edges_of_labels,
-    mask_from_segmentation,
     mean_strength,
 )
-from subtok_data.training.layouts import (
-    image_files,
-    paired_files,
-    read_annotators,
-    read_coco,
-    read_label_map,
-    read_sa1b,
-)
-from subtok_data.training.mask_files import decode_mask, read_masks
+from subtok_data.training.mask_files import read_masks
 from subtok_data.training.samples import Sample
 
 if TYPE_CHECKING:
@@ -97,15 +98,10 @@ class BSDSSource(_FileSource):
     """
 
     def __init__(self, root: str | Path, split: str = "train", *, soft: bool = True) -> None:
-        root = Path(root)
-        pairs = [
-            (path, root / "groundTruth" / split / f"{path.stem}.mat")
-            for path in image_files(root / "images" / split).values()
-        ]
-        super().__init__(pairs, soft, str(root))
+        super().__init__(list_bsds(root, split), soft, str(root))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        maps = [regions for regions, _ in read_annotators(label)]
+        maps = [one.regions for one in read_bsds_mat(label)]
         if self.soft:
             return mean_strength([edges_of_labels(one) for one in maps]), True
         return _exact(np.any([boundary_from_labels(one) for one in maps], axis=0))
@@ -133,16 +129,16 @@ class CocoPanopticSource(_FileSource):
         soft: bool = True,
         licences: Collection[int] | None = None,
     ) -> None:
-        data, files = read_coco(annotations, images, licences)
+        file = read_coco(annotations).with_licences(licences)
         pairs = [
-            (files[one["image_id"]], Path(maps) / one["file_name"])
-            for one in data["annotations"]
-            if one["image_id"] in files
+            (Path(images) / file.images[image].file_name, Path(maps) / one.file_name)
+            for image, one in file.panoptic_maps()
+            if image in file.images
         ]
         super().__init__(pairs, soft, str(annotations))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        ids = read_label_map(label)
+        ids = read_label_png(label)
         if self.soft:
             return _drawn(edges_of_labels(ids))
         return _exact(boundary_from_labels(ids))
@@ -167,17 +163,20 @@ class CocoInstanceSource(_FileSource):
         soft: bool = True,
         licences: Collection[int] | None = None,
     ) -> None:
-        data, files = read_coco(annotations, images, licences)
-        grouped: dict[int, list[Any]] = defaultdict(list)
-        for one in data["annotations"]:
-            if one["image_id"] in files:
-                grouped[one["image_id"]].append(one["segmentation"])
-        super().__init__(
-            [(files[key], value) for key, value in sorted(grouped.items())], soft, str(annotations)
-        )
+        file = read_coco(annotations).with_licences(licences)
+        grouped: dict[Any, list[Any]] = defaultdict(list)
+        for image, one in file.objects():
+            if image in file.images:
+                grouped[image].append((one.id, one.segmentation))
+        pairs = [
+            (Path(images) / file.images[image].file_name, masks)
+            for image, masks in sorted(grouped.items())
+        ]
+        super().__init__(pairs, soft, str(annotations))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        masks = [mask_from_segmentation(one, _size) for one in label]
+        coded = RLEMasks.from_runs([_runs(*one, _size) for one in label], _size)
+        masks = [coded.mask(index) for index in range(len(coded))]
         if not self.soft:
             return _exact(boundary_from_masks(masks))
         edges = np.any([edges_of_labels(one) for one in masks], axis=0)
@@ -198,7 +197,7 @@ class MaskSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, masks: str | Path, *, soft: bool = True) -> None:
-        files = image_files(images)
+        files = images_by_stem(images)
         pairs = [
             (files[path.stem], path)
             for path in sorted(Path(masks).iterdir())
@@ -212,7 +211,7 @@ class MaskSource(_FileSource):
             return edge_strength(masks), True
         if not len(masks):
             return np.zeros(_size, np.uint8), False
-        return _exact(boundary_from_masks([decode_mask(one, masks.size) for one in masks.runs]))
+        return _exact(boundary_from_masks([masks.mask(index) for index in range(len(masks))]))
 
 
 class LabelMapSource(_FileSource):
@@ -227,10 +226,10 @@ class LabelMapSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, labels: str | Path, *, soft: bool = True) -> None:
-        super().__init__(paired_files(images, labels), soft, str(labels))
+        super().__init__(pair_by_stem(images, labels), soft, str(labels))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        values = read_label_map(label)
+        values = read_label_png(label)
         if self.soft:
             return _drawn(edges_of_labels(values))
         return _exact(boundary_from_labels(values))
@@ -246,11 +245,18 @@ class TeacherSource(_FileSource):
     """
 
     def __init__(self, images: str | Path, maps: str | Path) -> None:
-        super().__init__(paired_files(images, maps), True, str(maps))
+        super().__init__(pair_by_stem(images, maps), True, str(maps))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
         with Image.open(label) as file:
             return np.array(file.convert("L"), np.uint8), False
+
+
+def _runs(name: int | str, segmentation: Any, size: tuple[int, int]) -> NDArray[np.int32]:
+    try:
+        return segmentation_runs(segmentation, size)
+    except ConfigError as error:
+        raise ConfigError(f"annotation {name!r}: {error}") from error
 
 
 def _exact(lines: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
@@ -270,8 +276,6 @@ _KINDS: dict[str, tuple[Callable[..., BoundarySource], int]] = {
     "teacher": (TeacherSource, 2),
 }
 """What makes a source, and how many places it takes."""
-
-_OPEN_LICENCES = (4, 5, 7)
 
 
 def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
@@ -307,5 +311,5 @@ def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
         )
     options: dict[str, Any] = {} if make is TeacherSource else {"soft": soft}
     if option:
-        options["licences"] = _OPEN_LICENCES
+        options["licences"] = OPEN_LICENCES
     return make(*places, **options)

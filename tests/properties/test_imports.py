@@ -296,7 +296,7 @@ def test_public_names_are_lazy_and_documented():
 
 def text_files() -> Iterator[Path]:
     suffixes = {".py", ".md", ".toml", ".json", ".txt", ".yml", ".cfg", ""}
-    folders = ["subtok_data", "tests", "docs", "examples", "benchmarks", ".ci"]
+    folders = ["subtok_data", "tests", "tools", "docs", "examples", "benchmarks", ".ci"]
     files = [file for folder in folders for file in (ROOT / folder).rglob("*")]
     for file in [*files, *ROOT.glob("*")]:
         if file.is_file() and file.suffix in suffixes and "__pycache__" not in file.parts:

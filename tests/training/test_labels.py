@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.masks.coco import decode_coco_string
+from subtok_data.segment import RLEMasks
+from subtok_data.training import read_masks, write_masks
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
     edge_strength,
     edges_of_labels,
     extend_to_frame,
-    mask_from_segmentation,
     mean_strength,
     round_kernel,
     widen,
-)
-from subtok_data.training.mask_files import (
-    MaskSet,
-    decode_mask,
-    encode_mask,
-    read_masks,
-    write_masks,
 )
 
 planes = arrays(
@@ -38,47 +30,9 @@ planes = arrays(
 )
 
 
-def mask_set(masks: list[NDArray[np.bool_]], quality: float = 1.0) -> MaskSet:
+def mask_set(masks: list[NDArray[np.bool_]], quality: float = 1.0) -> RLEMasks:
     scores = np.full(len(masks), quality, np.float32)
-    return MaskSet(masks[0].shape, [encode_mask(one) for one in masks], scores, scores)
-
-
-@given(planes)
-def test_runs_give_the_mask_back(plane: NDArray[np.uint8]):
-    mask = plane > 1
-    runs = encode_mask(mask)
-    assert runs.sum() == mask.size
-    assert np.array_equal(decode_mask(runs, mask.shape), mask)
-
-
-def coco_string(runs: list[int]) -> str:
-    """Encode as COCO does: differences to the run two before, 5 bits a character."""
-    text = ""
-    for index, run in enumerate(runs):
-        value = run - runs[index - 2] if index > 2 else run
-        more = True
-        while more:
-            code = value & 31
-            value >>= 5
-            more = value != (-1 if code & 16 else 0)
-            text += chr((code | 32 if more else code) + 48)
-    return text
-
-
-@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=20))
-def test_coco_strings_are_read(runs: list[int]):
-    assert decode_coco_string(coco_string(runs)).tolist() == runs
-
-
-@pytest.mark.parametrize(("text", "words"), [("~", "'~' does not occur"), ("Q", "within a number")])
-def test_broken_coco_strings_are_refused(text: str, words: str):
-    with pytest.raises(ConfigError, match=words):
-        decode_coco_string(text)
-
-
-def test_runs_of_another_size_are_refused():
-    with pytest.raises(ConfigError, match="add up to 3 pixels"):
-        decode_mask([1, 2], (2, 2))
+    return RLEMasks.from_masks(masks, scores, {"stability": scores}, size=None if masks else (5, 7))
 
 
 def test_mask_files_come_back(tmp_path: Path):
@@ -86,13 +40,35 @@ def test_mask_files_come_back(tmp_path: Path):
     write_masks(tmp_path / "a.npz", masks)
     again = read_masks(tmp_path / "a.npz")
     assert again.size == (5, 7)
-    assert [one.tolist() for one in again.runs] == [one.tolist() for one in masks.runs]
-    assert again.stability.tolist() == [0.75, 0.75]
-    empty = MaskSet((5, 7), [], np.zeros(0, np.float32), np.zeros(0, np.float32))
-    write_masks(tmp_path / "b.npz", empty)
+    assert again.counts.tolist() == masks.counts.tolist()
+    assert again.offsets.tolist() == masks.offsets.tolist()
+    assert again.scores.tolist() == again.fields["stability"].tolist() == [0.75, 0.75]
+    write_masks(tmp_path / "b.npz", mask_set([]))
     assert len(read_masks(tmp_path / "b.npz")) == 0
+    with pytest.raises(ConfigError, match="give their stability"):
+        write_masks(tmp_path / "d.npz", RLEMasks.from_masks([np.eye(2, dtype=bool)]))
+    assert not (tmp_path / "d.npz").exists()
+
+
+def test_damaged_mask_files_are_refused(tmp_path: Path):
     (tmp_path / "c.npz").write_bytes(b"no archive")
     with pytest.raises(ConfigError, match=r"c\.npz"):
+        read_masks(tmp_path / "c.npz")
+    (tmp_path / "c.npz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"c\.npz"):
+        read_masks(tmp_path / "c.npz")
+    with (tmp_path / "c.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ConfigError, match=r"c\.npz"):
+        read_masks(tmp_path / "c.npz")
+    write_masks(tmp_path / "a.npz", mask_set([np.eye(5, 7, dtype=bool)]))
+    (tmp_path / "c.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-40])
+    with pytest.raises(ConfigError, match=r"c\.npz"):
+        read_masks(tmp_path / "c.npz")
+    with np.load(tmp_path / "a.npz") as data:
+        values = dict(data)
+    np.savez(tmp_path / "c.npz", **{**values, "size": np.array([5, 8])})
+    with pytest.raises(ConfigError, match=r"c\.npz.*another size"):
         read_masks(tmp_path / "c.npz")
 
 
@@ -175,22 +151,6 @@ def test_widening_is_the_maximum_over_a_disk(plane: NDArray[np.uint8], radius: i
         for column in range(width):
             near = (y - row) ** 2 + (x - column) ** 2 <= (radius + 0.25) ** 2
             assert widened[row, column] == plane[near].max()
-
-
-def test_polygons_and_run_lengths_agree():
-    box = mask_from_segmentation([[2, 1, 6, 1, 6, 4, 2, 4]], (8, 9))
-    expected = np.zeros((8, 9), bool)
-    expected[1:4, 2:6] = True
-    assert np.array_equal(box, expected)
-    runs = encode_mask(expected).tolist()
-    coded = {"size": [8, 9], "counts": runs}
-    assert np.array_equal(mask_from_segmentation(coded, (8, 9)), expected)
-    coded = {"size": [8, 9], "counts": coco_string(runs)}
-    assert np.array_equal(mask_from_segmentation(json.loads(json.dumps(coded)), (8, 9)), expected)
-    with pytest.raises(ConfigError, match=r"\(8, 9\).*\(8, 8\)"):
-        mask_from_segmentation(coded, (8, 8))
-    with pytest.raises(ConfigError, match="3 points"):
-        mask_from_segmentation([[0, 0, 1, 1]], (8, 8))
 
 
 def test_labels_need_a_plane():

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from subtok_data.errors import ConfigError
-from subtok_data.training import parse_source, preset
+from subtok_data.segment import RLEMasks
+from subtok_data.training import parse_source, preset, write_masks
 from subtok_data.training.config import AugmentConfig, TrainConfig
 from subtok_data.training.crops import draw_crop
-from subtok_data.training.mask_files import MaskSet, encode_mask, write_masks
 from subtok_data.training.samples import Sample, check_sources
 
 
@@ -39,14 +39,15 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(picture(labels)).save(tmp_path / "images" / f"{stem}.png")
         Image.fromarray(labels).save(tmp_path / "labels" / f"{stem}.png")
         Image.fromarray(labels * 60).save(tmp_path / "maps" / f"{stem}.png")
-        masks = [labels == value for value in range(4)]
         scores = np.full(4, 0.95, np.float32)
-        runs = [encode_mask(one) for one in masks]
-        write_masks(tmp_path / "masks" / f"{stem}.npz", MaskSet(labels.shape, runs, scores, scores))
+        masks = RLEMasks.from_masks(
+            [labels == value for value in range(4)], scores, {"stability": scores}
+        )
+        write_masks(tmp_path / "masks" / f"{stem}.npz", masks)
         entries = [
-            {"segmentation": {"size": list(labels.shape), "counts": one.tolist()},
+            {"segmentation": {"size": list(labels.shape), "counts": masks.runs(index).tolist()},
              "predicted_iou": 0.95, "stability_score": 0.95}
-            for one in runs
+            for index in range(len(masks))
         ]  # fmt: skip
         about = {"image": {"height": labels.shape[0], "width": labels.shape[1]}}
         (tmp_path / "sa1b" / f"{stem}.json").write_text(
@@ -58,8 +59,18 @@ def folder(tmp_path: Path) -> Path:
             {"id": 2, "file_name": "b.png", "license": 1},
         ],
         "annotations": [
-            {"image_id": 1, "file_name": "a.png", "segmentation": [[8, 8, 40, 8, 40, 30, 8, 30]]},
-            {"image_id": 2, "file_name": "b.png", "segmentation": [[8, 8, 40, 8, 40, 30, 8, 30]]},
+            {
+                "image_id": 1,
+                "file_name": "a.png",
+                "segments_info": [],
+                "segmentation": [[8, 8, 40, 8, 40, 30, 8, 30]],
+            },
+            {
+                "image_id": 2,
+                "file_name": "b.png",
+                "segments_info": [],
+                "segmentation": [[8, 8, 40, 8, 40, 30, 8, 30]],
+            },
         ],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,9 +24,6 @@ from subtok_data.cli.train import add_train_parser, run_train
 from subtok_data.errors import ConfigError, SubtokError, WeightsError
 from subtok_data.training import Trainer, preset
 from subtok_data.training.checkpoint import read_checkpoint
-from subtok_data.training.make_masks import MaskConfig, make_masks
-from subtok_data.training.mask_files import decode_mask
-from subtok_data.training.mobilesam import MobileSAM, PointMasks
 from subtok_data.training.networks import build_network
 from subtok_data.training.readers import LabelMapSource
 from subtok_data.training.trainer import CHECKPOINT, train
@@ -273,40 +269,3 @@ def test_the_command_refuses_what_is_missing(tmp_path: Path):
         run_train(parse(str(tmp_path), "--data", "labels:a,b", "--init", str(tmp_path / "none")))
     with pytest.raises(SystemExit, match="2"):
         parse(str(tmp_path))
-
-
-# Masks.
-
-
-class FakeSAM:
-    """Finds a disk around each point, and once a copy of it."""
-
-    def encode(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        return torch.zeros(1)
-
-    def point_masks(
-        self, embedding: torch.Tensor, points: NDArray[np.float64], *, min_iou: float = 0.0
-    ) -> PointMasks:
-        y, x = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
-        logits = [20 * (12 - torch.hypot(x - px / 4, y - py / 4)) for px, py in points]
-        blurred = [one * 0.001 for one in logits]
-        iou = torch.tensor([0.9] * len(logits) + [0.95] * len(logits))
-        return PointMasks(torch.stack(logits + blurred).float(), iou)
-
-
-def test_masks_pass_the_filters_once():
-    fake: Any = FakeSAM()
-    config = MaskConfig(points_per_side=2, batch_points=1)
-    masks = make_masks(np.zeros((60, 80, 3), np.uint8), fake, config)
-    # Four points; the unstable copies have gone although their predicted IoU is higher.
-    assert len(masks) == 4
-    assert masks.predicted_iou.tolist() == pytest.approx([0.9] * 4)
-    union = np.sum([decode_mask(one, masks.size) for one in masks.runs], axis=0)
-    assert union.shape == (60, 80)
-    assert union.max() == 1
-    assert union[15, 20] == union[45, 60] == 1
-
-
-def test_a_missing_mask_model_is_named(tmp_path: Path):
-    with pytest.raises(WeightsError, match=r"encoder\.onnx is missing"):
-        MobileSAM(tmp_path)

@@ -7,5 +7,5 @@ from .fill import (
     pick as pick,
 )
 from .overlap import match_regions as match_regions, measure_overlaps as measure_overlaps
-from .rle import RLEMasks as RLEMasks
+from .rle import RLEMasks as RLEMasks, mask_box as mask_box
 from .spans import Spans as Spans, join_spans as join_spans

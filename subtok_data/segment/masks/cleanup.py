@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.masks.rle import RLEMasks, encode_mask
+from subtok_data.segment.masks.rle import RLEMasks, encode_mask, mask_box
 
 __all__ = ["clean_mask", "clean_masks", "suppress_boxes"]
 
@@ -48,7 +48,8 @@ def clean_masks(masks: RLEMasks, min_area: int, overlap: float = 0.7) -> RLEMask
         mask = masks.mask(index)
         cleaned = clean_mask(mask, min_area)
         unchanged[index] = cleaned is mask
-        boxes[index] = _box(cleaned)
+        x0, y0, x1, y1 = mask_box(cleaned)
+        boxes[index] = (x0, y0, max(x1 - 1, 0), max(y1 - 1, 0))  # first and last pixels, as SAM's
         begin, end = masks.offsets[index : index + 2]
         runs.append(masks.counts[begin:end] if cleaned is mask else encode_mask(cleaned))
     kept = suppress_boxes(boxes, unchanged, overlap)
@@ -78,16 +79,16 @@ def clean_mask(mask: NDArray[np.bool_], min_area: int) -> NDArray[np.bool_]:
     >>> clean_mask(np.array([[1, 0, 1, 1, 1]], bool), 2).astype(int)
     array([[1, 1, 1, 1, 1]])
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if rows.size == 0:
+    x0, y0, x1, y1 = mask_box(mask)
+    if x0 == x1:
         return mask
     # A margin so wide holds min_area pixels or more, so what reaches it is not small.
     margin = int(np.ceil(np.sqrt(min_area)))
     if min(mask.shape) < margin:
         margin = max(mask.shape)
     window = (
-        slice(max(rows[0] - margin, 0), rows[-1] + 1 + margin),
-        slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin),
+        slice(max(y0 - margin, 0), y1 + margin),
+        slice(max(x0 - margin, 0), x1 + margin),
     )
     part = mask[window]
     holes, sizes = _components(~part)
@@ -110,13 +111,6 @@ def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.
     labels: Any = np.empty(mask.shape, np.int32)
     label(mask, np.ones((3, 3)), output=labels)
     return labels, np.bincount(labels.ravel(), minlength=1)[1:]
-
-
-def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if rows.size == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
 def suppress_boxes(boxes: NDArray[Any], scores: NDArray[Any], overlap: float) -> NDArray[np.int64]:

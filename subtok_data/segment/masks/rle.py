@@ -1,4 +1,4 @@
-"""Masks as run lengths: as much memory as their outlines, not their area."""
+"""Masks as run lengths, COCO's uncompressed ``counts``: the one codec of the package."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from numpy.typing import ArrayLike, NDArray
 from subtok_data.segment.masks.spans import find_spans, join_spans, resize_spans
 from subtok_data.segment.partition import Evidence
 
-__all__ = ["RLEMasks", "encode_mask"]
+__all__ = ["RLEMasks", "encode_mask", "mask_box"]
 
 
 @dataclass(frozen=True, eq=False)
 class RLEMasks:
-    """Masks of one picture as run lengths: as much memory as their outlines, not their area.
+    """Masks of one image as run lengths: as much memory as their outlines, not their area.
 
     Runs are COCO's: column by column, the first run is outside (and may be empty).
 
     Parameters
     ----------
     size : (H, W)
-        Size of the picture in pixels.
+        Size of the image in pixels.
     counts : (R,) int32
         Run lengths of all masks, one after the other; those of a mask sum to H · W.
     offsets : (M + 1,) int64
         Where the runs of each mask begin in ``counts``.
     scores : (M,) float32
         Quality of each mask, finite.
-    fields : mapping of str to (M,) integer array
-        More about each mask: its class, its prompt.
+    fields : mapping of str to (M,) array
+        More about each mask: its class, its prompt, its stability.
 
     Raises
     ------
@@ -51,9 +51,7 @@ class RLEMasks:
     counts: NDArray[np.int32]
     offsets: NDArray[np.int64]
     scores: NDArray[np.float32]
-    fields: Mapping[str, NDArray[np.integer[Any]]] = field(
-        default_factory=dict[str, "NDArray[np.integer[Any]]"]
-    )
+    fields: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, "NDArray[Any]"])
 
     def __post_init__(self) -> None:
         lengths = np.diff(self.offsets)
@@ -66,8 +64,8 @@ class RLEMasks:
         )
         if not fits:
             raise ValueError(
-                f"offsets of {len(self.offsets)} entries do not cut {len(self.counts)} runs into "
-                "masks: expected 0, then the end of each mask's runs, every mask with one or more"
+                f"offsets of {len(self.offsets)} entries do not divide {len(self.counts)} runs "
+                "into masks: expected 0, then the end of each mask's runs, each with one or more"
             )
         pixels = self.size[0] * self.size[1]
         if len(self) and (
@@ -97,6 +95,30 @@ class RLEMasks:
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         inside = (np.arange(len(self.counts)) - starts) % 2
         return np.add.reduceat(self.counts.astype(np.int64) * inside, self.offsets[:-1])
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """Box of each mask, (M, 4): x0, y0, x1, y1, half-open; zeros for an empty mask.
+
+        Examples
+        --------
+        >>> RLEMasks.from_masks([np.array([[0, 0, 1], [0, 1, 0]], bool)]).boxes.tolist()
+        [[1, 0, 3, 2]]
+        """
+        height = self.size[0]
+        owner, starts, ends = find_spans(self.counts, self.offsets)
+        left, right = starts // height, (ends - 1) // height
+        # What runs on into the next column covers the last row of one and the first of another.
+        top = np.where(left == right, starts % height, 0)
+        bottom = np.where(left == right, (ends - 1) % height + 1, height)
+        boxes = np.zeros((len(self), 4), np.int64)
+        filled, first = np.unique(owner, return_index=True)
+        if len(filled):
+            for side, values in enumerate((left, top)):
+                boxes[filled, side] = np.minimum.reduceat(values, first)
+            for side, values in enumerate((right + 1, bottom), start=2):
+                boxes[filled, side] = np.maximum.reduceat(values, first)
+        return boxes
 
     def runs(self, index: int) -> NDArray[np.int32]:
         """Return the run lengths of one mask."""
@@ -148,7 +170,7 @@ class RLEMasks:
         runs: Sequence[NDArray[Any] | Sequence[int]],
         size: tuple[int, int],
         scores: Sequence[float] | NDArray[Any] | None = None,
-        fields: Mapping[str, NDArray[np.integer[Any]]] | None = None,
+        fields: Mapping[str, NDArray[Any]] | None = None,
     ) -> RLEMasks:
         """Join the run lengths of single masks, as in COCO's uncompressed ``"counts"``.
 
@@ -177,11 +199,11 @@ class RLEMasks:
         cls,
         masks: Iterable[NDArray[np.bool_]],
         scores: Sequence[float] | NDArray[Any] | None = None,
-        fields: Mapping[str, NDArray[np.integer[Any]]] | None = None,
+        fields: Mapping[str, NDArray[Any]] | None = None,
         *,
         size: tuple[int, int] | None = None,
     ) -> RLEMasks:
-        """Pack masks one at a time; an iterator is never held as a whole.
+        """Encode masks one at a time; an iterator is never held as a whole.
 
         Parameters
         ----------
@@ -213,9 +235,9 @@ class RLEMasks:
         bits: NDArray[np.uint8],
         size: tuple[int, int],
         scores: Sequence[float] | NDArray[Any] | None = None,
-        fields: Mapping[str, NDArray[np.integer[Any]]] | None = None,
+        fields: Mapping[str, NDArray[Any]] | None = None,
     ) -> RLEMasks:
-        """Pack masks that are bits, as ``numpy.packbits(masks, axis=-1)`` gives them.
+        """Encode masks that are bits, as ``numpy.packbits(masks, axis=-1)`` gives them.
 
         Parameters
         ----------
@@ -268,7 +290,7 @@ class RLEMasks:
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Run lengths of a mask, column by column, the outside first.
+    """Encode a mask as run lengths, column by column, the outside first.
 
     Parameters
     ----------
@@ -288,3 +310,26 @@ def encode_mask(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     turns = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = [0, 0] if flat.size and flat[0] else [0]
     return np.diff(np.concatenate([starts, turns, [flat.size]])).astype(np.int32)
+
+
+def mask_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Find the box of a mask that is not encoded; see :attr:`RLEMasks.boxes`.
+
+    Parameters
+    ----------
+    mask : (H, W) bool
+
+    Returns
+    -------
+    tuple of int
+        x0, y0, x1, y1, half-open; zeros for an empty mask.
+
+    Examples
+    --------
+    >>> mask_box(np.array([[0, 0, 1], [0, 1, 0]], bool))
+    (1, 0, 3, 2)
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

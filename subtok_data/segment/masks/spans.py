@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Spans", "find_spans", "join_spans", "resize_spans"]
+__all__ = ["Spans", "find_spans", "join_spans", "resize_spans", "unite_spans"]
 Longs = NDArray[np.int64]
 
 
@@ -95,6 +95,33 @@ def join_spans(spans: Spans, num_masks: int, pixels: int) -> tuple[NDArray[np.in
     counts[place + 1] = ends - starts
     counts[offsets[1:][tail] - 1] = (pixels - reached)[tail]
     return counts, offsets
+
+
+def unite_spans(starts: Longs, ends: Longs) -> Spans:
+    """Unite spans that may overlap, of one mask.
+
+    Parameters
+    ----------
+    starts, ends : (S,) int64
+        First pixel and pixel after the last, in any order.
+
+    Returns
+    -------
+    Spans
+        Of mask 0, ascending and disjoint.
+
+    Examples
+    --------
+    >>> spans = unite_spans(np.array([6, 0, 1]), np.array([8, 4, 2]))
+    >>> spans.starts.tolist(), spans.ends.tolist()
+    ([0, 6], [4, 8])
+    """
+    order = np.argsort(starts, kind="stable")
+    starts, reached = starts[order], np.maximum.accumulate(ends[order])
+    apart = np.ones(len(starts), np.bool_)
+    apart[1:] = starts[1:] > reached[:-1]
+    last = np.append(apart[1:], True)[: len(starts)]
+    return Spans(np.zeros(int(apart.sum()), np.int64), starts[apart], reached[last])
 
 
 def resize_spans(spans: Spans, old: tuple[int, int], new: tuple[int, int]) -> Spans:

@@ -211,12 +211,12 @@ class Prompts:
     def bounds(self) -> NDArray[np.float32]:
         """Box around each region, (P, 4): the box it has, or that of its mask or points."""
         bounds = self.boxes.copy()
-        for prompt in np.flatnonzero(~self.has_box):
-            if self.masks is not None and self.has_mask[prompt]:
-                mask = self.masks.mask(int(prompt))
-                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            else:
-                rows, columns = self._dots(int(prompt))
+        unboxed = ~self.has_box
+        masked = unboxed & self.has_mask
+        if self.masks is not None and masked.any():
+            bounds[masked] = self.masks.boxes[masked]
+        for prompt in np.flatnonzero(unboxed & ~masked):
+            rows, columns = self._dots(int(prompt))
             bounds[prompt] = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         return bounds
 

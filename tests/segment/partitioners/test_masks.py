@@ -223,7 +223,7 @@ def test_bad_masks_are_refused():
         RLEMasks.from_runs([[0, 20], [3, 4]], (4, 5))
     with pytest.raises(ValueError, match="another size"):
         RLEMasks.from_runs([[-1, 21]], (4, 5))
-    with pytest.raises(ValueError, match="cut 0 runs into masks"):
+    with pytest.raises(ValueError, match="divide 0 runs into masks"):
         RLEMasks.from_runs([[]], (4, 5))
     with pytest.raises(ValueError, match="NaN"):
         RLEMasks.from_masks([good], [np.nan])

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from subtok_data.data.regions.readers.table import (
-    AnnotatedImage,
-    AnnotatedRegion,
-    RegionRows,
-    read_json,
-)
+from subtok_data.annotations import CocoFile, read_coco, read_label_png
+from subtok_data.data.regions.readers.table import ImageEntry, RegionEntry, RegionRows
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import label_runs
 
@@ -26,7 +19,7 @@ _ORPHAN = "regions of images that are not taken"
 
 
 def plain_name(name: str) -> str:
-    """Words of a category name: COCO's stuff has marks that nobody says, LVIS has underscores.
+    """Write a category name as people say it: without COCO's marks of stuff and LVIS's underscores.
 
     Examples
     --------
@@ -77,30 +70,25 @@ class CocoRegions(RegionRows):
         licences: Collection[int] | None = None,
         keep_empty: bool = False,
     ) -> None:
-        data = read_json(annotations, "a COCO annotation file")
-        counts: Counter[str] = Counter()
-        listed = _images(data, annotations, images, licences, counts)
-        names = _names(data, annotations, phrase)
-        known = {one.id for one in listed}
-        regions: dict[Any, list[AnnotatedRegion]] = defaultdict(list)
-        for place, one in enumerate(_list(data, "annotations", annotations)):
-            name = one.get("id", place)
-            if one.get("image_id") not in known:
-                counts[_ORPHAN] += 1
-                continue
-            if one.get("iscrowd") and not crowd:
-                counts[_CROWD] += 1
-                continue
-            text = _text_of(one, f"annotation {name!r}", names, annotations)
-            regions[one["image_id"]].append(
-                AnnotatedRegion(
-                    name,
-                    _corners(one.get("bbox"), name, annotations),
-                    [text],
-                    (one.get("segmentation") or None) if masks else None,
-                )
-            )
-        super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
+        file = read_coco(annotations)
+        taken = file.with_licences(licences)
+        left_out = Counter({_LICENCE: len(file.images) - len(taken.images)})
+        regions: dict[Any, list[RegionEntry]] = defaultdict(list)
+        for image, one in taken.objects():
+            if image not in taken.images:
+                left_out[_ORPHAN] += 1
+            elif one.crowd and not crowd:
+                left_out[_CROWD] += 1
+            else:
+                mask = one.segmentation if masks else None
+                regions[image].append(RegionEntry(one.id, one.box, [phrase(one.category)], mask))
+        super().__init__(
+            annotations,
+            _image_entries(taken, images),
+            regions,
+            keep_empty=keep_empty,
+            left_out=left_out,
+        )
 
 
 class PanopticRegions(RegionRows):
@@ -120,7 +108,7 @@ class PanopticRegions(RegionRows):
     Raises
     ------
     ConfigError
-        If the file is not of this layout.
+        If the file is not of this layout; the message names the file and the annotation.
     """
 
     def __init__(
@@ -134,28 +122,26 @@ class PanopticRegions(RegionRows):
         licences: Collection[int] | None = None,
         keep_empty: bool = False,
     ) -> None:
-        data = read_json(annotations, "a COCO panoptic file")
-        counts: Counter[str] = Counter()
-        listed = _images(data, annotations, images, licences, counts)
-        names = _names(data, annotations, phrase)
+        file = read_coco(annotations)
+        taken = file.with_licences(licences)
+        left_out = Counter({_LICENCE: len(file.images) - len(taken.images)})
         self._maps: dict[Any, str] = {}
-        regions: dict[Any, list[AnnotatedRegion]] = {}
-        for one in _list(data, "annotations", annotations):
-            if "segments_info" not in one or "file_name" not in one:
-                raise ConfigError(
-                    f"{annotations}: the annotation of image {one.get('image_id')!r} has no "
-                    "segments_info and file_name: a panoptic file is expected"
-                )
-            self._maps[one["image_id"]] = str(Path(maps) / one["file_name"])
-            regions[one["image_id"]] = found = []
-            for segment in one["segments_info"]:
-                if segment.get("iscrowd") and not crowd:
-                    counts[_CROWD] += 1
-                    continue
-                text = _text_of(segment, f"segment {segment.get('id')!r}", names, annotations)
-                box = _corners(segment.get("bbox"), segment["id"], annotations)
-                found.append(AnnotatedRegion(segment["id"], box, [text]))
-        super().__init__(annotations, listed, regions, keep_empty=keep_empty, left_out=counts)
+        regions: dict[Any, list[RegionEntry]] = {}
+        for image, one in taken.panoptic_maps():
+            if image not in taken.images:
+                left_out[_ORPHAN] += len(one.segments)
+                continue
+            self._maps[image] = str(Path(maps) / one.file_name)
+            kept = [segment for segment in one.segments if crowd or not segment.crowd]
+            left_out[_CROWD] += len(one.segments) - len(kept)
+            regions[image] = [RegionEntry(s.id, s.box, [phrase(s.category)]) for s in kept]
+        super().__init__(
+            annotations,
+            _image_entries(taken, images),
+            regions,
+            keep_empty=keep_empty,
+            left_out=left_out,
+        )
 
     def segmentations(self, index: int, part: slice) -> Sequence[Any]:
         """Masks of an image: its PNG is read when the first of them is."""
@@ -180,11 +166,9 @@ class _PanopticMasks(Sequence[Any]):
 
     def _read(self) -> list[Any]:
         try:
-            with Image.open(self._path) as file:
-                colours = np.asarray(file.convert("RGB"), np.int32)
-        except (OSError, ValueError) as error:
-            raise PromptError(f"panoptic map {self._path}: {error}") from error
-        labels = colours @ np.array([1, 256, 65536], np.int32)
+            labels = read_label_png(self._path)
+        except ConfigError as error:
+            raise PromptError(f"panoptic map {error}") from error
         size = [int(side) for side in labels.shape]
         masks: list[Any] = []
         for name, runs in zip(self._wanted, label_runs(labels, self._wanted), strict=True):
@@ -196,52 +180,8 @@ class _PanopticMasks(Sequence[Any]):
         return masks
 
 
-def _list(data: Any, name: str, path: str | Path) -> list[Mapping[str, Any]]:
-    if not isinstance(data, Mapping) or not isinstance(data.get(name), list):
-        raise ConfigError(f"{path} is not a COCO annotation file: it has no list {name!r}")
-    return data[name]
-
-
-def _images(
-    data: Any,
-    path: str | Path,
-    folder: str | Path,
-    licences: Collection[int] | None,
-    counts: Counter[str],
-) -> list[AnnotatedImage]:
-    found: list[AnnotatedImage] = []
-    for one in _list(data, "images", path):
-        # LVIS names no file, but ends of addresses: train2017/000000391895.jpg.
-        file = one.get("file_name") or "/".join(str(one.get("coco_url", "")).split("/")[-2:])
-        if "id" not in one or not file:
-            raise ConfigError(f"{path}: an image without id or file_name: {dict(one)}")
-        if licences is not None and one.get("license") not in licences:
-            counts[_LICENCE] += 1
-            continue
-        size = (int(one["height"]), int(one["width"])) if "height" in one else None
-        found.append(AnnotatedImage(one["id"], str(Path(folder) / file), size))
-    return found
-
-
-def _names(data: Any, path: str | Path, phrase: Callable[[str], str]) -> dict[int, str]:
-    return {one["id"]: phrase(one["name"]) for one in _list(data, "categories", path)}
-
-
-def _text_of(one: Mapping[str, Any], what: str, names: Mapping[int, str], path: str | Path) -> str:
-    """Text of the category of an annotation or segment."""
-    category: Any = one.get("category_id")
-    if category not in names:
-        raise ConfigError(
-            f"{path}: {what} is of category {category!r}, which the file does not list"
-        )
-    return names[category]
-
-
-def _corners(box: Any, name: Any, path: str | Path) -> list[float]:
-    try:
-        x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: annotation {name!r} has the bbox {box!r}: expected x, y, width, height"
-        ) from error
-    return [x, y, x + width, y + height]
+def _image_entries(file: CocoFile, folder: str | Path) -> list[ImageEntry]:
+    return [
+        ImageEntry(one.id, str(Path(folder) / one.file_name), one.size)
+        for one in file.images.values()
+    ]

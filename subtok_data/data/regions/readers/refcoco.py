@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subtok_data.data.regions.readers.table import (
-    AnnotatedImage,
-    AnnotatedRegion,
-    RegionRows,
-    read_json,
-)
+from subtok_data.annotations import CocoObject, read_coco, read_json
+from subtok_data.data.regions.readers.table import ImageEntry, RegionEntry, RegionRows
 from subtok_data.errors import ConfigError
 
 __all__ = ["ReferringRegions"]
@@ -57,24 +53,21 @@ class ReferringRegions(RegionRows):
                 "JSON once, json.dump(pickle.load(file), …), where you trust it"
             )
         listed = read_json(references, "a JSON list of references")
-        data = read_json(instances, "a COCO instances file")
-        if not isinstance(listed, list) or not isinstance(data, Mapping):
-            raise ConfigError(f"{references}, {instances}: expected a list, and COCO's dict")
-        objects = {one["id"]: one for one in data.get("annotations", [])}
-        files = {one["id"]: one for one in data.get("images", [])}
-        regions: dict[Any, list[AnnotatedRegion]] = defaultdict(list)
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise ConfigError(f"{references}: expected a list of references")
+        file = read_coco(instances)
+        objects = {one.id: one for _, one in file.objects()}
+        regions: dict[Any, list[RegionEntry]] = defaultdict(list)
         for one in listed:
             if split is None or one.get("split") == split:
                 region = _region(one, objects, references, masks=masks)
-                regions[one["image_id"]].append(region)
-        lost = [name for name in regions if name not in files]
+                regions[one.get("image_id")].append(region)
+        lost = [name for name in regions if name not in file.images]
         if lost:
             raise ConfigError(f"{references}: image {lost[0]!r} is not in {instances}")
         taken = [
-            AnnotatedImage(
-                name,
-                str(Path(images) / files[name]["file_name"]),
-                (int(files[name]["height"]), int(files[name]["width"])),
+            ImageEntry(
+                name, str(Path(images) / file.images[name].file_name), file.images[name].size
             )
             for name in regions
         ]
@@ -82,8 +75,12 @@ class ReferringRegions(RegionRows):
 
 
 def _region(
-    reference: Mapping[str, Any], objects: Mapping[Any, Any], path: str | Path, *, masks: bool
-) -> AnnotatedRegion:
+    reference: Mapping[str, Any],
+    objects: Mapping[Any, CocoObject],
+    path: str | Path,
+    *,
+    masks: bool,
+) -> RegionEntry:
     name = reference.get("ref_id", reference.get("ann_id"))
     found = objects.get(reference.get("ann_id"))
     if found is None:
@@ -98,6 +95,4 @@ def _region(
     texts = [text.strip() for text in sentences if text.strip()]
     if not texts:
         raise ConfigError(f"{path}: reference {name!r} has no sentence")
-    x, y, width, height = (float(value) for value in found["bbox"])
-    mask = (found.get("segmentation") or None) if masks else None
-    return AnnotatedRegion(name, [x, y, x + width, y + height], texts, mask)
+    return RegionEntry(name, found.box, texts, found.segmentation if masks else None)

@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 from subtok_data.data.regions.regions import Regions
 from subtok_data.errors import ConfigError
 
-__all__ = ["AnnotatedImage", "AnnotatedRegion", "RegionRows", "read_json"]
+__all__ = ["ImageEntry", "RegionEntry", "RegionRows"]
 
 
 @dataclass(frozen=True)
-class AnnotatedImage:
+class ImageEntry:
     """One image of an annotation file: its name there, its file, its size as annotated."""
 
     id: int | str
@@ -29,7 +29,7 @@ class AnnotatedImage:
 
 
 @dataclass(frozen=True)
-class AnnotatedRegion:
+class RegionEntry:
     """One region of an annotation file; the box is x0, y0, x1, y1 px."""
 
     id: int | str
@@ -49,9 +49,9 @@ class RegionRows(Dataset[dict[str, Any]]):
     ----------
     source : str or Path
         The annotation file, for messages.
-    images : iterable of AnnotatedImage
+    images : iterable of ImageEntry
         In the order of the rows.
-    regions : mapping of image id to sequence of AnnotatedRegion
+    regions : mapping of image id to sequence of RegionEntry
         Those of each image.
     keep_empty : bool, optional
         Keep images without a region.
@@ -72,8 +72,8 @@ class RegionRows(Dataset[dict[str, Any]]):
     def __init__(
         self,
         source: str | Path,
-        images: Iterable[AnnotatedImage],
-        regions: Mapping[Any, Sequence[AnnotatedRegion]],
+        images: Iterable[ImageEntry],
+        regions: Mapping[Any, Sequence[RegionEntry]],
         *,
         keep_empty: bool = False,
         left_out: Mapping[str, int] | None = None,
@@ -155,7 +155,7 @@ class _Flat:
     segmentations: list[bytes | None] = field(default_factory=list["bytes | None"])
     any_mask: bool = False
 
-    def add(self, regions: Sequence[AnnotatedRegion]) -> None:
+    def add(self, regions: Sequence[RegionEntry]) -> None:
         for one in regions:
             self.boxes.append(_box(one, self.source))
             self.ids.append(one.id)
@@ -166,7 +166,7 @@ class _Flat:
         self.offsets.append(len(self.boxes))
 
 
-def _box(region: AnnotatedRegion, source: str) -> NDArray[np.float32]:
+def _box(region: RegionEntry, source: str) -> NDArray[np.float32]:
     try:
         box = np.array(region.box, np.float32)
     except (TypeError, ValueError):
@@ -174,17 +174,3 @@ def _box(region: AnnotatedRegion, source: str) -> NDArray[np.float32]:
     if box.shape != (4,):
         raise ConfigError(f"{source}: annotation {region.id!r} has no box of four numbers")
     return box
-
-
-def read_json(path: str | Path, what: str) -> Any:
-    """Read an annotation file.
-
-    Raises
-    ------
-    ConfigError
-        Naming the file, and what it should be.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not {what}: {error}") from error

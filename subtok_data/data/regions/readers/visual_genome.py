@@ -6,12 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtok_data.data.regions.readers.table import (
-    AnnotatedImage,
-    AnnotatedRegion,
-    RegionRows,
-    read_json,
-)
+from subtok_data.annotations import read_json
+from subtok_data.data.regions.readers.table import ImageEntry, RegionEntry, RegionRows
 from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
 
@@ -57,8 +53,8 @@ class VisualGenomeRegions(RegionRows):
             raise ConfigError(f"{annotations}: expected a list of images with their regions")
         files = _Files([images] if isinstance(images, (str, Path)) else images)
         wanted = None if image_ids is None else set(image_ids)
-        listed: list[AnnotatedImage] = []
-        regions: dict[Any, list[AnnotatedRegion]] = {}
+        listed: list[ImageEntry] = []
+        regions: dict[Any, list[RegionEntry]] = {}
         wordless = 0
         for place, one in enumerate(data):
             name = one.get("id", one.get("image_id"))
@@ -66,7 +62,7 @@ class VisualGenomeRegions(RegionRows):
                 raise ConfigError(f"{annotations}: entry {place} has no id or no regions")
             if wanted is not None and name not in wanted:
                 continue
-            listed.append(AnnotatedImage(name, files.path(name)))
+            listed.append(ImageEntry(name, files.path(name)))
             found = [_region(region, annotations) for region in one["regions"]]
             regions[name] = [region for region in found if region.phrases]
             wordless += len(found) - len(regions[name])
@@ -109,7 +105,7 @@ class _Files:
             )
 
 
-def _region(region: Mapping[str, Any], path: str | Path) -> AnnotatedRegion:
+def _region(region: Mapping[str, Any], path: str | Path) -> RegionEntry:
     name = region.get("region_id", region.get("id", "?"))
     try:
         x, y, width, height = (float(region[side]) for side in ("x", "y", "width", "height"))
@@ -120,4 +116,4 @@ def _region(region: Mapping[str, Any], path: str | Path) -> AnnotatedRegion:
     phrases = region.get("phrases", region.get("phrase"))
     texts: list[Any] = phrases if isinstance(phrases, list) else [phrases]
     kept = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-    return AnnotatedRegion(name, [x, y, x + width, y + height], kept)
+    return RegionEntry(name, [x, y, x + width, y + height], kept)

@@ -1,8 +1,9 @@
-"""MobileSAM's mask decoder for many point prompts at once, read from its ONNX export.
+"""MobileSAM as a decoder for mask generation, read from its ONNX export.
 
 The exported decoder takes one prompt a call and returns one mask. Here the same weights run on a
 batch of points and give all three masks (whole, part, sub-part) for the price of one, since what
 does not depend on the prompt (the first layer's image keys and values) is computed once an image.
+It is a `PointDecoder`: `SAMSegmenter` and `generate_masks` take it as a model of their own.
 
 Sources: Segment Anything (arXiv 2304.02643, section 3 and appendix A), MobileSAM (2306.14289).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,11 @@ from subtok_data.errors import WeightsError
 from subtok_data.images import resize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-__all__ = ["MobileSAM", "PointMasks"]
+__all__ = ["Embedding", "MobileSAM"]
 SIDE = 1024
 GRID = 64
 DIM = 256
@@ -35,19 +38,29 @@ STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
-class PointMasks:
-    """Masks that a batch of points gave.
+class Embedding:
+    """What the encoder makes of an image.
 
     Attributes
     ----------
-    logits : torch.Tensor
-        (M, 256, 256) float32, the picture in the top left corner, the rest padding.
-    predicted_iou : torch.Tensor
-        (M,) float32, the model's own estimate of each mask's quality, about 0 to 1.
+    features : torch.Tensor
+        (4096, 256) float32, 64 × 64 cells in raster order.
+    size : (H, W)
+        Of the image in pixels.
     """
 
-    logits: torch.Tensor
-    predicted_iou: torch.Tensor
+    features: torch.Tensor
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> float:
+        """From pixels of the image to those of the input, whose longer side is 1024."""
+        return SIDE / max(self.size)
+
+    @property
+    def scaled_size(self) -> tuple[int, int]:
+        """Height and width in the input; the rest of its square is padding."""
+        return round(self.size[0] * self.scale), round(self.size[1] * self.scale)
 
 
 def _read_onnx(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -92,7 +105,7 @@ class MobileSAM:
     Examples
     --------
     >>> model = MobileSAM("dist")  # doctest: +SKIP
-    >>> masks = model.point_masks(model.encode(image), points, image.shape)  # doctest: +SKIP
+    >>> logits, ious = model.decode(model.encode([image])[0], points)  # doctest: +SKIP
     """
 
     def __init__(
@@ -121,52 +134,55 @@ class MobileSAM:
         self._cast: dict[str, torch.Tensor] = {}
         self._position = self._encode_position(_grid_points())
 
-    def encode(self, image: NDArray[np.uint8]) -> torch.Tensor:
-        """Embed an RGB image (H, W, 3): (4096, 256) float32, 64 x 64 cells in raster order."""
-        height, width = image.shape[:2]
-        scale = SIDE / max(height, width)
-        size = (round(height * scale), round(width * scale))
-        pixels = (resize(image, size).astype(np.float32) - MEAN) / STD
-        padded = np.zeros((1, 3, SIDE, SIDE), np.float32)
-        padded[0, :, : size[0], : size[1]] = pixels.transpose(2, 0, 1)
-        output = self._encoder.run(None, {"input": padded})[0]
-        return torch.from_numpy(output)[0].flatten(1).T.contiguous()
+    def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[Embedding]:
+        """Embed RGB images (H, W, 3), one after the other."""
+        return [self._embed(crop) for crop in crops]
 
     @torch.inference_mode()
-    def point_masks(
-        self, embedding: torch.Tensor, points: NDArray[np.float64], *, min_iou: float = 0.0
-    ) -> PointMasks:
-        """Three masks for each point, those of lower predicted IoU than `min_iou` left out.
+    def decode(
+        self, embedding: Embedding, points: NDArray[np.float64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give three masks for each point.
 
         Parameters
         ----------
-        embedding : torch.Tensor
+        embedding : Embedding
             What `encode` gave.
-        points : ndarray
-            (P, 2) x, y in pixels of the 1024-pixel input.
-        min_iou : float
-            Least predicted IoU, 0 to 1.
+        points : (P, 2) array
+            x, y in pixels of the image.
 
         Returns
         -------
-        PointMasks
-            M ≤ 3 P masks.
+        logits : (P, 3, 256, 256) float32
+            The image in the top left corner, the rest padding.
+        ious : (P, 3) float32
+            The model's own estimate of the quality of each mask, about 0 to 1.
         """
-        tokens, keys = self._transform(embedding, points)
+        tokens, keys = self._transform(embedding.features, points * embedding.scale)
         iou = self._mlp("mask_decoder.iou_prediction_head", tokens[:, 0])[:, 1:]
-        keep = iou >= min_iou
-        alive = keep.any(1)
-        if not bool(alive.any()):
-            return PointMasks(torch.zeros(0, 256, 256), torch.zeros(0))
         hyper = torch.stack(
             [
-                self._mlp(f"mask_decoder.output_hypernetworks_mlps.{k}", tokens[alive, k + 1])
+                self._mlp(f"mask_decoder.output_hypernetworks_mlps.{k}", tokens[:, k + 1])
                 for k in (1, 2, 3)
             ],
             dim=1,
         )
-        logits = self._upscale(keys[alive], hyper)
-        return PointMasks(logits[keep[alive]], iou[alive][keep[alive]])
+        return self._upscale(keys, hyper), iou
+
+    def upscale(self, embedding: Embedding, logits: torch.Tensor) -> torch.Tensor:
+        """Bring logits (K, 256, 256) to the size of the image, (K, H, W)."""
+        height, width = embedding.scaled_size
+        large = F.interpolate(logits[None], (SIDE, SIDE), mode="bilinear")[..., :height, :width]
+        return F.interpolate(large, embedding.size, mode="bilinear")[0]
+
+    def _embed(self, image: NDArray[np.uint8]) -> Embedding:
+        blank = Embedding(torch.empty(0), (image.shape[0], image.shape[1]))
+        height, width = blank.scaled_size
+        pixels = (resize(image, (height, width)).astype(np.float32) - MEAN) / STD
+        padded = np.zeros((1, 3, SIDE, SIDE), np.float32)
+        padded[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+        output = self._encoder.run(None, {"input": padded})[0]
+        return replace(blank, features=torch.from_numpy(output)[0].flatten(1).T.contiguous())
 
     # The decoder, in the order in which it runs.
 
@@ -183,7 +199,7 @@ class MobileSAM:
         nothing = named["model.prompt_encoder.not_a_point_embed.weight"].expand(count, -1)
         output = self._products["/Expand_1"].expand(count, -1, -1)
         query_pe = torch.cat([output, torch.stack([prompt, nothing], 1)], 1)
-        # One picture for all prompts: batch size 1 here, broadcast until the first layer ends.
+        # One image for all prompts: batch size 1 here, broadcast until the first layer ends.
         keys = (embedding + self._products["/Mul_9"].view(1, DIM))[None]
         queries = query_pe
         for index in range(2):
