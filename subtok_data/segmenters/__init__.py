@@ -2,7 +2,7 @@
 
 Every way of cutting an image into tokens is the same two steps. ``infer`` runs batched, in the main
 process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns them
-into a :class:`~subtok_data.segment.partition.Partition` in worker processes that never import
+into a :class:`~subtok_data.segment.Partition` in worker processes that never import
 torch. Budget, order, batch, loader and benchmarks know only this protocol.
 """
 

@@ -129,9 +129,9 @@ def _session(file: Path, device: torch.device) -> Any:
         ) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
         return runtime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime has exception classes of its own, not exported

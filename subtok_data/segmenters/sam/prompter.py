@@ -15,17 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.errors import PromptError
-from subtok_data.segment import Prompts, RLEMasks, check_count
-from subtok_data.segmenters.base import Images
-from subtok_data.segmenters.sam.decoder import PromptChunk, PromptDecoder
+from subtok_data.segment import Prompts, RLEMasks, check_count, fit_prompts, picture_size
+from subtok_data.segmenters.base import Images, Prompter
+from subtok_data.segmenters.sam.decoder import PromptableModel, PromptChunk, PromptDecoder
 from subtok_data.segmenters.sam.generated_masks import mask_runs
 from subtok_data.segmenters.sam.mask_generation import UPSCALED, refuse_nan
-from subtok_data.segmenters.sam.segmenter import PromptableModel
 
-__all__ = ["PROMPTER_FOLDER", "ModelPrompter", "SAMPrompter", "prompt_model"]
-PROMPTER_FOLDER = "prompt_model"
-"""Where a saved tokenizer has the prompter's model: the segmenter's own may be another one."""
+__all__ = ["ModelPrompter", "SAMPrompter", "prompt_model"]
 
 
 @torch.inference_mode()
@@ -139,18 +135,18 @@ def _runs(
         yield from mask_runs(masks, (0, 0, width, height), prompts.size)
 
 
-class ModelPrompter(PromptableModel):
+class ModelPrompter(PromptableModel, Prompter):
     """What prompters share, whichever model they ask.
 
     Parameters
     ----------
     model, processor, device
-        See :class:`~subtok_data.segmenters.sam.segmenter.PromptableModel`.
+        See :class:`~subtok_data.segmenters.sam.decoder.PromptableModel`.
     prompts_per_batch, encoder_batch, refine_rounds : int
         See :class:`SAMPrompter`.
     """
 
-    folder: ClassVar[str] = PROMPTER_FOLDER
+    folder: ClassVar[str] = "prompt_model"  # the segmenter's own model may be another one
 
     def __init__(
         self,
@@ -179,14 +175,10 @@ class ModelPrompter(PromptableModel):
         """
         found: list[RLEMasks | None] = [None] * len(images)
         embedded: list[tuple[int, Prompts]] = []
-        for index, (image, asked) in enumerate(zip(images, prompts, strict=True)):
+        sizes = [picture_size(image) for image in images]
+        for index, asked in enumerate(fit_prompts(prompts, sizes)):
             if asked is None:
                 continue
-            if image.shape[:2] != tuple(asked.size):
-                raise PromptError(
-                    f"image {index} of {image.shape[0]} × {image.shape[1]} pixels has prompts for "
-                    f"{asked.size[0]} × {asked.size[1]}: give Prompts.resized(image.shape[:2])"
-                )
             self.decoder.check(asked.take(np.flatnonzero(_asks_model(asked))))
             if _asks_model(asked).any():
                 embedded.append((index, asked))
@@ -208,7 +200,7 @@ class ModelPrompter(PromptableModel):
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
     ) -> Self:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
-        return cls(folder / PROMPTER_FOLDER, device=device, **config["prompting"])
+        return cls(folder / cls.folder, device=device, **config["prompting"])
 
 
 class SAMPrompter(ModelPrompter):
