@@ -50,7 +50,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     DeviceError
         An accelerator, inside a DataLoader worker.
     ConfigError
-        CUDA is asked for and torch finds none.
+        CUDA is given and torch finds none.
 
     Examples
     --------

@@ -290,10 +290,10 @@ class BoundaryModel:
                 length = self._batch_length(canvas if plan is None else plan.tile)
                 for chunk in chunked(members, length if plan is None else 1):
                     pixels = stack([found[at] for at in chunk], canvas, self.device)
-                    levels, good = self._network.levels(pixels, plan, length)
+                    quantised, good = self._network.quantised(pixels, plan, length)
                     for row, at in enumerate(chunk):
                         height, width = found[at].shape[:2]
-                        maps[at] = levels[row, :height, :width].contiguous()
+                        maps[at] = quantised[row, :height, :width].contiguous()
                         finite[at] = good[row]
         return DeviceMaps(maps, finite, self.name)
 

@@ -28,7 +28,7 @@ from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["PanopticSegmenter"]
 _TASK = "panoptic"
-"""What OneFormer is asked for."""
+"""The task in OneFormer's prompt."""
 
 
 class PanopticSegmenter(ModelComponent, Segmenter):

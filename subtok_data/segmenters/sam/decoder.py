@@ -30,7 +30,7 @@ class PromptChunk:
     Parameters
     ----------
     points : (P, K, 2) float64
-        x, y in pixels of the picture; K may be 0.
+        x, y in pixels of the image; K may be 0.
     labels : (P, K) int64
         1 inside, 0 outside.
     boxes : (P, 4) float64 or None
@@ -75,7 +75,7 @@ class PromptDecoder(PointDecoder, Protocol):
         ...
 
     def to_logits(self, embedding: Any, masks: Tensor) -> Tensor:
-        """Bring masks (P, H, W) bool of the picture to the form of ``PromptChunk.logits``."""
+        """Bring masks (P, H, W) bool of the image to the form of ``PromptChunk.logits``."""
         ...
 
 
@@ -83,7 +83,7 @@ class PromptDecoder(PointDecoder, Protocol):
 class _Embedding:
     """What the encoder made of a crop, and where the crop lies in the model's input.
 
-    SAM scales a picture and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
+    SAM scales an image and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
     over the whole input, so ``inside`` is None.
     """
 
@@ -172,7 +172,7 @@ class SAMDecoder(TransformersModel):
     def to_logits(self, embedding: _Embedding, masks: Tensor) -> Tensor:
         """Bring masks (P, H, W) to the model's mask input, (P, 1, h, w): ±10, less at outlines."""
         filled = masks[:, None].to(embedding.features[0].device, torch.float32)
-        if embedding.inside is not None:  # the picture is in the upper left of a padded square
+        if embedding.inside is not None:  # the image is in the upper left of a padded square
             height, width = (
                 round(side * canvas / inside)
                 for side, canvas, inside in zip(

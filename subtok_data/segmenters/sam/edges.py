@@ -44,11 +44,11 @@ def edge_map(
     points_per_batch: int = 64,
     box_nms: float = 0.7,
 ) -> NDArray[np.uint8]:
-    """Edges of a picture from the masks of a grid of points (Kirillov et al., section D.2).
+    """Edges of an image from the masks of a grid of points (Kirillov et al., section D.2).
 
     Masks are not filtered; duplicates are suppressed by box. Of each mask's probabilities, the
     Sobel magnitude is taken along the outline of the mask; the map is the highest over all masks,
-    stretched to the full range. Pictures are taken to go on at their edges, so that those are no
+    stretched to the full range. Images are taken to go on at their edges, so that those are no
     edges themselves. The paper thins its edges in the end; a flood needs them as they are.
 
     Parameters
@@ -56,7 +56,7 @@ def edge_map(
     decoder : PointDecoder
         The model.
     image : (H, W, 3) uint8
-        The picture.
+        The image.
     points_per_side, points_per_batch : int
         Grid, and points per call of the mask decoder.
     box_nms : float

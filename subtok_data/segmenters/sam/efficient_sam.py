@@ -166,7 +166,7 @@ class EfficientSAMSegmenter(_FilesOwner, SAMSegmenter):
         ``subtok-data[onnx]``), or a folder with one of the two; opened at first use.
     options : GenerationOptions, optional
         Grid of points, filters, crops. ``points_per_batch`` bounds memory: the decoder copies the
-        picture's embedding, 4 MB, several times for each point.
+        image's embedding, 4 MB, several times for each point.
     paint : {"area", "score"}
         Which of two masks lies on top: the smaller one, or the one of higher predicted IoU.
     rules : FillRules, optional
@@ -228,7 +228,7 @@ class EfficientSAMPrompter(_FilesOwner, ModelPrompter):
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     encoder_batch : int
-        Pictures of one size per call of the image encoder.
+        Images of one size per call of the image encoder.
 
     Raises
     ------

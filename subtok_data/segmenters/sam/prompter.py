@@ -1,4 +1,4 @@
-"""Prompters: a promptable model makes a mask of each box, point or mask that is asked for.
+"""Prompters: a promptable model makes a mask of each box, point or mask.
 
 Which of the model's masks answers a prompt, and how masks are refined, follows Segment Anything
 (Kirillov et al., arXiv 2304.02643, sections 3 and D.4).
@@ -33,7 +33,7 @@ def prompt_model(
     prompts_per_batch: int = 64,
     refine_rounds: int = 0,
 ) -> RLEMasks:
-    """Ask a model for the mask of each prompt of one picture.
+    """Predict the mask of each prompt of one image.
 
     Of the three masks for a single point, the one of highest predicted IoU answers; every other
     prompt gets the model's one mask. A prompt that is only a mask is answered by that mask, with a
@@ -44,9 +44,9 @@ def prompt_model(
     decoder : PromptDecoder
         The model.
     embedding : object
-        What ``decoder.encode`` made of the picture.
+        What ``decoder.encode`` made of the image.
     prompts : Prompts
-        On the pixels of the picture.
+        On the pixels of the image.
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     refine_rounds : int
@@ -171,7 +171,7 @@ class ModelPrompter(PromptableModel, Prompter):
     ) -> list[RLEMasks | None]:
         """Return one mask for each prompt; see :class:`~subtok_data.segmenters.Prompter`.
 
-        Pictures without prompts, and those of which only masks are asked for, are not encoded.
+        Images without prompts, and those whose prompts are masks alone, are not encoded.
         """
         found: list[RLEMasks | None] = [None] * len(images)
         embedded: list[tuple[int, Prompts]] = []
@@ -223,7 +223,7 @@ class SAMPrompter(ModelPrompter):
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     encoder_batch : int
-        Pictures per call of the image encoder.
+        Images per call of the image encoder.
     refine_rounds : int
         So many times, the mask is given back to the model together with the prompt, and what it
         makes of them counts (the paper's section D.4 has one round, for boxes).

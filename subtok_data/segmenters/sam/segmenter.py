@@ -1,4 +1,4 @@
-"""SAM and SAM 2 as segmenters: masks of everything in a picture, then a complete partition."""
+"""SAM and SAM 2 as segmenters: masks of everything in an image, then a complete partition."""
 
 from __future__ import annotations
 
