@@ -1,4 +1,4 @@
-"""Where and in which precision the boundary model runs."""
+"""Where models run, and in which precision: one rule for every segmenter and prompter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch.utils.data import get_worker_info
 
 from subtok_data.errors import ConfigError, SubtokError
 
-__all__ = ["DeviceError", "Precision", "compute_dtype", "refuse_in_worker", "resolve_device"]
+__all__ = [
+    "DeviceError",
+    "Precision",
+    "compute_dtype",
+    "refuse_in_worker",
+    "refuse_to_pickle",
+    "resolve_device",
+]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {
     "float32": torch.float32,
@@ -24,14 +31,26 @@ class DeviceError(SubtokError, RuntimeError):
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Device to use: the given one, or the current CUDA device if there is one, or the CPU.
+    """Resolve the device of a model: the given one, or the current CUDA device, or the CPU.
 
-    Inside a DataLoader worker the choice for None is the CPU.
+    Inside a DataLoader worker, None is the CPU, and an accelerator is refused.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+        ``"cuda"`` becomes the current device of the caller, such as ``"cuda:1"``.
+
+    Returns
+    -------
+    torch.device
+        With an index on CUDA.
 
     Raises
     ------
+    DeviceError
+        An accelerator, inside a DataLoader worker.
     ConfigError
-        CUDA is asked for and torch finds none.
+        CUDA is given and torch finds none.
 
     Examples
     --------
@@ -43,6 +62,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
             return torch.device("cpu")
         device = "cuda"
     found = torch.device(device)
+    refuse_in_worker(found)  # before torch is asked for CUDA
     if found.type != "cuda":
         return found
     if not torch.cuda.is_available():
@@ -67,11 +87,31 @@ def refuse_in_worker(device: torch.device) -> None:
     if info is None or device.type == "cpu":
         return
     raise DeviceError(
-        f"a boundary model on {str(device)!r} was called inside DataLoader worker {info.id} "
+        f"a model on {str(device)!r} was called inside DataLoader worker {info.id} "
         f"(process {os.getpid()}): workers share no device with the main process. Tokenize in the "
         "main process: use SubobjectCollator as collate_fn, or SubobjectLoader; their workers "
         "return a PendingBatch that is finished there. Or use device='cpu'."
     )
+
+
+def refuse_to_pickle(owner: object, device: torch.device) -> None:
+    """Raise if a model on an accelerator is about to be pickled, say for a DataLoader worker.
+
+    Raises
+    ------
+    DeviceError
+        With what to do instead.
+
+    Examples
+    --------
+    >>> refuse_to_pickle("a model", torch.device("cpu"))
+    """
+    if device.type != "cpu":
+        raise DeviceError(
+            f"{owner!r} is not pickled: a copy of a model on {str(device)!r} in another process "
+            "would take device memory there. Workers need no model (see SubobjectCollator); to "
+            "send one, move it with .to('cpu') first."
+        )
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -23,7 +23,7 @@ class TokenizedImage:
     Attributes
     ----------
     image : (H, W, 3) uint8 ndarray
-        The image that was cut.
+        The image, resized.
     token_map : (H, W) int16 or int32 ndarray
         Token of each pixel, 0 to N - 1.
     num_tokens : int
@@ -60,24 +60,27 @@ class TokenizedImage:
     def of(
         cls,
         image: NDArray[np.uint8],
-        cut: Segmented,
+        segmented: Segmented,
         evidence: Evidence,
         source_size: tuple[int, int],
     ) -> TokenizedImage:
-        """Join an image with what it was cut into, and the evidence that decided it."""
+        """Join an image with its tokens and the evidence that decided them."""
         return cls(
             image=image,
-            token_map=cut.token_map,
-            num_tokens=cut.num_tokens,
-            areas=cut.geometry.areas,
-            boxes=cut.geometry.boxes,
-            centers=cut.geometry.centers,
+            token_map=segmented.token_map,
+            num_tokens=segmented.num_tokens,
+            areas=segmented.geometry.areas,
+            boxes=segmented.geometry.boxes,
+            centers=segmented.geometry.centers,
             boundary_map=evidence.get("boundary_map"),
-            token_fields=dict(cut.token_fields),
+            token_fields=dict(segmented.token_fields),
             source_size=source_size,
-            shapes=cut.shapes,
-            prompt_tokens=cut.prompt_tokens,
+            shapes=segmented.shapes,
+            prompt_tokens=segmented.prompt_tokens,
         )
+
+    def __len__(self) -> int:
+        return self.num_tokens
 
     def __repr__(self) -> str:
         height, width = self.token_map.shape

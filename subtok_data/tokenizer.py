@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError, PromptError
-from subtok_data.images import DEFAULT_SIZE, Canvas, to_rgb
+from subtok_data.errors import ConfigError
+from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, to_rgb
 from subtok_data.segment import (
     Budget,
     MergeCost,
@@ -22,41 +20,47 @@ from subtok_data.segment import (
     Overflow,
     Prompts,
     SegmentTask,
+    fit_prompts,
     picture_size,
     run_task,
 )
-from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Segmenter, takes_prompts
+from subtok_data.segmenters import (
+    EPOCSegmenter,
+    Segmenter,
+    SegmenterLike,
+    as_segmenter,
+    build_segmenter,
+)
 from subtok_data.tokenized_image import TokenizedImage
 
-__all__ = ["DEFAULT_MIN_AREA", "SubobjectTokenizer"]
-DEFAULT_MIN_AREA = 64
-"""Pixels: on photos at the default size, tokens below it follow texture rather than things."""
-
+__all__ = ["SubobjectTokenizer"]
 CONFIG_FILE = "subtok_config.json"
 FORMAT_VERSION = 1
 """Raised when the same configuration would give other tokens than before."""
 
 
 class SubobjectTokenizer:
-    """Cut images into a variable number of subobject tokens.
+    """Partition images into a variable number of subobject tokens.
 
     Works offline with the packaged boundary model. Every pixel ends up in exactly one token.
 
     Parameters
     ----------
     segmenter : Segmenter, optional
-        How images are cut; :class:`~subtok_data.EPOCSegmenter` if not given.
+        How images are partitioned; :class:`~subtok_data.EPOCSegmenter` if not given. One of your
+        own needs ``partitioner`` and ``infer``, see :func:`~subtok_data.segmenters.as_segmenter`.
     threshold : float, optional
         Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter``
         (give it there) or ``num_tokens``.
     num_tokens : int, optional
-        Exactly this many tokens per image (fewer where an image has not that many minima).
+        Exactly this many tokens per image (fewer where an image has not that many minima). Not
+        together with a threshold, here or of the segmenter.
     max_tokens : int, optional
         At most this many tokens per image, by merging neighbours.
     min_area : int, optional
-        Tokens smaller than this many pixels are merged into a neighbour. By default
-        ``DEFAULT_MIN_AREA`` for tokens by threshold, where texture near it leaves crumbs;
-        0 for everything else. ``min_area=0`` is the paper's.
+        Tokens smaller than this many pixels are merged into a neighbour. By default that of the
+        segmenter, 64 for :class:`~subtok_data.EPOCSegmenter`, where texture near the threshold
+        leaves crumbs; 0 with ``num_tokens``. ``min_area=0`` is the paper's.
     merge : {"balanced", "boundary"}, optional
         Merge cost; see :class:`~subtok_data.segment.Budget`.
     overflow : {"merge", "drop"}, optional
@@ -65,11 +69,17 @@ class SubobjectTokenizer:
     order : {"area", "raster"}, optional
         Order of the tokens: descending area (the paper's), or centers row by row.
     size : int or None, optional
-        Longest side of the image that is cut, in pixels; None keeps images as they are.
+        Longest side that images are resized to, in pixels; None keeps images as they are.
     square : bool, optional
         Squash images to (size, size), as the paper does.
     device : str or torch.device, optional
-        Where the boundary model runs; None picks a CUDA device if there is one.
+        Where the boundary model of the default segmenter runs; None picks a CUDA device if there is
+        one. Not together with ``segmenter`` (give it there).
+
+    Raises
+    ------
+    ConfigError
+        An option out of range, options that contradict each other, or no segmenter.
 
     Examples
     --------
@@ -83,7 +93,7 @@ class SubobjectTokenizer:
 
     def __init__(
         self,
-        segmenter: Segmenter | None = None,
+        segmenter: SegmenterLike | None = None,
         *,
         threshold: float | None = None,
         num_tokens: int | None = None,
@@ -96,11 +106,6 @@ class SubobjectTokenizer:
         square: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        if threshold is not None and num_tokens is not None:
-            raise ConfigError(
-                f"threshold={threshold} and num_tokens={num_tokens} both set the granularity: "
-                "give one"
-            )
         if segmenter is None:
             segmenter = EPOCSegmenter(threshold=threshold, device=device)
         elif threshold is not None or device is not None:
@@ -108,11 +113,9 @@ class SubobjectTokenizer:
                 "threshold and device belong to the segmenter when one is given: "
                 f"{type(segmenter).__name__}(threshold=…, device=…)"
             )
+        self.segmenter: Segmenter = as_segmenter(segmenter)
         if min_area is None:
-            cutter = getattr(segmenter, "segmenter", segmenter)  # below prompts, or itself
-            by_threshold = isinstance(cutter, EPOCSegmenter) and num_tokens is None
-            min_area = DEFAULT_MIN_AREA if by_threshold else 0
-        self.segmenter = segmenter
+            min_area = self.segmenter.default_min_area if num_tokens is None else 0
         self.canvas = Canvas(size, square)
         self.budget = Budget(
             num_tokens=num_tokens,
@@ -122,25 +125,23 @@ class SubobjectTokenizer:
             overflow=overflow,
         )
         self.order: Order = order
-        self.segment_task()  # an impossible order or count is refused here, not in a worker
+        # What is impossible (an order, a count, two controls) is refused here, not in a worker.
+        self.segment_task()
 
     @property
     def device(self) -> torch.device:
         """Where the segmenter's model runs; the CPU for segmenters without a model."""
-        model = getattr(self.segmenter, "model", None)
-        return torch.device("cpu") if model is None else model.device
+        return self.segmenter.device
 
     def to(self, device: str | torch.device) -> SubobjectTokenizer:
         """Move the segmenter's model, if it has one, and return the tokenizer."""
-        move = getattr(self.segmenter, "to", None)
-        if move is not None:
-            move(device)
+        self.segmenter.to(device)
         return self
 
     def segment_task(
         self, *, shape_size: int | None = None, max_tokens: int | None = None
     ) -> SegmentTask:
-        """Everything a worker process needs to cut images: small, picklable, free of torch.
+        """Everything a worker process needs to partition images: picklable, free of torch.
 
         Parameters
         ----------
@@ -155,14 +156,30 @@ class SubobjectTokenizer:
             budget = replace(budget, **{name: max_tokens})
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
-    def __call__(self, images: Any, *, prompts: Any = None, shape_size: int | None = None) -> Any:
-        """Cut one image or a list of images.
+    @overload
+    def __call__(
+        self,
+        images: list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
+        *,
+        prompts: Sequence[Prompts | None] | None = None,
+        shape_size: int | None = None,
+    ) -> list[TokenizedImage]: ...
+
+    @overload
+    def __call__(
+        self, images: ImageLike, *, prompts: Prompts | None = None, shape_size: int | None = None
+    ) -> TokenizedImage: ...
+
+    def __call__(
+        self, images: Any, *, prompts: Any = None, shape_size: int | None = None
+    ) -> TokenizedImage | list[TokenizedImage]:
+        """Tokenize one image, or each image of a list.
 
         Parameters
         ----------
-        images : image or list of images
+        images : image, or list, tuple or iterator of images
             Path, bytes, PIL image, array (H, W, 3) or (H, W), tensor (3, H, W); a list may mix
-            sizes.
+            sizes. All are inferred together.
         prompts : Prompts, or list of Prompts or None, optional
             Regions to look for in the image, or in each image of a list, in pixels of the source.
             Segmenters that take prompts make tokens of them
@@ -174,6 +191,7 @@ class SubobjectTokenizer:
         Returns
         -------
         TokenizedImage or list of TokenizedImage
+            One for one image, else a list.
 
         Raises
         ------
@@ -182,38 +200,42 @@ class SubobjectTokenizer:
         PromptError
             If prompts are for an image of another size, or not one entry per image.
         """
-        if isinstance(images, list):
-            return self._tokenize(images, prompts, shape_size)
+        if isinstance(images, list | tuple | Iterator):
+            return self._tokenize([*images], prompts, shape_size)
         return self._tokenize([images], [prompts], shape_size)[0]
 
     def _tokenize(
-        self, values: Sequence[Any], prompts: Sequence[Any] | None, shape_size: int | None
+        self,
+        values: Sequence[Any],
+        prompts: Sequence[Prompts | None] | None,
+        shape_size: int | None,
     ) -> list[TokenizedImage]:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
-        asked = _fit_prompts(prompts, sources, images)
         sizes = [picture_size(image) for image in images]
-        taken = asked if takes_prompts(self.segmenter) else None
+        fitted = fit_prompts(prompts, [picture_size(source) for source in sources], sizes)
+        taken = fitted if self.segmenter.takes_prompts else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
         for source, image, size, one, evidence in zip(
-            sources, images, sizes, asked, self.segmenter.infer(images, sizes, taken), strict=True
+            sources, images, sizes, fitted, self.segmenter.infer(images, sizes, taken), strict=True
         ):
             if one is not None:
                 evidence = {**one.to_evidence(), **evidence}
-            cut = run_task(task, evidence, size, image)
-            found.append(TokenizedImage.of(image, cut, evidence, picture_size(source)))
+            segmented = run_task(task, evidence, size, image)
+            found.append(TokenizedImage.of(image, segmented, evidence, picture_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the tokens, as JSON values."""
-        describe = getattr(self.segmenter, "config", None)
-        if describe is None:
+        described = self.segmenter.config()
+        if described is None:
             raise ConfigError(
-                f"{type(self.segmenter).__name__} has no config(): give it one that returns its "
-                "options as JSON values, so that stored tokens can be told apart"
+                f"{self.segmenter.class_name} has no config(), or a part of it has none: give it "
+                "one that returns its options as JSON values, so that stored tokens can be told "
+                "apart"
             )
-        return self._own_config(describe())
+        return self._own_config(described)
 
     def _own_config(self, segmenter: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -238,23 +260,17 @@ class SubobjectTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        known = hasattr(self.segmenter, "config")
-        config = (
-            self.config()
-            if known
-            else self._own_config({"segmenter": type(self.segmenter).__name__})
-        )
+        described = self.segmenter.config()
+        config = self._own_config(described or {"segmenter": self.segmenter.class_name})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_model = getattr(self.segmenter, "save_model", None)
-        if save_model is not None:
-            save_model(folder)
+        self.segmenter.save_model(folder)
 
     @classmethod
     def from_pretrained(
         cls,
         folder: str | Path,
         *,
-        segmenter: Segmenter | None = None,
+        segmenter: SegmenterLike | None = None,
         device: str | torch.device | None = None,
     ) -> SubobjectTokenizer:
         """Read what :meth:`save_pretrained` wrote.
@@ -284,12 +300,10 @@ class SubobjectTokenizer:
                 f"subtok_data reads {FORMAT_VERSION}"
             )
         if segmenter is None:
-            if config["segmenter"] not in SEGMENTERS:
-                raise ConfigError(
-                    f"{str(file)!r} was saved with the segmenter {config['segmenter']!r}, which is "
-                    f"none of {sorted(SEGMENTERS)}: give it as segmenter=…"
-                )
-            segmenter = SEGMENTERS[config["segmenter"]].from_config(config, Path(folder), device)
+            try:
+                segmenter = build_segmenter(config, Path(folder), device)
+            except ConfigError as error:
+                raise ConfigError(f"{str(file)!r}: {error}") from error
         return cls(
             segmenter,
             order=config["order"],
@@ -300,29 +314,6 @@ class SubobjectTokenizer:
 
     def __repr__(self) -> str:
         return (
-            f"SubobjectTokenizer({type(self.segmenter).__name__}, {self.segmenter.partitioner}, "
-            f"{self.budget}, order={self.order!r}, {self.canvas})"
+            f"SubobjectTokenizer({self.segmenter!r}, {self.budget}, order={self.order!r}, "
+            f"{self.canvas})"
         )
-
-
-def _fit_prompts(
-    prompts: Sequence[Any] | None,
-    sources: Sequence[NDArray[np.uint8]],
-    images: Sequence[NDArray[np.uint8]],
-) -> list[Prompts | None]:
-    """Prompts of each image, in pixels of the image that is cut."""
-    if prompts is None:
-        return [None] * len(images)
-    if len(prompts) != len(images):
-        raise PromptError(
-            f"{len(prompts)} prompts for {len(images)} images: give one Prompts, or None, per image"
-        )
-    fitted: list[Prompts | None] = []
-    for place, (one, source, image) in enumerate(zip(prompts, sources, images, strict=True)):
-        if one is not None and one.size != source.shape[:2]:
-            raise PromptError(
-                f"image {place} has {source.shape[0]} × {source.shape[1]} pixels, its prompts are "
-                f"for {one.size[0]} × {one.size[1]}: give the size of the source, upright"
-            )
-        fitted.append(None if one is None else one.resized(picture_size(image)))
-    return fitted

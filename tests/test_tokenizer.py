@@ -11,13 +11,15 @@ from skimage import data
 from subtok_data import (
     EPOCSegmenter,
     PatchSegmenter,
+    PromptedSegmenter,
+    Prompts,
+    SAMSegmenter,
     SubobjectTokenizer,
     SuperpixelSegmenter,
     watershed_tokens,
 )
 from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images import Canvas
-from subtok_data.tokenizer import DEFAULT_MIN_AREA
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_default_tokenizer_covers_a_photo(photo):
     labels, areas = np.unique(tokens.token_map, return_counts=True)
     assert labels.tolist() == list(range(tokens.num_tokens))
     assert (areas == tokens.areas).all()
-    expected = watershed_tokens(tokens.boundary_map, min_area=DEFAULT_MIN_AREA)
+    expected = watershed_tokens(tokens.boundary_map, min_area=EPOCSegmenter.default_min_area)
     assert (tokens.token_map == expected).all()
 
 
@@ -54,6 +56,36 @@ def test_list_and_single_image_agree(photo):
     assert len(many) == 2
 
 
+def test_lists_tuples_and_generators_of_images(photo):
+    tokenizer = SubobjectTokenizer(PatchSegmenter(24), size=96)
+    photos = [photo, data.coffee()]
+    expected = [tokens.token_map for tokens in tokenizer(photos)]
+    prompts = [None, Prompts.of(data.coffee().shape[:2], boxes=[[10, 10, 90, 90]])]
+    for images in (tuple(photos), (image for image in photos), iter(photos), map(np.copy, photos)):
+        found = tokenizer(images, prompts=prompts)
+        assert isinstance(found, list)
+        for one, token_map in zip(found, expected, strict=True):
+            assert (one.token_map == token_map).all()
+        assert found[0].prompt_tokens is None
+        assert found[1].prompt_tokens.shape == (1,)
+    assert tokenizer([]) == tokenizer(()) == []
+
+
+def test_length_is_the_number_of_tokens(photo):
+    tokens = SubobjectTokenizer(num_tokens=7, size=96, device="cpu")(photo)
+    assert len(tokens) == tokens.num_tokens == 7
+
+
+def test_representations_say_what_things_are():
+    tokenizer = SubobjectTokenizer(EPOCSegmenter("some/model", threshold=0.3), max_tokens=9)
+    for part in ("EPOCSegmenter('some/model'", "threshold=0.3", "max_tokens=9", "size=512"):
+        assert part in repr(tokenizer)
+    assert "SAMSegmenter('some/sam', device='cuda:1', MaskPartitioner(" in repr(
+        SAMSegmenter("some/sam", device="cuda:1")  # nothing is loaded for it
+    )
+    assert "PatchSegmenter(GridPartitioner(patch=8" in repr(PromptedSegmenter(PatchSegmenter(8)))
+
+
 def test_shapes_are_never_empty(photo):
     tokens = SubobjectTokenizer(num_tokens=40, size=128)(photo, shape_size=8)
     assert tokens.shapes.shape == (40, 8, 8)
@@ -63,7 +95,16 @@ def test_shapes_are_never_empty(photo):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"threshold": 0.1, "num_tokens": 5}, "both set the granularity"),
+        ({"threshold": 0.1, "num_tokens": 5}, "both control how fine"),
+        (
+            {"segmenter": EPOCSegmenter(threshold=0.3), "num_tokens": 60},
+            "threshold=0.3 and num_tokens=60",
+        ),
+        (
+            {"segmenter": PromptedSegmenter(EPOCSegmenter(threshold=0.3)), "num_tokens": 60},
+            "threshold=0.3 and num_tokens=60",
+        ),
+        ({"segmenter": "epoc"}, "str is no segmenter"),
         ({"threshold": 1.5}, "threshold"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"num_tokens": 0}, "num_tokens"),
@@ -121,7 +162,7 @@ class OwnSegmenter:
 def test_own_segmenter(photo, tmp_path):
     tokenizer = SubobjectTokenizer(OwnSegmenter(), size=64)
     assert tokenizer(photo).num_tokens == 8
-    with pytest.raises(ConfigError, match=r"no config\(\)"):
+    with pytest.raises(ConfigError, match=r"OwnSegmenter has no config\(\)"):
         _ = tokenizer.config_hash
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="segmenter=…"):

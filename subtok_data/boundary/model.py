@@ -6,24 +6,28 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
 from subtok_data.boundary.padding import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
 from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
 from subtok_data.boundary.weights_io import (
+    DEFAULT_OVERLAP,
     IMAGENET_NORMALISATION,
     Normalisation,
+    Tiling,
     load_network,
     save_network,
 )
-from subtok_data.devices import DeviceError, Precision, refuse_in_worker, resolve_device
+from subtok_data.devices import Precision, refuse_in_worker, refuse_to_pickle, resolve_device
 from subtok_data.errors import ConfigError, SubtokError
+from subtok_data.images import to_rgb
 
 __all__ = ["BoundaryModel", "DeviceMaps"]
 Triple = tuple[float, float, float]
@@ -83,7 +87,7 @@ class BoundaryModel:
         dtype: Precision = "auto",
         compile: bool = False,
         tile: int | None = None,
-        overlap: int = 128,
+        overlap: int = DEFAULT_OVERLAP,
         batch_size: int = 16,
         name: str | None = None,
     ) -> None:
@@ -110,8 +114,8 @@ class BoundaryModel:
         device: str | torch.device | None = None,
         dtype: Precision = "auto",
         compile: bool = False,
-        tile: int | None = None,
-        overlap: int = 128,
+        tile: int | Literal["saved"] | None = "saved",
+        overlap: int | Literal["saved"] = "saved",
         batch_size: int = 16,
     ) -> BoundaryModel:
         """Load a model; safetensors only.
@@ -125,8 +129,10 @@ class BoundaryModel:
             library. Mean and std come from ``preprocessor_config.json`` where there is one.
         device : str or torch.device, optional
             None takes a CUDA device if there is one.
-        dtype, compile, tile, overlap, batch_size
+        dtype, compile, batch_size
             See the class.
+        tile, overlap : int or None, optional
+            See the class; ``"saved"`` takes what :meth:`save_pretrained` wrote.
 
         Raises
         ------
@@ -146,15 +152,20 @@ class BoundaryModel:
             device=resolve_device(device),
             dtype=dtype,
             compile=compile,
-            tile=tile,
-            overlap=overlap,
+            tile=loaded.tiling.tile if tile == "saved" else tile,
+            overlap=loaded.tiling.overlap if overlap == "saved" else overlap,
             batch_size=batch_size,
             name=loaded.name,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the network and its normalisation into a folder for ``from_pretrained``."""
-        save_network(self._network.module, self._network.normalisation, Path(folder))
+        """Write all that decides about a map into a folder for :meth:`from_pretrained`.
+
+        That is the network, its normalisation and its tiles; device, dtype, compilation and batch
+        size are chosen anew where the model is loaded.
+        """
+        network, tiling = self._network, Tiling(self.tile, self.overlap)
+        save_network(network.module, network.normalisation, Path(folder), tiling)
 
     def to(self, device: str | torch.device) -> BoundaryModel:
         """Move to a device, in place.
@@ -166,9 +177,7 @@ class BoundaryModel:
         ConfigError
             No such device.
         """
-        device = resolve_device(device)
-        refuse_in_worker(device)
-        self._network.to(device)
+        self._network.to(resolve_device(device))
         self._stream = None
         return self
 
@@ -185,6 +194,7 @@ class BoundaryModel:
     @property
     def stream(self) -> torch.cuda.Stream:
         """A CUDA stream of the model's own, for callers who run it beside other work."""
+        refuse_in_worker(self.device)
         if self._stream is None:
             self._stream = torch.cuda.Stream(self.device)
         return self._stream
@@ -209,31 +219,47 @@ class BoundaryModel:
             self._hash = digest.hexdigest()
         return self._hash
 
+    @overload
+    def predict(self, images: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]: ...
+
+    @overload
     def predict(
-        self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-    ) -> list[NDArray[np.uint8]]:
-        """Boundary maps of images.
+        self, images: Iterable[NDArray[np.uint8] | Image.Image]
+    ) -> list[NDArray[np.uint8]]: ...
+
+    def predict(
+        self,
+        images: NDArray[np.uint8] | Image.Image | Iterable[NDArray[np.uint8] | Image.Image],
+    ) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """Predict the boundary map of an image, or of each image of a list.
 
         Parameters
         ----------
-        images : sequence of uint8 arrays (H, W, 3)
-            RGB, of any sizes; a single array stands for a sequence of one.
+        images : uint8 array (H, W, 3), PIL image, or several of them
+            RGB, of any sizes. A PIL image of any mode is turned upright and to RGB first. An array
+            (N, H, W, 3) is several images.
 
         Returns
         -------
-        list of uint8 arrays (H, W)
-            Probability times 255, in the order and at the sizes of the images.
+        uint8 array (H, W), or a list of them
+            Probability times 255, at the size of the image: one map for one image, else a list in
+            the order of the images.
 
         Raises
         ------
         ImageError
-            An image of another dtype or shape.
+            An array of another dtype or shape, or a PIL image that cannot be read.
         DeviceError
             The model is on an accelerator and this is a DataLoader worker.
         SubtokError
             The network gave NaN or infinity.
         """
-        maps = self.predict_on_device(images)
+        if isinstance(images, Image.Image):
+            return self.predict([images])[0]
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            return self.predict([images])[0]
+        pixels = [to_rgb(one) if isinstance(one, Image.Image) else one for one in images]
+        maps = self.predict_on_device(pixels)
         maps.raise_unless_finite()
         return [boundary.cpu().numpy() for boundary in maps]
 
@@ -264,10 +290,10 @@ class BoundaryModel:
                 length = self._batch_length(canvas if plan is None else plan.tile)
                 for chunk in chunked(members, length if plan is None else 1):
                     pixels = stack([found[at] for at in chunk], canvas, self.device)
-                    levels, good = self._network.levels(pixels, plan, length)
+                    quantised, good = self._network.quantised(pixels, plan, length)
                     for row, at in enumerate(chunk):
                         height, width = found[at].shape[:2]
-                        maps[at] = levels[row, :height, :width].contiguous()
+                        maps[at] = quantised[row, :height, :width].contiguous()
                         finite[at] = good[row]
         return DeviceMaps(maps, finite, self.name)
 
@@ -283,12 +309,7 @@ class BoundaryModel:
         return max(1, min(self.batch_size, self.batch_size * _BATCH_SIDE**2 // pixels))
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.device.type != "cpu":
-            raise DeviceError(
-                f"{self!r} is not pickled: a copy of a model on {str(self.device)!r} in another "
-                "process would take device memory there. Workers need no model (see "
-                "SubobjectCollator); to send one, move it with .to('cpu') first."
-            )
+        refuse_to_pickle(self, self.device)
         return self.__dict__
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Running a boundary network: normalisation, precision, batches on a CPU, logits to levels."""
+"""Run a boundary network: normalisation, precision, batches on a CPU, logits to quantised maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from subtok_data.errors import ConfigError
 
 __all__ = ["UPSAMPLING", "BoundaryNetwork", "fixed_algorithms"]
 UPSAMPLING = "bicubic-logits-1"
-"""The way from logits to levels, as part of what a map is identified by: raise it with a change."""
+"""The way from logits to maps, as part of what a map is identified by: raise it with a change."""
 
 
 class BoundaryNetwork:
@@ -68,7 +68,7 @@ class BoundaryNetwork:
         """Move module and constants, and choose the dtype for this device."""
         self.dtype = compute_dtype(self.precision, device)
         self.module.to(device)
-        # In units of levels, so that uint8 pixels need no division before.
+        # In units of 1 / 255, so that uint8 pixels need no division before.
         self._mean = 255 * torch.tensor(self.normalisation.mean, device=device).view(3, 1, 1)
         self._std = 255 * torch.tensor(self.normalisation.std, device=device).view(3, 1, 1)
         self.device = device
@@ -112,7 +112,7 @@ class BoundaryNetwork:
             )
         return logits[:count].float()
 
-    def levels(
+    def quantised(
         self, pixels: torch.Tensor, plan: TilePlan | None = None, tiles_at_once: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Probability times 255 of every pixel.
@@ -122,17 +122,17 @@ class BoundaryNetwork:
         pixels : (N, H, W, 3) uint8 Tensor
             On the device; with a plan, N is 1.
         plan : TilePlan, optional
-            Run the picture in tiles.
+            Run the image in tiles.
         tiles_at_once : int, optional
             How many of them run together.
 
         Returns
         -------
-        levels, finite : (N, H, W) uint8 Tensor, (N,) bool Tensor
-            And whether the logits of each picture are finite.
+        quantised, finite : (N, H, W) uint8 Tensor, (N,) bool Tensor
+            And whether the logits of each image are finite.
         """
         # Made outside of inference mode: what leaves here may be used in autograd later.
-        levels = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
+        quantised = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
         with torch.inference_mode():
             if plan is None:
                 logits = self.logits(pixels)
@@ -140,10 +140,10 @@ class BoundaryNetwork:
                 tiles = plan.cut(pixels[0]).split(tiles_at_once)
                 logits = plan.blend(torch.cat([self.logits(part) for part in tiles]))
             upsampled = F.interpolate(
-                logits, size=tuple(levels.shape[1:]), mode="bicubic", align_corners=False
+                logits, size=tuple(quantised.shape[1:]), mode="bicubic", align_corners=False
             )
-            levels.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
-            return levels, logits.isfinite().flatten(1).all(1)
+            quantised.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
+            return quantised, logits.isfinite().flatten(1).all(1)
 
     def update(self, digest: hashlib._Hash) -> None:  # pyright: ignore[reportPrivateUsage]
         """Add architecture, normalisation and weights (as float32) to a hash."""

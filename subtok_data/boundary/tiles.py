@@ -60,7 +60,7 @@ def axis_starts(length: int, tile: int, overlap: int, multiple: int) -> list[int
         return [0]
     steps = math.ceil((length - tile) / (tile - overlap))
     # Rounding down keeps every gap at or below ceil(span / steps) in units of `multiple`, which is
-    # at most tile - overlap: the overlap asked for is never undercut.
+    # at most tile - overlap: the overlap is never less than given.
     units = (length - tile) // multiple
     return [units * step // steps * multiple for step in range(steps + 1)]
 
@@ -162,7 +162,7 @@ class TilePlan:
 
 
 def plan_tiles(canvas: tuple[int, int], tile: int, overlap: int, multiple: int) -> TilePlan:
-    """Lay tiles over a canvas; a side no longer than `tile` is not cut.
+    """Lay tiles over a canvas; a side no longer than `tile` has one.
 
     Examples
     --------

@@ -1,5 +1,7 @@
 """Boundary networks in folders: ``config.json``, safetensors, ``preprocessor_config.json``.
 
+A model that runs large images in tiles also has ``tiling.json``: maps depend on the tiles.
+
 Weights are read from safetensors only. A pickle can run any code when it is opened, so it is
 refused, and from a hub it is not even downloaded.
 """
@@ -12,25 +14,32 @@ import os
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
 from subtok_data.errors import WeightsError
+from subtok_data.transformers_io import read_model, read_pretrained
 
 __all__ = [
+    "DEFAULT_OVERLAP",
     "DEFAULT_WEIGHTS",
     "IMAGENET_NORMALISATION",
     "LoadedNetwork",
     "Normalisation",
+    "Tiling",
     "load_network",
     "save_network",
 ]
 
+DEFAULT_OVERLAP = 128
+"""Overlap of tiles in pixels."""
+
 #: Folder of the packaged weights that are used when none are named.
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
+_TILING_FILE = "tiling.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HOW_TO_CONVERT = (
@@ -65,12 +74,29 @@ IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """Tiles that large images are run in.
+
+    Attributes
+    ----------
+    tile : int or None
+        Side in pixels; None runs every image as a whole.
+    overlap : int
+        Least overlap of neighbours in pixels.
+    """
+
+    tile: int | None = None
+    overlap: int = DEFAULT_OVERLAP
+
+
+@dataclass(frozen=True)
 class LoadedNetwork:
-    """A network, how its input is normalised, and the name to show for it."""
+    """A network, how its input is normalised, the name to show for it, and its tiles."""
 
     module: nn.Module
     normalisation: Normalisation
     name: str
+    tiling: Tiling
 
 
 @runtime_checkable
@@ -116,10 +142,14 @@ def load_network(name_or_folder: str | os.PathLike[str] | None) -> LoadedNetwork
         raise WeightsError(
             f"{name}: model_type {kind!r} cannot be loaded from {str(folder)!r}: {error}"
         ) from error
-    return LoadedNetwork(module, _normalisation(folder, config, name), name)
+    return LoadedNetwork(
+        module, _normalisation(folder, config, name), name, _read_tiling(folder, name)
+    )
 
 
-def save_network(module: nn.Module, normalisation: Normalisation, folder: Path) -> None:
+def save_network(
+    module: nn.Module, normalisation: Normalisation, folder: Path, tiling: Tiling | None = None
+) -> None:
     """Write what :func:`load_network` reads.
 
     Raises
@@ -147,6 +177,10 @@ def save_network(module: nn.Module, normalisation: Normalisation, folder: Path) 
         "rescale_factor": 1 / 255,
     }
     _write_json(folder / "preprocessor_config.json", values)
+    if tiling is not None and tiling.tile is not None:
+        _write_json(folder / _TILING_FILE, asdict(tiling))
+    else:  # of a model that was saved here before
+        (folder / _TILING_FILE).unlink(missing_ok=True)
 
 
 def _folder_of(name_or_folder: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -200,24 +234,13 @@ def _load_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     import torch
     from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-    channels = AutoConfig.from_pretrained(folder).num_labels
+    channels = read_pretrained(AutoConfig, folder).num_labels
     if channels != 1:
         raise WeightsError(
             f"the network has {channels} output channels; a boundary network has 1 (num_labels=1)"
         )
     with _quiet_transformers():
-        module, report = AutoModelForSemanticSegmentation.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    _check_fit(report["missing_keys"])
-    return cast("nn.Module", module)
-
-
-def _check_fit(missing: object) -> None:
-    # Missing weights would be drawn at random, and every map would be noise.
-    names = sorted(str(name) for name in cast("list[object]", missing))
-    if names:
-        raise WeightsError(f"{len(names)} weights are missing, the first are {names[:3]}")
+        return read_model(AutoModelForSemanticSegmentation, folder, dtype=torch.float32)
 
 
 def _load_lite(folder: Path, config: Mapping[str, Any]) -> nn.Module:
@@ -257,6 +280,17 @@ def _normalisation(folder: Path, config: Mapping[str, Any], name: str) -> Normal
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{name}: {file.name} holds no usable image_mean, image_std") from error
     return Normalisation(cast("Any", mean), cast("Any", std))
+
+
+def _read_tiling(folder: Path, name: str) -> Tiling:
+    file = folder / _TILING_FILE
+    if not file.exists():
+        return Tiling()
+    values = _read_json(file, name)
+    tile, overlap = values.get("tile"), values.get("overlap")
+    if set(values) != {"tile", "overlap"} or type(tile) is not int or type(overlap) is not int:
+        raise WeightsError(f"{name}: {file.name} holds {values}, expected whole tile and overlap")
+    return Tiling(tile, overlap)
 
 
 @contextmanager

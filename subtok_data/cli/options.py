@@ -49,8 +49,8 @@ def add_command(
 
 
 def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
-    """Add how images are cut."""
-    group = parser.add_argument_group("how images are cut")
+    """Add how images are partitioned."""
+    group = parser.add_argument_group("how images are partitioned")
     group.add_argument(
         "--segmenter",
         choices=_SEGMENTERS,
@@ -68,7 +68,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         "--points-per-side",
         type=int,
         metavar="N",
-        help="SAM and EfficientSAM are asked for masks at N × N points (default: 32; for edges 16)",
+        help="prompt SAM and EfficientSAM with N × N points (default: 32; for edges 16)",
     )
     group.add_argument(
         "--weights",
@@ -99,7 +99,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=512,
         metavar="PX",
-        help="longest side of the image that is cut (default: 512)",
+        help="longest side that images are resized to (default: 512)",
     )
     group.add_argument("--square", action="store_true", help="squash images to SIZE × SIZE")
     group.add_argument(
@@ -132,7 +132,7 @@ def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
 
 def _make_segmenter(args: argparse.Namespace) -> Segmenter:
     from subtok_data import segmenters
-    from subtok_data.segmenters import GenerationOptions
+    from subtok_data.segmenters import DEFAULT_OPTIONS, GenerationOptions
 
     _refuse_foreign(args)
     kind, model, device = args.segmenter, args.segmenter_model, args.device
@@ -149,8 +149,6 @@ def _make_segmenter(args: argparse.Namespace) -> Segmenter:
         return segmenters.SAMEdgeSegmenter(model, threshold=args.threshold, device=device, **points)
     if kind == "sam":
         return segmenters.SAMSegmenter(model, options=GenerationOptions(**points), device=device)
-    from subtok_data.segmenters import DEFAULT_OPTIONS
-
     options = replace(DEFAULT_OPTIONS, **points)
     return segmenters.EfficientSAMSegmenter(model, options=options, device=device)
 
@@ -170,5 +168,3 @@ def _refuse_foreign(args: argparse.Namespace) -> None:
             f"--segmenter {kind} needs --segmenter-model PATH: {_MODEL_OF[kind]}; "
             "no such model comes with the library"
         )
-    if args.threshold is not None and args.num_tokens is not None:
-        raise ConfigError("--threshold and --num-tokens both set the granularity: give one")

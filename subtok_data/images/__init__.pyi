@@ -7,6 +7,7 @@ from .canvas import (
 from .convert import (
     DEFAULT_MAX_PIXELS as DEFAULT_MAX_PIXELS,
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+    ImageLike as ImageLike,
     image_path as image_path,
     to_rgb as to_rgb,
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,14 @@ from PIL import Image
 from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images.decode import Decoder
 
-__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "image_path", "to_rgb"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "ImageLike", "image_path", "to_rgb"]
+
+_Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Mapping[str, Any]
+ImageLike: TypeAlias = "_Encoded | Image.Image | NDArray[Any] | torch.Tensor"
+"""What :func:`to_rgb` takes for an image."""
 
 #: Most pixels an image may have by default (537 MB as RGB): the size at which Pillow, with its
 #: default settings, refuses a file as a decompression bomb.

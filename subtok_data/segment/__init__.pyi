@@ -44,6 +44,7 @@ from .partitioners import (
 from .prompts import (
     BoxFormat as BoxFormat,
     Prompts as Prompts,
+    fit_prompts as fit_prompts,
     pixel_box as pixel_box,
     prompt_regions as prompt_regions,
 )

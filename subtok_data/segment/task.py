@@ -41,7 +41,8 @@ class SegmentTask:
     Raises
     ------
     ConfigError
-        If the order is unknown or ``shape_size`` below 1.
+        If the order is unknown, ``shape_size`` below 1, or the partitioner has a control of its own
+        besides the budget's ``num_tokens``.
     """
 
     partitioner: Partitioner
@@ -53,6 +54,7 @@ class SegmentTask:
         check_order(self.order)
         if self.shape_size is not None and self.shape_size < 1:
             raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
+        _for_budget(self.partitioner, self.budget)  # two controls are refused here, not in a worker
 
     @property
     def needs_image(self) -> bool:
@@ -133,9 +135,7 @@ def segment_image(
     6
     """
     budget = budget or Budget()
-    refine = getattr(partitioner, "for_num_tokens", None)
-    if budget.num_tokens is not None and refine is not None:
-        partitioner = refine(budget.num_tokens)
+    partitioner = _for_budget(partitioner, budget)
     partition = partitioner(evidence, size)
     if partition.token_map.shape != tuple(size):
         raise ValueError(
@@ -153,3 +153,11 @@ def segment_image(
         segmented.token_map, segmented.num_tokens, prompts.regions(), segmented.geometry.areas
     )
     return replace(segmented, prompt_tokens=matched)
+
+
+def _for_budget(partitioner: Partitioner, budget: Budget) -> Partitioner:
+    """Partitioner that is fine enough for the budget, where it can be."""
+    refine = getattr(partitioner, "for_num_tokens", None)
+    if budget.num_tokens is None or refine is None:
+        return partitioner
+    return refine(budget.num_tokens)

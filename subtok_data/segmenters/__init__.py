@@ -1,9 +1,9 @@
 """Segmenters: what joins evidence from a device with a partition made on the CPU.
 
-Every way of cutting an image into tokens is the same two steps. ``infer`` runs batched, in the main
-process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns them
-into a :class:`~subtok_data.segment.partition.Partition` in worker processes that never import
-torch. Budget, order, batch, loader and benchmarks know only this protocol.
+Every way of partitioning an image into tokens is the same two steps. ``infer`` runs batched, in the
+main process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns
+them into a :class:`~subtok_data.segment.Partition` in worker processes that never import torch.
+Budget, order, batch, loader and benchmarks know no more than :class:`Segmenter`.
 """
 
 import lazy_loader

@@ -1,16 +1,25 @@
 from .base import (
-    AsyncSegmenter as AsyncSegmenter,
+    Component as Component,
     Evidence as Evidence,
     PendingInference as PendingInference,
     Prompter as Prompter,
+    PrompterLike as PrompterLike,
+    ReadyInference as ReadyInference,
     Segmenter as Segmenter,
-    takes_prompts as takes_prompts,
+    SegmenterLike as SegmenterLike,
+    as_prompter as as_prompter,
+    as_segmenter as as_segmenter,
 )
 from .classical import PatchSegmenter as PatchSegmenter, SuperpixelSegmenter as SuperpixelSegmenter
 from .epoc import EPOCSegmenter as EPOCSegmenter
 from .panoptic import PanopticSegmenter as PanopticSegmenter
 from .prompted import PromptedSegmenter as PromptedSegmenter
-from .registry import SEGMENTERS as SEGMENTERS
+from .registry import (
+    PROMPTERS as PROMPTERS,
+    SEGMENTERS as SEGMENTERS,
+    build_prompter as build_prompter,
+    build_segmenter as build_segmenter,
+)
 from .sam import (
     DEFAULT_OPTIONS as DEFAULT_OPTIONS,
     EfficientSAMPrompter as EfficientSAMPrompter,

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
-from subtok_data.segment import GridPartitioner, Method, Partitioner, SuperpixelPartitioner
-from subtok_data.segmenters.base import Evidence, Images, Sizes, partitioner_config, refuse_prompts
+from subtok_data.segment import GridPartitioner, Method, SuperpixelPartitioner
+from subtok_data.segmenters.base import (
+    Evidence,
+    Images,
+    Segmenter,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+)
 
 __all__ = ["PatchSegmenter", "SuperpixelSegmenter"]
 
 
-class _HostSegmenter:
+class _HostSegmenter(Segmenter):
     """Segmenters that need no device: the evidence is the image, or nothing."""
 
-    name: ClassVar[str]
     needs_image: ClassVar[bool]
-    partitioner: Partitioner
 
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
@@ -33,9 +38,6 @@ class _HostSegmenter:
     def config(self) -> dict[str, Any]:
         """Options as JSON values."""
         return {"segmenter": self.name, "partitioner": partitioner_config(self.partitioner)}
-
-    def save_model(self, folder: Path) -> None:
-        """Write nothing: there are no weights."""
 
 
 class PatchSegmenter(_HostSegmenter):
@@ -64,7 +66,7 @@ class PatchSegmenter(_HostSegmenter):
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> PatchSegmenter:
+    ) -> Self:
         """Build from what :meth:`config` wrote."""
         del folder, device
         return cls(config["partitioner"]["patch"])
@@ -96,7 +98,7 @@ class SuperpixelSegmenter(_HostSegmenter):
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> SuperpixelSegmenter:
+    ) -> Self:
         """Build from what :meth:`config` wrote."""
         del folder, device
         return cls(config["partitioner"]["method"], n_segments=config["partitioner"]["n_segments"])

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
 from subtok_data.boundary import BoundaryModel
-from subtok_data.segment import DEFAULT_THRESHOLD, Backend, WatershedPartitioner
+from subtok_data.devices import resolve_device
+from subtok_data.segment import Backend, WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
     Images,
     PendingInference,
+    Segmenter,
     Sizes,
     partitioner_config,
     refuse_prompts,
+    threshold_option,
 )
 
 __all__ = ["EPOCSegmenter"]
 
 
-class EPOCSegmenter:
+class EPOCSegmenter(Segmenter):
     """Boundary model, then seeded watershed: subobject tokens (EPOC, arXiv 2402.14327, section 3).
 
     Parameters
@@ -32,7 +35,8 @@ class EPOCSegmenter:
     threshold : float, optional
         Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
         threshold joins seeds, and adds some where no pixel was below the lower one, so the count
-        may go either way. ``DEFAULT_THRESHOLD`` if not given.
+        may go either way. :data:`~subtok_data.segment.DEFAULT_THRESHOLD` (0.1) if not given. Not
+        together with ``num_tokens`` of the tokenizer.
     backend : {"numba", "skimage"}, optional
         Which flood; the tokens are the same.
     device : str or torch.device, optional
@@ -45,6 +49,8 @@ class EPOCSegmenter:
     """
 
     name: ClassVar[str] = "epoc"
+    default_min_area: int = 64
+    """On photos at the default size, tokens below it follow texture rather than things."""
 
     def __init__(
         self,
@@ -54,29 +60,34 @@ class EPOCSegmenter:
         backend: Backend = "numba",
         device: str | torch.device | None = None,
     ) -> None:
-        self.partitioner = WatershedPartitioner(
-            threshold=DEFAULT_THRESHOLD if threshold is None else threshold, backend=backend
-        )
-        self.device = device
+        self.partitioner = WatershedPartitioner(threshold=threshold, backend=backend)
+        self._device = device
         self._model = model
 
     @property
     def model(self) -> BoundaryModel:
         """The boundary model, loaded on first use."""
         if not isinstance(self._model, BoundaryModel):
-            self._model = BoundaryModel.from_pretrained(self._model, device=self.device)
+            self._model = BoundaryModel.from_pretrained(self._model, device=self._device)
         return self._model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs, or is going to."""
+        if isinstance(self._model, BoundaryModel):
+            return self._model.device
+        return resolve_device(self._device)
 
     @property
     def is_asynchronous(self) -> bool:
         """True on CUDA devices."""
-        return self.model.device.type == "cuda"
+        return self.device.type == "cuda"
 
-    def to(self, device: str | torch.device) -> EPOCSegmenter:
-        """Move the model to a device."""
-        self.device = device
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device; ``"cuda"`` is the current one of the caller."""
+        self._device = resolve_device(device)
         if isinstance(self._model, BoundaryModel):
-            self._model.to(device)
+            self._model.to(self._device)
         return self
 
     def infer(
@@ -90,10 +101,17 @@ class EPOCSegmenter:
     def launch(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
     ) -> PendingInference:
-        """Start inference on the model's own stream; see :class:`AsyncSegmenter`."""
+        """Start inference on the model's own stream; see :class:`Segmenter`."""
         del sizes
         refuse_prompts(self, prompts)
         return _BoundaryLaunch(self.model, images)
+
+    def _described(self) -> list[str]:
+        model = self._model
+        if isinstance(model, BoundaryModel):
+            return [repr(model)]
+        where = [] if self._device is None else [f"device={str(self._device)!r}"]
+        return ["packaged weights" if model is None else repr(str(model)), *where]
 
     def config(self) -> dict[str, Any]:
         """Options and the identity of the weights, as JSON values."""
@@ -110,12 +128,12 @@ class EPOCSegmenter:
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> EPOCSegmenter:
+    ) -> Self:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         options = config["partitioner"]
         return cls(
             folder / "boundary_model",
-            threshold=options["threshold"],
+            threshold=threshold_option(options),
             backend=options["backend"],
             device=device,
         )

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,17 +14,24 @@ from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import FillRules, LabelMapPartitioner, check_count
-from subtok_data.segmenters.base import Evidence, Images, Sizes, partitioner_config, refuse_prompts
-from subtok_data.segmenters.pretrained import best_device, load_pretrained, model_hash
+from subtok_data.segmenters.base import (
+    Evidence,
+    Images,
+    Segmenter,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+)
+from subtok_data.segmenters.pretrained import ModelComponent, TransformersModel, load_pretrained
 from subtok_data.segmenters.sam import refuse_nan
+from subtok_data.transformers_io import read_pretrained
 
-__all__ = ["PanopticSegmenter", "image_part", "load_panoptic", "reads_task", "without_padding"]
-_FOLDER = "panoptic_model"
+__all__ = ["PanopticSegmenter"]
 _TASK = "panoptic"
-"""What OneFormer is asked for."""
+"""The task in OneFormer's prompt."""
 
 
-class PanopticSegmenter:
+class PanopticSegmenter(ModelComponent, Segmenter):
     """Mask2Former, OneFormer, EoMT or a model like them, then connected parts: tokens with a class.
 
     Takes models of transformers whose image processor has ``post_process_panoptic_segmentation``.
@@ -68,6 +75,7 @@ class PanopticSegmenter:
     """
 
     name: ClassVar[str] = "panoptic"
+    folder: ClassVar[str] = "panoptic_model"
 
     def __init__(
         self,
@@ -90,16 +98,13 @@ class PanopticSegmenter:
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name}={value}: expected a number from 0 to 1")
         check_count("batch_size", batch_size, optional=False)
-        if isinstance(model, torch.nn.Module) == (processor is None):
-            raise ConfigError(
-                "give a folder or hub id alone, or a module together with its image processor: "
-                f"PanopticSegmenter({type(model).__name__}, processor={type(processor).__name__})"
-            )
-        self.partitioner = LabelMapPartitioner() if rules is None else LabelMapPartitioner(rules)
-        if self.partitioner.has_cost_map:
+        partitioner = LabelMapPartitioner() if rules is None else LabelMapPartitioner(rules)
+        if partitioner.has_cost_map:
             raise ConfigError(
                 'fill="boundary": a panoptic model gives no boundary map, so use fill="nearest"'
             )
+        super().__init__(model, processor, device)
+        self.partitioner = partitioner
         self.thresholds = {
             "threshold": threshold,
             "mask_threshold": mask_threshold,
@@ -107,30 +112,10 @@ class PanopticSegmenter:
         }
         self.fuse = frozenset(fuse)
         self.batch_size = batch_size
-        self._device = device
-        self._name = None if isinstance(model, torch.nn.Module) else str(model)
-        self._loaded: tuple[Any, Any] | None = None
-        self._hash: str | None = None
-        if isinstance(model, torch.nn.Module):
-            self._loaded = model.eval().to(best_device(device)), processor
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            model, processor = load_panoptic(self._name or "")
-            self._loaded = model.to(best_device(self._device)), processor
-        return self._loaded
-
-    @property
-    def model(self) -> Any:
-        """The model, loaded on first use."""
-        return self._load()[0]
-
-    def to(self, device: str | torch.device) -> PanopticSegmenter:
-        """Move the model to a device."""
-        self._device = device
-        if self._loaded is not None:
-            self._loaded[0].to(device)
-        return self
+    def _open(self, source: str | Path, device: torch.device) -> Any:
+        model, processor = _load_panoptic(str(source))
+        return TransformersModel(model.to(device), processor)
 
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
@@ -158,15 +143,15 @@ class PanopticSegmenter:
         return [found[place] for place in range(len(images))]
 
     def _prepare(self, image: NDArray[np.uint8]) -> Mapping[str, Any]:
-        _, processor = self._load()
-        task: dict[str, Any] = {"task_inputs": [_TASK]} if reads_task(processor) else {}
+        processor = self._loaded().processor
+        task: dict[str, Any] = {"task_inputs": [_TASK]} if _reads_task(processor) else {}
         return processor(
             images=[image], input_data_format="channels_last", return_tensors="pt", **task
         )
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[Mapping[str, Any]]) -> Any:
-        model, _ = self._load()
+        model = self.model
         accepted = inspect.signature(model.forward).parameters
         joined = {
             key: torch.cat([one[key] for one in inputs]).to(model.device)
@@ -197,11 +182,11 @@ class PanopticSegmenter:
         inputs: Mapping[str, Any],
         size: tuple[int, int],
     ) -> Evidence:
-        processor = image_part(self._load()[1])
+        processor = _image_part(self._loaded().processor)
         masks = outputs.masks_queries_logits[row : row + 1].float()
         own = SimpleNamespace(
             class_queries_logits=outputs.class_queries_logits[row : row + 1].float(),
-            masks_queries_logits=without_padding(masks, inputs.get("pixel_mask")),
+            masks_queries_logits=_without_padding(masks, inputs.get("pixel_mask")),
         )
         options: dict[str, Any] = dict(self.thresholds)
         process = processor.post_process_panoptic_segmentation
@@ -229,29 +214,22 @@ class PanopticSegmenter:
 
     def config(self) -> dict[str, Any]:
         """Options and the identity of the weights, as JSON values."""
-        if self._hash is None:
-            self._hash = model_hash(*self._load())
         return {
             "segmenter": self.name,
             "partitioner": partitioner_config(self.partitioner),
             "thresholds": self.thresholds,
             "fuse": sorted(self.fuse),
-            "model": self._hash,
+            "model": self.model_hash(),
         }
-
-    def save_model(self, folder: Path) -> None:
-        """Write model and processor below ``folder``."""
-        for part in self._load():
-            part.save_pretrained(folder / _FOLDER)
 
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> PanopticSegmenter:
+    ) -> Self:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         options = config["thresholds"]
         return cls(
-            folder / _FOLDER,
+            folder / cls.folder,
             rules=FillRules(**config["partitioner"]["rules"]),
             threshold=options["threshold"],
             mask_threshold=options["mask_threshold"],
@@ -261,28 +239,8 @@ class PanopticSegmenter:
         )
 
 
-def load_panoptic(name: str) -> tuple[Any, Any]:
-    """Load a panoptic model and its processor.
-
-    Parameters
-    ----------
-    name : str
-        Folder, or hub id.
-
-    Returns
-    -------
-    model : nn.Module
-        In eval mode.
-    processor : object
-        Image processor; OneFormer's whole processor, with the tokenizer for its task.
-
-    Raises
-    ------
-    WeightsError
-        Nothing loadable under that name.
-    ConfigError
-        A model whose processor does not post-process panoptic segmentations.
-    """
+def _load_panoptic(name: str) -> tuple[Any, Any]:
+    """Load a model and its processor; OneFormer's whole one, with the tokenizer for its task."""
     from transformers import AutoModelForUniversalSegmentation
 
     model, processor = load_pretrained(AutoModelForUniversalSegmentation, _read_processor, name)
@@ -291,16 +249,16 @@ def load_panoptic(name: str) -> tuple[Any, Any]:
 
 
 def _read_processor(name: str, model: Any) -> Any:
-    from transformers import AutoImageProcessor, AutoProcessor
+    from transformers import AutoImageProcessor, OneFormerProcessor
 
     if model.config.model_type == "oneformer":
         # Its file of class names is on the hub, and only training needs it.
-        return AutoProcessor.from_pretrained(name, class_info_file=None)
-    return AutoImageProcessor.from_pretrained(name)
+        return read_pretrained(OneFormerProcessor, name, class_info_file=None)
+    return read_pretrained(AutoImageProcessor, name)
 
 
 def _check_processor(processor: Any, name: str) -> None:
-    images = image_part(processor)
+    images = _image_part(processor)
     if not hasattr(images, "post_process_panoptic_segmentation"):
         raise ConfigError(
             f"{name!r}: {type(processor).__name__} has no post_process_panoptic_segmentation; "
@@ -313,31 +271,19 @@ def _check_processor(processor: Any, name: str) -> None:
         )
 
 
-def image_part(processor: Any) -> Any:
-    """Return the image processor of a processor that has one, or the processor itself.
-
-    Examples
-    --------
-    >>> image_part("itself")
-    'itself'
-    """
+def _image_part(processor: Any) -> Any:
+    """Image processor of a processor that has one, or the processor itself."""
     return getattr(processor, "image_processor", processor)
 
 
-def reads_task(processor: Any) -> bool:
-    """Whether a processor makes text inputs of a task's name.
-
-    Examples
-    --------
-    >>> reads_task(None)
-    False
-    """
-    return image_part(processor) is not processor and "task_inputs" in (
+def _reads_task(processor: Any) -> bool:
+    """Whether a processor makes text inputs of a task's name."""
+    return _image_part(processor) is not processor and "task_inputs" in (
         inspect.signature(type(processor).__call__).parameters
     )
 
 
-def without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+def _without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
     """Cut off what a processor padded right and below; its post-processing does not."""
     if pixel_mask is None:
         return masks

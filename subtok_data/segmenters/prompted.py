@@ -1,33 +1,42 @@
-"""Regions that are asked for as tokens, on top of those of any other segmenter."""
+"""Prompted regions as tokens, on top of those of any other segmenter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from subtok_data.errors import ConfigError, PromptError
-from subtok_data.segment import FillRules, PromptedPartitioner, Prompts, RLEMasks, default_rules
+from subtok_data.segment import (
+    FillRules,
+    PromptedPartitioner,
+    Prompts,
+    RLEMasks,
+    default_rules,
+    fit_prompts,
+)
 from subtok_data.segmenters.base import (
-    AsyncSegmenter,
+    Component,
     Evidence,
     Images,
     PendingInference,
-    Prompter,
+    PrompterLike,
     Segmenter,
+    SegmenterLike,
     Sizes,
+    as_prompter,
+    as_segmenter,
 )
 from subtok_data.segmenters.epoc import EPOCSegmenter
 
 __all__ = ["PromptedSegmenter"]
 
 
-class PromptedSegmenter:
-    """Makes tokens of prompts (boxes, points, masks), and cuts the rest like another segmenter.
+class PromptedSegmenter(Segmenter):
+    """Make tokens of prompts (boxes, points, masks), and of the rest as another segmenter does.
 
     Works with any segmenter, and without a promptable model: the region of a box is then the union
     of tokens that fits it best, clipped to it, and that of points the tokens under them
@@ -39,7 +48,7 @@ class PromptedSegmenter:
     Parameters
     ----------
     segmenter : Segmenter, optional
-        What cuts the rest; :class:`~subtok_data.EPOCSegmenter` if not given.
+        Partitions the rest; :class:`~subtok_data.EPOCSegmenter` if not given.
     prompter : Prompter, optional
         Model that makes masks of prompts, such as
         :class:`~subtok_data.segmenters.SAMPrompter`. Where it finds nothing, the region
@@ -71,40 +80,44 @@ class PromptedSegmenter:
     """
 
     name: ClassVar[str] = "prompted"
-    takes_prompts: ClassVar[bool] = True
+    takes_prompts: bool = True
 
     def __init__(
         self,
-        segmenter: Segmenter | None = None,
+        segmenter: SegmenterLike | None = None,
         *,
-        prompter: Prompter | None = None,
+        prompter: PrompterLike | None = None,
         automatic: bool = True,
         rules: FillRules | None = None,
         min_iou: float = 0.5,
     ) -> None:
-        self.segmenter: Segmenter = EPOCSegmenter() if segmenter is None else segmenter
-        self.prompter = prompter
+        self.segmenter = EPOCSegmenter() if segmenter is None else as_segmenter(segmenter)
+        self.prompter = None if prompter is None else as_prompter(prompter)
+        self.automatic = automatic
+        self.min_iou = min_iou
+        self.default_min_area = self.segmenter.default_min_area
         base = self.segmenter.partitioner
         self.rules = rules or default_rules(base)
         self.partitioner = PromptedPartitioner(base, self.rules, automatic, min_iou)
 
+    def _parts(self) -> list[Component]:
+        return [part for part in (self.segmenter, self.prompter) if part is not None]
+
     @property
-    def model(self) -> Any:
-        """Model of the other segmenter, else of the prompter; None if neither has one."""
-        model = getattr(self.segmenter, "model", None)
-        return getattr(self.prompter, "model", None) if model is None else model
+    def device(self) -> torch.device:
+        """Where the other segmenter's model runs, or the prompter's if only that is not the CPU."""
+        devices = [part.device for part in self._parts()]
+        return next((device for device in devices if device.type != "cpu"), devices[0])
 
     @property
     def is_asynchronous(self) -> bool:
         """Whether the other segmenter is, and no prompter works in between."""
-        return self.prompter is None and getattr(self.segmenter, "is_asynchronous", False)
+        return self.prompter is None and self.segmenter.is_asynchronous
 
-    def to(self, device: str | torch.device) -> PromptedSegmenter:
+    def to(self, device: str | torch.device) -> Self:
         """Move the models to a device."""
-        for part in (self.segmenter, self.prompter):
-            move = getattr(part, "to", None)
-            if move is not None:
-                move(device)
+        for part in self._parts():
+            part.to(device)
         return self
 
     def infer(
@@ -118,16 +131,14 @@ class PromptedSegmenter:
             Not one entry of prompts per image, prompts for another size than the image's, or
             prompts that the prompter does not take.
         """
-        asked = _check(prompts, sizes)
+        asked = fit_prompts(prompts, sizes)
         return _join(self.segmenter.infer(images, sizes), self._find_masks(images, asked))
 
     def launch(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
     ) -> PendingInference:
-        """Start the other segmenter's inference; see :class:`AsyncSegmenter`."""
-        if not isinstance(self.segmenter, AsyncSegmenter):
-            raise TypeError(f"{type(self.segmenter).__name__} cannot launch: use infer")
-        asked = self._find_masks(images, _check(prompts, sizes))
+        """Start the other segmenter's inference; see :class:`Segmenter`."""
+        asked = self._find_masks(images, fit_prompts(prompts, sizes))
         return _PromptedLaunch(self.segmenter.launch(images, sizes), asked)
 
     def _find_masks(self, images: Images, asked: Sequence[Prompts | None]) -> list[Prompts | None]:
@@ -140,57 +151,44 @@ class PromptedSegmenter:
             for one, masks in zip(asked, found, strict=True)
         ]
 
-    @property
-    def config(self) -> Callable[[], dict[str, Any]]:
-        """Function that returns options and identity of the weights, as JSON values.
-
-        There is none unless the other segmenter and the prompter have one: then tokens could not be
-        told apart.
-        """
-        for part in (self.segmenter, self.prompter):
-            if part is not None and not hasattr(part, "config"):
-                raise AttributeError(f"{type(part).__name__} has no config()")
-        return self._config
-
-    def _config(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"base": self.segmenter, "prompter": self.prompter}
+    def config(self) -> dict[str, Any] | None:
+        """Options and identity of the weights; None if those of one of its parts are unknown."""
+        configs = [part.config() for part in self._parts()]
+        if None in configs:
+            return None
         return {
             "segmenter": self.name,
-            **{name: None if part is None else part.config() for name, part in parts.items()},
+            "base": configs[0],
+            "prompter": None if self.prompter is None else configs[1],
             "partitioner": {
                 "rules": asdict(self.rules),
-                "automatic": self.partitioner.automatic,
-                "min_iou": self.partitioner.min_iou,
+                "automatic": self.automatic,
+                "min_iou": self.min_iou,
             },
         }
 
     def save_model(self, folder: Path) -> None:
         """Write the weights of both parts below ``folder``."""
-        for part in (self.segmenter, self.prompter):
-            save = getattr(part, "save_model", None)
-            if save is not None:
-                save(folder)
+        for part in self._parts():
+            part.save_model(folder)
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> PromptedSegmenter:
-        """Build from what :meth:`config` and :meth:`save_model` wrote."""
-        from subtok_data.segmenters.registry import PROMPTERS, SEGMENTERS
-
-        prompter = config["prompter"]
+    def from_parts(
+        cls, config: Mapping[str, Any], segmenter: Segmenter, prompter: PrompterLike | None
+    ) -> Self:
+        """Build from what :meth:`config` wrote and the parts that it describes."""
         options = config["partitioner"]
         return cls(
-            _known(SEGMENTERS, config["base"]["segmenter"]).from_config(
-                config["base"], folder, device
-            ),
-            prompter=None
-            if prompter is None
-            else _known(PROMPTERS, prompter["prompter"]).from_config(prompter, folder, device),
+            segmenter,
+            prompter=prompter,
             automatic=options["automatic"],
             rules=FillRules(**options["rules"]),
             min_iou=options["min_iou"],
         )
+
+    def __repr__(self) -> str:
+        options = f"automatic={self.automatic}, rules={self.rules}, min_iou={self.min_iou}"
+        return f"PromptedSegmenter({self.segmenter!r}, prompter={self.prompter!r}, {options})"
 
 
 class _PromptedLaunch:
@@ -203,33 +201,6 @@ class _PromptedLaunch:
     def result(self) -> list[Evidence]:
         """Wait for the device and return the evidence of each image."""
         return _join(self._launch.result(), self._asked)
-
-
-def _known(classes: Mapping[str, Any], name: str) -> Any:
-    if name not in classes:
-        raise ConfigError(
-            f"the segmenter was saved with {name!r}, which is none of {sorted(classes)}: give "
-            "segmenter=PromptedSegmenter(…) with your own part"
-        )
-    return classes[name]
-
-
-def _check(prompts: Sequence[Any] | None, sizes: Sizes) -> list[Prompts | None]:
-    """One entry per image, each on the pixels of its image."""
-    if prompts is None:
-        return [None] * len(sizes)
-    if len(prompts) != len(sizes):
-        raise PromptError(
-            f"{len(prompts)} entries of prompts for {len(sizes)} images: give one Prompts, or "
-            "None, per image"
-        )
-    for place, (one, size) in enumerate(zip(prompts, sizes, strict=True)):
-        if one is not None and tuple(one.size) != tuple(size):
-            raise PromptError(
-                f"image {place} of {size[0]} × {size[1]} pixels has prompts for "
-                f"{one.size[0]} × {one.size[1]}: give prompts.resized({tuple(size)})"
-            )
-    return list(prompts)
 
 
 def _with_masks(prompts: Prompts, found: RLEMasks) -> Prompts:

@@ -1,15 +1,15 @@
-"""Segmenters: what joins evidence from a device with a partition made on the CPU.
-
-Every way of cutting an image into tokens is the same two steps. ``infer`` runs batched, in the main
-process, where the device is, and gives named numpy arrays per image; the ``partitioner`` turns them
-into a :class:`~subtok_data.segment.Partition` in worker processes that never import
-torch. Budget, order, batch, loader and benchmarks know only this protocol.
-"""
+"""Segmenters and prompters by name, and back from a saved configuration."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
+
+from subtok_data.errors import ConfigError
+from subtok_data.segmenters.base import Component, Prompter, Segmenter
 from subtok_data.segmenters.classical import PatchSegmenter, SuperpixelSegmenter
 from subtok_data.segmenters.epoc import EPOCSegmenter
 from subtok_data.segmenters.panoptic import PanopticSegmenter
@@ -22,8 +22,10 @@ from subtok_data.segmenters.sam import (
     SAMSegmenter,
 )
 
-__all__ = ["PROMPTERS", "SEGMENTERS"]
-SEGMENTERS: dict[str, Any] = {
+__all__ = ["PROMPTERS", "SEGMENTERS", "build_prompter", "build_segmenter"]
+C = TypeVar("C", bound=Component)
+
+SEGMENTERS: dict[str, type[Segmenter]] = {
     cls.name: cls
     for cls in (
         EPOCSegmenter,
@@ -38,5 +40,59 @@ SEGMENTERS: dict[str, Any] = {
 }
 """Segmenters by the name that stands in a saved configuration."""
 
-PROMPTERS: dict[str, Any] = {cls.name: cls for cls in (EfficientSAMPrompter, SAMPrompter)}
+PROMPTERS: dict[str, type[Prompter]] = {
+    cls.name: cls for cls in (EfficientSAMPrompter, SAMPrompter)
+}
 """Prompters by the name that stands in a saved configuration."""
+
+
+def build_segmenter(
+    config: Mapping[str, Any], folder: Path, device: str | torch.device | None = None
+) -> Segmenter:
+    """Build the segmenter that a saved configuration describes.
+
+    Parameters
+    ----------
+    config : mapping
+        What its ``config`` returned.
+    folder : Path
+        Where its ``save_model`` wrote.
+    device : str or torch.device, optional
+        Where its models run; None picks a CUDA device if there is one.
+
+    Raises
+    ------
+    ConfigError
+        A segmenter or prompter that the library does not know.
+
+    Examples
+    --------
+    >>> config = {"segmenter": "patch", "partitioner": {"patch": 16}}
+    >>> build_segmenter(config, Path())
+    PatchSegmenter(GridPartitioner(patch=16, num_tokens=None))
+    """
+    kind = _known(SEGMENTERS, config["segmenter"])
+    if not issubclass(kind, PromptedSegmenter):
+        return kind.from_config(config, folder, device)
+    prompter = config["prompter"]
+    return kind.from_parts(
+        config,
+        build_segmenter(config["base"], folder, device),
+        None if prompter is None else build_prompter(prompter, folder, device),
+    )
+
+
+def build_prompter(
+    config: Mapping[str, Any], folder: Path, device: str | torch.device | None = None
+) -> Prompter:
+    """Build the prompter that a saved configuration describes; as :func:`build_segmenter`."""
+    return _known(PROMPTERS, config["prompter"]).from_config(config, folder, device)
+
+
+def _known(classes: Mapping[str, type[C]], name: str) -> type[C]:
+    if name not in classes:
+        raise ConfigError(
+            f"the tokenizer was saved with {name!r}, which is none of {sorted(classes)}: give its "
+            "segmenter as segmenter=…"
+        )
+    return classes[name]

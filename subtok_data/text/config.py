@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from subtok_data.errors import ConfigError
+from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["TextConfig"]
 _FILE = "text_config.json"
@@ -126,10 +127,18 @@ class TextConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TextConfig:
-        """Read what :meth:`save_pretrained` wrote."""
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises
+        ------
+        ConfigError
+            Nothing was written there.
+        WeightsError
+            The tokenizer needs Python code that comes with the folder.
+        """
         from transformers import AutoTokenizer
 
         path = Path(folder) / _FILE
         if not path.is_file():
             raise ConfigError(f"{path} does not exist: give a folder written by save_pretrained")
-        return cls(AutoTokenizer.from_pretrained(folder), **json.loads(path.read_text()))
+        return cls(read_pretrained(AutoTokenizer, folder), **json.loads(path.read_text()))

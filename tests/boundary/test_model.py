@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from helpers.boundary_networks import Constant, PredictsInWorker, Red, pictures
 from hypothesis import given, strategies as st
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from subtok_data.boundary import BoundaryModel, load_network
@@ -36,10 +37,24 @@ def test_shapes_dtypes_and_order(packaged):
     assert [boundary.shape for boundary in maps] == [image.shape[:2] for image in images]
     assert all(boundary.dtype == np.uint8 for boundary in maps)
     assert all(boundary.flags.c_contiguous for boundary in maps)
-    alone = packaged.predict(images[3])
-    assert len(alone) == 1
-    assert np.array_equal(alone[0], maps[3])
     assert packaged.predict([]) == []
+
+
+def test_one_image_gives_one_map(packaged):
+    image, other = pictures((33, 70), (40, 50))
+    expected, second = packaged.predict([image, other])
+    assert np.array_equal(packaged.predict(image), expected)
+    assert np.array_equal(packaged.predict(Image.fromarray(image)), expected)
+    transparent = Image.fromarray(image).convert("RGBA")
+    assert np.array_equal(packaged.predict(transparent), expected)
+    for images in ([Image.fromarray(image), other], (image, other), iter([image, other])):
+        found = packaged.predict(images)
+        assert isinstance(found, list)
+        assert np.array_equal(found[0], expected)
+        assert np.array_equal(found[1], second)
+    stacked = packaged.predict(np.stack([image, image]))
+    assert len(stacked) == 2
+    assert np.array_equal(stacked[1], expected)
 
 
 def test_against_the_definition():

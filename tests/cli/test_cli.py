@@ -215,7 +215,7 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--threshold", "0.1", "--num-tokens", "5"], "both set the granularity"),
+        (["--threshold", "0.1", "--num-tokens", "5"], "both control how fine"),
         (["--threshold", "1.5"], "1.5"),
         (["--max-tokens", "0"], "max_tokens=0"),
         (["--size", "8"], "size=8"),

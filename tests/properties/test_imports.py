@@ -30,7 +30,7 @@ MODULES.sort()
 LEVELS: dict[str, list[set[str]]] = {
     "subtok_data": [
         {"errors"},
-        {"devices", "images"},
+        {"devices", "images", "transformers_io"},
         {"segment"},
         {"annotations", "boundary", "viz"},
         {"segmenters"},

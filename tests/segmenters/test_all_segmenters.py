@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,106 +9,29 @@ import pytest
 import torch
 from helpers import panoptic, promptable
 from helpers.batches import assert_same
-from helpers.tiny_efficient_sam import make_model, save_onnx, save_torchscript
+from helpers.segmenters import MAKERS, Models, sam, unsure
 from skimage import data
 
 from subtok_data import (
-    EPOCSegmenter,
     ImageFiles,
-    PanopticSegmenter,
-    PatchSegmenter,
     PromptColumns,
     Prompts,
-    SAMEdgeSegmenter,
-    SAMSegmenter,
     SubobjectCollator,
     SubobjectDataset,
     SubobjectLoader,
     SubobjectTokenizer,
-    SuperpixelSegmenter,
     validate_batch,
 )
 from subtok_data.images import to_rgb
-from subtok_data.segmenters import (
-    SEGMENTERS,
-    EfficientSAMPrompter,
-    EfficientSAMSegmenter,
-    GenerationOptions,
-    PromptedSegmenter,
-    SAMPrompter,
-)
+from subtok_data.segmenters import PROMPTERS, SEGMENTERS, SAMPrompter
 
-EVERYTHING = GenerationOptions(points_per_side=4, iou_threshold=0, stability_threshold=0)
-"""Random weights are sure of nothing: no filter."""
 MAX_TOKENS = 9
 BOXES = [[0.1, 0.2, 0.5, 0.9], [0.3, 0.1, 0.95, 0.6]]
-
-
-class Models:
-    """Networks with random weights, each written when it is first asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder
-
-    def folder(self, name: str) -> Path:
-        folder = self.root / name
-        if not folder.exists():
-            home = promptable if name in promptable.MODELS else panoptic
-            home.save_model(name, folder)
-        return folder
-
-    def torchscript(self) -> Path:
-        file = self.root / "efficient_sam.pt"
-        return file if file.exists() else save_torchscript(make_model(), file)
-
-    def onnx(self) -> Path:
-        pytest.importorskip("onnx", reason="writes the test's ONNX files")
-        pytest.importorskip("onnxruntime", reason="runs them")
-        return save_onnx(make_model(), self.root)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Models:
     return Models(tmp_path_factory.mktemp("models"))
-
-
-def sam(models: Models, name: str) -> SAMSegmenter:
-    return SAMSegmenter(models.folder(name), options=EVERYTHING, device="cpu")
-
-
-def unsure(models: Models, name: str) -> PanopticSegmenter:
-    thresholds = {"threshold": 0, "mask_threshold": 0, "overlap_threshold": 0}
-    return PanopticSegmenter(models.folder(name), device="cpu", **thresholds)
-
-
-MAKERS: dict[str, Callable[[Models], Any]] = {
-    "epoc": lambda models: EPOCSegmenter(device="cpu"),
-    "patch": lambda models: PatchSegmenter(16),
-    "slic": lambda models: SuperpixelSegmenter("slic"),
-    "felzenszwalb": lambda models: SuperpixelSegmenter("felzenszwalb"),
-    "sam": lambda models: sam(models, "sam"),
-    "sam2": lambda models: sam(models, "sam2"),
-    "edgetam": lambda models: sam(models, "edgetam"),
-    "sam-edges": lambda models: SAMEdgeSegmenter(
-        models.folder("sam"), points_per_side=4, device="cpu"
-    ),
-    "efficient-sam": lambda models: EfficientSAMSegmenter(
-        models.torchscript(), options=EVERYTHING, device="cpu"
-    ),
-    "efficient-sam-onnx": lambda models: EfficientSAMSegmenter(
-        models.onnx(), options=EVERYTHING, device="cpu"
-    ),
-    "mask2former": lambda models: unsure(models, "mask2former"),
-    "oneformer": lambda models: unsure(models, "oneformer"),
-    "eomt": lambda models: unsure(models, "eomt"),
-    "prompted": lambda models: PromptedSegmenter(EPOCSegmenter(device="cpu")),
-    "prompted-sam": lambda models: PromptedSegmenter(
-        PatchSegmenter(16), prompter=SAMPrompter(models.folder("sam"), device="cpu")
-    ),
-    "prompted-efficient-sam": lambda models: PromptedSegmenter(
-        PatchSegmenter(16), prompter=EfficientSAMPrompter(models.torchscript(), device="cpu")
-    ),
-}
 
 
 def make_dataset(name: str, photos: list[np.ndarray]) -> SubobjectDataset:
@@ -165,8 +86,10 @@ def test_open_photos_through_the_loader(models, data_dir, name):
 
 
 def test_every_segmenter_is_here(models):
-    used = {MAKERS[name](models).name for name in MAKERS if name != "efficient-sam-onnx"}
-    assert used == set(SEGMENTERS)
+    made = [MAKERS[name](models) for name in MAKERS if name != "efficient-sam-onnx"]
+    assert {segmenter.name for segmenter in made} == set(SEGMENTERS)
+    prompters = [segmenter.prompter for segmenter in made if segmenter.takes_prompts]
+    assert {prompter.name for prompter in prompters if prompter is not None} == set(PROMPTERS)
 
 
 def test_tokens_come_with_their_fields(models):

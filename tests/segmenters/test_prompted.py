@@ -25,7 +25,6 @@ from subtok_data import (
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import FillRules, RLEMasks
 from subtok_data.segmenters import PromptedSegmenter, SAMPrompter
-from subtok_data.tokenizer import DEFAULT_MIN_AREA
 
 PHOTOS = [data.astronaut(), data.coffee(), data.chelsea()]
 BOXES = [
@@ -58,7 +57,7 @@ def prompts_of(photo: np.ndarray, boxes: list) -> Prompts:
 
 def test_every_prompt_of_a_photo_finds_its_token():
     tokenizer = SubobjectTokenizer(PromptedSegmenter(), max_tokens=64, size=256)
-    assert tokenizer.budget.min_area == DEFAULT_MIN_AREA  # as without prompts
+    assert tokenizer.budget.min_area == EPOCSegmenter.default_min_area  # as without prompts
     asked = [prompts_of(*pair) for pair in zip(PHOTOS, BOXES, strict=True)]
     for photo, prompts, tokens in zip(PHOTOS, asked, tokenizer(PHOTOS, prompts=asked), strict=True):
         assert tokens.num_tokens <= 64
@@ -145,7 +144,7 @@ def test_inference_beside_the_host():
     assert not PromptedSegmenter(PatchSegmenter(16)).is_asynchronous
     with pytest.raises(PromptError, match="1 entries of prompts for 2 images"):
         segmenter.infer(images, sizes, asked[:1])
-    with pytest.raises(PromptError, match="image 1 of 32 × 32 pixels has prompts for 8 × 8"):
+    with pytest.raises(PromptError, match="image 1 has 32 × 32 pixels, its prompts are for 8 × 8"):
         segmenter.infer(images, sizes, [None, Prompts.of((8, 8), boxes=[[0, 0, 8, 8]])])
 
 

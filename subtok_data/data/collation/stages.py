@@ -30,13 +30,7 @@ from subtok_data.segment import (
     StoredPartitioner,
     picture_size,
 )
-from subtok_data.segmenters import (
-    AsyncSegmenter,
-    Evidence,
-    PendingInference,
-    Segmenter,
-    takes_prompts,
-)
+from subtok_data.segmenters import Evidence, PendingInference, Segmenter
 from subtok_data.text import layout_regions, layout_text
 
 if TYPE_CHECKING:
@@ -279,7 +273,7 @@ class ReadyEvidence:
 
 def launch(segmenter: Segmenter, samples: Sequence[SampleInProgress]) -> PendingInference:
     """Start inference for all images of the samples; returns at once if the segmenter can."""
-    if isinstance(segmenter, AsyncSegmenter) and segmenter.is_asynchronous:
+    if segmenter.is_asynchronous:
         return segmenter.launch(*_inputs(segmenter, samples))
     return ReadyEvidence(infer(segmenter, samples))
 
@@ -328,7 +322,7 @@ def _inputs(
     """Images, their sizes, and their prompts if the segmenter takes any."""
     images = [image for sample in samples for image in sample.images]
     sizes = [picture_size(image) for image in images]
-    if not takes_prompts(segmenter):
+    if not segmenter.takes_prompts:
         return images, sizes, [None] * len(images)
     prompts: list[Prompts | None] = []
     for sample in samples:

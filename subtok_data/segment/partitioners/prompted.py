@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError, PromptError
+from subtok_data.errors import ConfigError
 from subtok_data.segment.geometry import measure
 from subtok_data.segment.masks import FillRules, RLEMasks, fill_parts
 from subtok_data.segment.partition import Evidence, Partition, Partitioner
@@ -163,11 +163,7 @@ class PromptedPartitioner:
             nothing = np.full(found.num_tokens, -1, np.int64)
             fields = {"source": np.zeros_like(nothing), **found.token_fields, "prompt": nothing}
             return replace(found, token_fields=fields)
-        if prompts.size != tuple(size):
-            raise PromptError(
-                f"prompts for a picture of {prompts.size[0]} × {prompts.size[1]} pixels, the "
-                f"picture has {size[0]} × {size[1]}: resize the prompts with the picture"
-            )
+        prompts.check_size(size)
         regions = prompt_regions(prompts, found, self.min_iou)
         partition = self._paint(found, prompts, regions)
         return self._paint_finer(found, partition, prompts, regions, evidence)

@@ -23,7 +23,7 @@ from subtok_data.segment.prompts.validate import (
     read_points,
 )
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "fit_prompts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +158,19 @@ class Prompts:
             None if self.texts is None else tuple(self.texts[i] for i in kept),
         )
 
+    def check_size(self, size: tuple[int, int], image: int | None = None) -> None:
+        """Raise PromptError unless the prompts are in the pixels of an image of ``size`` (H, W).
+
+        ``image`` is its place among several, for the message.
+        """
+        if tuple(size) != tuple(self.size):
+            name = "the image" if image is None else f"image {image}"
+            raise PromptError(
+                f"{name} has {size[0]} × {size[1]} pixels, its prompts are for {self.size[0]} × "
+                f"{self.size[1]}: give Prompts the size of the image as it is, upright, or resize "
+                "them with it (Prompts.resized)"
+            )
+
     def resized(self, size: tuple[int, int]) -> Prompts:
         """Return the prompts in the picture resized to ``size`` (H, W).
 
@@ -253,3 +266,53 @@ class Prompts:
             RLEMasks.from_evidence(masks) if masks else None,
             evidence["prompt_ids"],
         )
+
+
+def fit_prompts(
+    prompts: Sequence[Prompts | None] | None,
+    sizes: Sequence[tuple[int, int]],
+    resized: Sequence[tuple[int, int]] | None = None,
+) -> list[Prompts | None]:
+    """Check prompts against their images, and bring them to other sizes of these.
+
+    Parameters
+    ----------
+    prompts : sequence of Prompts or None, optional
+        One entry per image; None for no prompts at all.
+    sizes : sequence of (H, W)
+        Sizes of the images that the prompts are for.
+    resized : sequence of (H, W), optional
+        Sizes to resize the prompts to; as they are if not given.
+
+    Returns
+    -------
+    list of Prompts or None
+        One entry per image.
+
+    Raises
+    ------
+    PromptError
+        Another number of entries than of images, or prompts for an image of another size.
+
+    Examples
+    --------
+    >>> prompts = Prompts.of((100, 200), boxes=[[10, 20, 60, 80]])
+    >>> fit_prompts([prompts, None], [(100, 200), (64, 64)], [(50, 100), (32, 32)])[0].boxes
+    array([[ 5., 10., 30., 40.]], dtype=float32)
+    """
+    if prompts is None:
+        return [None] * len(sizes)
+    if len(prompts) != len(sizes):
+        raise PromptError(
+            f"{len(prompts)} entries of prompts for {len(sizes)} images: give one Prompts, or "
+            "None, per image"
+        )
+    for place, (one, size) in enumerate(zip(prompts, sizes, strict=True)):
+        if one is not None:
+            one.check_size(size, place)
+    if resized is None:
+        return list(prompts)
+    return [
+        None if one is None else one.resized(size)
+        for one, size in zip(prompts, resized, strict=True)
+    ]

@@ -62,6 +62,13 @@ class WatershedPartitioner:
         check_count("num_tokens", self.num_tokens)
         check_backend(self.backend)
 
+    @property
+    def seed_threshold(self) -> float | None:
+        """Threshold in use: the given one or the default; None for exact counts."""
+        if self.num_tokens is not None:
+            return None
+        return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+
     def for_num_tokens(self, num_tokens: int) -> WatershedPartitioner:
         """Partitioner with seeds enough for an exact number of tokens.
 
@@ -73,9 +80,13 @@ class WatershedPartitioner:
         Returns
         -------
         WatershedPartitioner
-            Without a threshold.
+
+        Raises
+        ------
+        ConfigError
+            A threshold was given, the other control.
         """
-        return replace(self, threshold=None, num_tokens=num_tokens)
+        return replace(self, num_tokens=num_tokens)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         """Cut a picture.
@@ -105,12 +116,12 @@ class WatershedPartitioner:
                 f"boundary map of {levels.shape} pixels for a picture of {tuple(size)}: "
                 "resize the map to the picture"
             )
-        if self.num_tokens is None:
-            threshold = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+        threshold = self.seed_threshold
+        if threshold is not None:
             seeds = threshold_seeds(levels, threshold)
         else:
             from subtok_data.segment.watershed.minima import minima_seeds
 
-            seeds = minima_seeds(levels, self.num_tokens, self.backend)
+            seeds = minima_seeds(levels, self.num_tokens or 1, self.backend)
         token_map, num_tokens = flood_from(levels, seeds, self.backend)
         return Partition(token_map, num_tokens, cost_map=levels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import Prompts
-from subtok_data.segmenters.pretrained import model_hash
+from subtok_data.segmenters.pretrained import ModelComponent, TransformersModel, load_pretrained
 from subtok_data.segmenters.sam.mask_generation import PointDecoder
+from subtok_data.transformers_io import read_pretrained
 
-__all__ = ["PromptChunk", "PromptDecoder", "SAMDecoder"]
+__all__ = ["PromptChunk", "PromptDecoder", "PromptableModel", "SAMDecoder"]
 _CERTAIN = 10.0
 """Logit of a pixel inside a given mask; minus this outside, as SAM 2 does it."""
 
@@ -29,7 +30,7 @@ class PromptChunk:
     Parameters
     ----------
     points : (P, K, 2) float64
-        x, y in pixels of the picture; K may be 0.
+        x, y in pixels of the image; K may be 0.
     labels : (P, K) int64
         1 inside, 0 outside.
     boxes : (P, 4) float64 or None
@@ -74,7 +75,7 @@ class PromptDecoder(PointDecoder, Protocol):
         ...
 
     def to_logits(self, embedding: Any, masks: Tensor) -> Tensor:
-        """Bring masks (P, H, W) bool of the picture to the form of ``PromptChunk.logits``."""
+        """Bring masks (P, H, W) bool of the image to the form of ``PromptChunk.logits``."""
         ...
 
 
@@ -82,7 +83,7 @@ class PromptDecoder(PointDecoder, Protocol):
 class _Embedding:
     """What the encoder made of a crop, and where the crop lies in the model's input.
 
-    SAM scales a picture and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
+    SAM scales an image and pads it: ``inside`` is its size before the padding. SAM 2 stretches it
     over the whole input, so ``inside`` is None.
     """
 
@@ -98,7 +99,7 @@ class _Embedding:
         return width / self.size[1], height / self.size[0]
 
 
-class SAMDecoder:
+class SAMDecoder(TransformersModel):
     """A promptable model of transformers, as mask generation and prompters see it.
 
     Parameters
@@ -108,10 +109,6 @@ class SAMDecoder:
     processor : object
         Its image processor.
     """
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        self.model = model
-        self.processor = processor
 
     def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[_Embedding]:
         """Embed (h, w, 3) crops in one call of the encoder."""
@@ -175,7 +172,7 @@ class SAMDecoder:
     def to_logits(self, embedding: _Embedding, masks: Tensor) -> Tensor:
         """Bring masks (P, H, W) to the model's mask input, (P, 1, h, w): ±10, less at outlines."""
         filled = masks[:, None].to(embedding.features[0].device, torch.float32)
-        if embedding.inside is not None:  # the picture is in the upper left of a padded square
+        if embedding.inside is not None:  # the image is in the upper left of a padded square
             height, width = (
                 round(side * canvas / inside)
                 for side, canvas, inside in zip(
@@ -198,19 +195,47 @@ class SAMDecoder:
             scaled = _resize(scaled, embedding.canvas)[..., :height, :width]
         return _resize(scaled, embedding.size)[0]
 
-    def to(self, device: str | torch.device) -> None:
-        """Move the model to a device."""
-        self.model.to(device)
-
-    def identity(self) -> str:
-        """Return the SHA-256 of model and processor."""
-        return model_hash(self.model, self.processor)
-
-    def save(self, folder: Path) -> None:
-        """Write model and processor."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+class PromptableModel(ModelComponent):
+    """What segmenters and prompters on a promptable model share: a decoder, loaded on first use.
+
+    Parameters
+    ----------
+    model : str, Path, nn.Module or PointDecoder
+        A folder or hub id of a model that ``AutoModelForMaskGeneration`` loads (safetensors only,
+        at first use); such a model, with ``processor``; or a decoder of your own. One that is
+        moved, saved or pickled also has ``device``, ``to``, ``identity`` and ``save``.
+    processor : object, optional
+        Image processor, for a model that is given as a module.
+    device : str or torch.device, optional
+        Where the model runs; None picks a CUDA device if there is one.
+
+    Raises
+    ------
+    ConfigError
+        A module without its processor, or a processor without its module.
+    """
+
+    folder: ClassVar[str] = "sam_model"
+
+    def _open(self, source: str | Path, device: torch.device) -> Any:
+        from transformers import AutoImageProcessor, AutoModelForMaskGeneration
+
+        def read_processor(name: str, model: object) -> object:
+            del model
+            return read_pretrained(AutoImageProcessor, name)
+
+        model, processor = load_pretrained(AutoModelForMaskGeneration, read_processor, source)
+        return self._adopt(model.to(device), processor)
+
+    def _adopt(self, module: torch.nn.Module, processor: Any) -> Any:
+        return SAMDecoder(module, processor)
+
+    @property
+    def decoder(self) -> Any:
+        """The model as mask generation and prompters see it, loaded on first use."""
+        return self._loaded()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,17 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment import DEFAULT_THRESHOLD, WatershedPartitioner, check_count
-from subtok_data.segmenters.base import Evidence, Images, Sizes, partitioner_config, refuse_prompts
+from subtok_data.segment import WatershedPartitioner, check_count
+from subtok_data.segmenters.base import (
+    Evidence,
+    Images,
+    Segmenter,
+    Sizes,
+    partitioner_config,
+    refuse_prompts,
+    threshold_option,
+)
+from subtok_data.segmenters.sam.decoder import PromptableModel
 from subtok_data.segmenters.sam.generated_masks import mask_boxes
 from subtok_data.segmenters.sam.mask_generation import (
     UPSCALED,
@@ -22,7 +31,6 @@ from subtok_data.segmenters.sam.mask_generation import (
     point_grid,
     refuse_nan,
 )
-from subtok_data.segmenters.sam.segmenter import MODEL_FOLDER, PromptableModel
 
 __all__ = ["SAMEdgeSegmenter", "edge_map"]
 
@@ -36,11 +44,11 @@ def edge_map(
     points_per_batch: int = 64,
     box_nms: float = 0.7,
 ) -> NDArray[np.uint8]:
-    """Edges of a picture from the masks of a grid of points (Kirillov et al., section D.2).
+    """Edges of an image from the masks of a grid of points (Kirillov et al., section D.2).
 
     Masks are not filtered; duplicates are suppressed by box. Of each mask's probabilities, the
     Sobel magnitude is taken along the outline of the mask; the map is the highest over all masks,
-    stretched to the full range. Pictures are taken to go on at their edges, so that those are no
+    stretched to the full range. Images are taken to go on at their edges, so that those are no
     edges themselves. The paper thins its edges in the end; a flood needs them as they are.
 
     Parameters
@@ -48,7 +56,7 @@ def edge_map(
     decoder : PointDecoder
         The model.
     image : (H, W, 3) uint8
-        The picture.
+        The image.
     points_per_side, points_per_batch : int
         Grid, and points per call of the mask decoder.
     box_nms : float
@@ -92,30 +100,26 @@ def _sobel(maps: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(padded, kernels).square().sum(1).sqrt()
 
 
-class SAMEdgeSegmenter(PromptableModel):
+class SAMEdgeSegmenter(PromptableModel, Segmenter):
     """Zero-shot edges of SAM or SAM 2 in place of a boundary model, then seeds and flood.
 
     Parameters
     ----------
-    model : str, Path, nn.Module or PointDecoder
-        As in :class:`~subtok_data.segmenters.SAMSegmenter`.
-    processor : object, optional
-        Image processor, for a model that is given as a module.
+    model, processor, device
+        As in :class:`~subtok_data.SAMSegmenter`.
     threshold : float, optional
-        Seeds are the connected parts with an edge value below this, in (0, 1).
+        Seeds are the connected parts with an edge value below this, in (0, 1);
+        :data:`~subtok_data.segment.DEFAULT_THRESHOLD` (0.1) if not given. Not together with
+        ``num_tokens`` of the tokenizer.
     points_per_side, points_per_batch : int
         Grid, and points per call of the mask decoder.
     box_nms : float
         Of masks whose boxes overlap more, the one of highest predicted IoU stays.
-    device : str or torch.device, optional
-        Where the model runs; None picks a CUDA device if there is one.
 
     Raises
     ------
-    ConfigError
-        Options out of range, or a module without its processor.
-    WeightsError
-        At first use: nothing loadable under that name.
+    ConfigError, WeightsError
+        As in :class:`~subtok_data.SAMSegmenter`.
 
     Examples
     --------
@@ -141,9 +145,7 @@ class SAMEdgeSegmenter(PromptableModel):
         check_count("points_per_batch", points_per_batch, optional=False)
         if not 0 <= box_nms <= 1:
             raise ConfigError(f"box_nms={box_nms}: expected a number from 0 to 1")
-        self.partitioner = WatershedPartitioner(
-            threshold=DEFAULT_THRESHOLD if threshold is None else threshold
-        )
+        self.partitioner = WatershedPartitioner(threshold=threshold)
         self.options: dict[str, Any] = {
             "points_per_side": points_per_side,
             "points_per_batch": points_per_batch,
@@ -170,11 +172,11 @@ class SAMEdgeSegmenter(PromptableModel):
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
-    ) -> SAMEdgeSegmenter:
+    ) -> Self:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         return cls(
-            folder / MODEL_FOLDER,
-            threshold=config["partitioner"]["threshold"],
+            folder / cls.folder,
+            threshold=threshold_option(config["partitioner"]),
             **config["edges"],
             device=device,
         )

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.devices import resolve_device
 from subtok_data.errors import PromptError, WeightsError
 from subtok_data.segment import FillRules, PaintOrder, Prompts
-from subtok_data.segmenters.pretrained import best_device
-from subtok_data.segmenters.sam.decoder import PromptChunk
+from subtok_data.segmenters.sam.decoder import PromptableModel, PromptChunk
 from subtok_data.segmenters.sam.efficient_sam_onnx import ONNXFiles
 from subtok_data.segmenters.sam.efficient_sam_torchscript import (
     GRID,
@@ -28,7 +28,7 @@ from subtok_data.segmenters.sam.efficient_sam_torchscript import (
 )
 from subtok_data.segmenters.sam.mask_generation import GenerationOptions, PointDecoder
 from subtok_data.segmenters.sam.prompter import ModelPrompter
-from subtok_data.segmenters.sam.segmenter import PromptableModel, SAMSegmenter
+from subtok_data.segmenters.sam.segmenter import SAMSegmenter
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -60,6 +60,11 @@ class EfficientSAMDecoder:
 
     def __init__(self, model: EfficientSAMFiles) -> None:
         self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.device
 
     def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[tuple[Tensor, tuple[int, int]]]:
         """Embed (h, w, 3) crops; those of one size in one call of the encoder."""
@@ -143,8 +148,8 @@ class EfficientSAMDecoder:
 class _FilesOwner(PromptableModel):
     """Opens EfficientSAM's files where others load a model of transformers."""
 
-    def _load(self, name: str | Path) -> PointDecoder:
-        return EfficientSAMDecoder(open_efficient_sam(name, self._device))
+    def _open(self, source: str | Path, device: torch.device) -> Any:
+        return EfficientSAMDecoder(open_efficient_sam(source, device))
 
 
 class EfficientSAMSegmenter(_FilesOwner, SAMSegmenter):
@@ -161,7 +166,7 @@ class EfficientSAMSegmenter(_FilesOwner, SAMSegmenter):
         ``subtok-data[onnx]``), or a folder with one of the two; opened at first use.
     options : GenerationOptions, optional
         Grid of points, filters, crops. ``points_per_batch`` bounds memory: the decoder copies the
-        picture's embedding, 4 MB, several times for each point.
+        image's embedding, 4 MB, several times for each point.
     paint : {"area", "score"}
         Which of two masks lies on top: the smaller one, or the one of higher predicted IoU.
     rules : FillRules, optional
@@ -223,7 +228,7 @@ class EfficientSAMPrompter(_FilesOwner, ModelPrompter):
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     encoder_batch : int
-        Pictures of one size per call of the image encoder.
+        Images of one size per call of the image encoder.
 
     Raises
     ------
@@ -273,18 +278,18 @@ def open_efficient_sam(path: str | Path, device: str | torch.device | None) -> E
     WeightsError
         Nothing of that kind there.
     """
-    path = Path(path)
+    path, device = Path(path), resolve_device(device)
     if not path.exists():
         raise WeightsError(f"{str(path)!r} does not exist; {WANTED}")
     file = _only_model(path) if path.is_dir() else path
     if file.suffix != ".onnx":
-        return TorchScriptFile(file, best_device(device))
+        return TorchScriptFile(file, device)
     if "encoder" not in file.name:
         raise WeightsError(f"{str(file)!r} is not named as an encoder; {WANTED}")
     decoder = file.with_name(file.name.replace("encoder", "decoder"))
     if not decoder.is_file():
         raise WeightsError(f"{str(decoder)!r} is missing, the decoder of {file.name!r}; {WANTED}")
-    return ONNXFiles(file, decoder, best_device(device))
+    return ONNXFiles(file, decoder, device)
 
 
 def _only_model(folder: Path) -> Path:

@@ -74,7 +74,7 @@ class ONNXFiles:
         self._points = points if isinstance(points, int) else None
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed pictures; see :class:`EfficientSAMFiles`."""
+        """Embed images; see :class:`EfficientSAMFiles`."""
         outputs = self._encoder.run(None, {"batched_images": pixels.cpu().numpy()})
         return torch.from_numpy(outputs[0])
 
@@ -93,7 +93,7 @@ class ONNXFiles:
                 "batched_point_labels": labels.numpy()[None, rows].astype(np.float32),
             }
             outputs = self._decoder.run(None, {**fixed, **prompts})
-            # The third output is what the model made; the first is scaled to the picture.
+            # The third output is what the model made; the first is scaled to the image.
             low = outputs[2] if len(outputs) > 2 else outputs[0]
             logits.append(low.reshape(step, -1, *low.shape[-2:])[:count])
             ious.append(outputs[1].reshape(step, -1)[:count])
@@ -129,9 +129,9 @@ def _session(file: Path, device: torch.device) -> Any:
         ) from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    providers = ["CPUExecutionProvider"]
+    providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
         return runtime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime has exception classes of its own, not exported

@@ -34,11 +34,11 @@ class EfficientSAMFiles(Protocol):
         ...
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed (B, 3, H, W) float32 pictures, 0 to 1; they are stretched to the model's square."""
+        """Embed (B, 3, H, W) float32 images, 0 to 1; they are stretched to the model's square."""
         ...
 
     def predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (Q, 3, h, w) and predicted IoU (Q, 3) of one picture.
+        """Return logits (Q, 3, h, w) and predicted IoU (Q, 3) of one image.
 
         ``points`` (Q, K, 2) are x, y on a square of side ``GRID``; ``labels`` (Q, K) are 1 for a
         point inside, 2 and 3 for the corners of a box.
@@ -116,7 +116,7 @@ class TorchScriptFile:
             )
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed pictures; see :class:`EfficientSAMFiles`."""
+        """Embed images; see :class:`EfficientSAMFiles`."""
         return self._module.get_image_embeddings(pixels.to(self.device))
 
     def predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,18 +17,18 @@ __all__ = ["GeneratedMasks", "mask_boxes", "mask_runs"]
 
 @dataclass(eq=False)
 class GeneratedMasks:
-    """Masks of one picture, best first within a crop.
+    """Masks of one image, best first within a crop.
 
     Attributes
     ----------
     runs : list of (R,) int32
-        Run lengths of each mask in the whole picture (COCO's order).
+        Run lengths of each mask in the whole image (COCO's order).
     boxes : (M, 4) float32
-        x0, y0, x1, y1 of the first and last pixels (inclusive), in the picture.
+        x0, y0, x1, y1 of the first and last pixels (inclusive), in the image.
     ious, stability : (M,) float32
         Predicted IoU, and stability score.
     points : (M, 2) float32
-        The prompt: x, y in the picture.
+        The prompt: x, y in the image.
     crops : (M, 4) int64
         Crop that each mask was found in: x0, y0, x1, y1 (half-open).
     """
@@ -99,7 +99,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 def mask_runs(
     masks: Tensor, crop: tuple[int, int, int, int], size: tuple[int, ...]
 ) -> list[NDArray[np.int32]]:
-    """Run lengths of masks of a crop, in the whole picture; only the turns leave the device.
+    """Run lengths of masks of a crop, in the whole image; only the turns leave the device.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def mask_runs(
     crop : (int, int, int, int)
         x0, y0, x1, y1, half-open; (h, w) is its size.
     size : (H, W)
-        Of the picture.
+        Of the image.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Masks of everything in a picture from a promptable model: SAM's automatic mask generation.
+"""Masks of everything in an image from a promptable model: SAM's automatic mask generation.
 
 The procedure is that of Segment Anything (Kirillov et al., arXiv 2304.02643, section B) and its
-published code: a grid of points for the picture and for each crop, three masks per point, filters,
+published code: a grid of points for the image and for each crop, three masks per point, filters,
 and suppression of duplicates within and across crops. The model is behind a protocol.
 """
 
@@ -34,17 +34,17 @@ __all__ = [
 ]
 
 UPSCALED = 32
-"""Masks at the size of the crop or picture at one time: this bounds the memory, not the result."""
+"""Masks at the size of the crop or image at one time: this bounds the memory, not the result."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How masks of a whole picture are generated; the defaults are those of SAM.
+    """How masks of a whole image are generated; the defaults are those of SAM.
 
     Parameters
     ----------
     points_per_side : int
-        The picture gets a grid of this many points squared.
+        The image gets a grid of this many points squared.
     points_per_batch : int
         Points per call of the mask decoder; bounds memory.
     iou_threshold : float
@@ -60,14 +60,14 @@ class GenerationOptions:
     crop_nms : float
         Of masks whose boxes overlap more, the one from the smallest crop stays.
     crop_overlap : float
-        Overlap of crops, as a share of the picture's shorter side.
+        Overlap of crops, as a share of the image's shorter side.
     crop_points_factor : int
         The grid of layer l has ``points_per_side / crop_points_factor^l`` points per side.
     edge_margin : float
         Masks whose box comes this close, in pixels, to an edge of their crop that is no edge of the
-        picture are cut off there, and left out.
+        image are cut off there, and left out.
     encoder_batch : int
-        Pictures or crops per call of the image encoder.
+        Images or crops per call of the image encoder.
 
     Raises
     ------
@@ -116,7 +116,7 @@ class PointDecoder(Protocol):
     """A model that gives masks for points."""
 
     def encode(self, crops: Sequence[NDArray[np.uint8]]) -> list[Any]:
-        """Embed (h, w, 3) pictures; one embedding for each."""
+        """Embed (h, w, 3) images; one embedding for each."""
         ...
 
     def decode(self, embedding: Any, points: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ class PointDecoder(Protocol):
 def generate_masks(
     decoder: PointDecoder, images: Sequence[NDArray[np.uint8]], options: GenerationOptions
 ) -> list[GeneratedMasks]:
-    """Find masks of everything in each picture.
+    """Find masks of everything in each image.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def generate_masks(
     Returns
     -------
     list of GeneratedMasks
-        For each picture; without crops ranked by predicted IoU, with crops small crops first.
+        For each image; without crops ranked by predicted IoU, with crops small crops first.
     """
     jobs = [
         (index, layer, box)
@@ -223,7 +223,7 @@ def refuse_nan(scores: Tensor, image: int | None = None) -> None:
     scores : tensor
         What a model said.
     image : int, optional
-        Place of the picture among those inferred, for the message.
+        Place of the image among those inferred, for the message.
 
     Examples
     --------
@@ -245,7 +245,7 @@ def _filter(
     size: tuple[int, ...],
     options: GenerationOptions,
 ) -> GeneratedMasks:
-    """Drop unstable masks and those cut off by their crop; the rest in the picture's pixels."""
+    """Drop unstable masks and those cut off by their crop; the rest in the image's pixels."""
     offset = options.stability_offset
     certain = (logits > offset).sum((1, 2), dtype=torch.int32).cpu().numpy()
     possible = (logits > -offset).sum((1, 2), dtype=torch.int32).cpu().numpy()
@@ -256,8 +256,8 @@ def _filter(
     boxes = (mask_boxes(masks).cpu().numpy() + corner).astype(np.float32)
     whole = np.array([0, 0, size[1], size[0]])
     at_crop = np.abs(boxes - np.array(crop)) <= options.edge_margin
-    at_picture = np.abs(boxes - whole) <= options.edge_margin
-    keep = ~(at_crop & ~at_picture).any(axis=1)
+    at_image = np.abs(boxes - whole) <= options.edge_margin
+    keep = ~(at_crop & ~at_image).any(axis=1)
     if options.stability_threshold > 0:
         keep &= stability >= options.stability_threshold
     kept = np.flatnonzero(keep)
@@ -287,14 +287,14 @@ def point_grid(points_per_side: int) -> NDArray[np.float64]:
 def crop_boxes(
     size: tuple[int, int], layers: int, overlap: float
 ) -> list[tuple[int, tuple[int, int, int, int]]]:
-    """Layer and box (x0, y0, x1, y1; half-open) of the whole picture and of every crop.
+    """Layer and box (x0, y0, x1, y1; half-open) of the whole image and of every crop.
 
     Parameters
     ----------
     size : (H, W)
-        Of the picture.
+        Of the image.
     layers : int
-        Layers of crops; 0 for the picture alone.
+        Layers of crops; 0 for the image alone.
     overlap : float
         Overlap of the crops of layer 1, as a share of the shorter side; of layer l, 2^(1−l) times
         that.
@@ -314,6 +314,6 @@ def crop_boxes(
         for column, row in product(range(count), range(count)):
             x, y = (across - shared) * column, (down - shared) * row
             box = (x, y, min(x + across, width), min(y + down, height))
-            if box[0] < box[2] and box[1] < box[3]:  # a tiny picture has fewer crops
+            if box[0] < box[2] and box[1] < box[3]:  # a tiny image has fewer crops
                 boxes.append((layer, box))
     return boxes

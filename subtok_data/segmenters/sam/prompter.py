@@ -1,4 +1,4 @@
-"""Prompters: a promptable model makes a mask of each box, point or mask that is asked for.
+"""Prompters: a promptable model makes a mask of each box, point or mask.
 
 Which of the model's masks answers a prompt, and how masks are refined, follows Segment Anything
 (Kirillov et al., arXiv 2304.02643, sections 3 and D.4).
@@ -15,17 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.errors import PromptError
-from subtok_data.segment import Prompts, RLEMasks, check_count
-from subtok_data.segmenters.base import Images
-from subtok_data.segmenters.sam.decoder import PromptChunk, PromptDecoder
+from subtok_data.segment import Prompts, RLEMasks, check_count, fit_prompts, picture_size
+from subtok_data.segmenters.base import Images, Prompter
+from subtok_data.segmenters.sam.decoder import PromptableModel, PromptChunk, PromptDecoder
 from subtok_data.segmenters.sam.generated_masks import mask_runs
 from subtok_data.segmenters.sam.mask_generation import UPSCALED, refuse_nan
-from subtok_data.segmenters.sam.segmenter import PromptableModel
 
-__all__ = ["PROMPTER_FOLDER", "ModelPrompter", "SAMPrompter", "prompt_model"]
-PROMPTER_FOLDER = "prompt_model"
-"""Where a saved tokenizer has the prompter's model: the segmenter's own may be another one."""
+__all__ = ["ModelPrompter", "SAMPrompter", "prompt_model"]
 
 
 @torch.inference_mode()
@@ -37,7 +33,7 @@ def prompt_model(
     prompts_per_batch: int = 64,
     refine_rounds: int = 0,
 ) -> RLEMasks:
-    """Ask a model for the mask of each prompt of one picture.
+    """Predict the mask of each prompt of one image.
 
     Of the three masks for a single point, the one of highest predicted IoU answers; every other
     prompt gets the model's one mask. A prompt that is only a mask is answered by that mask, with a
@@ -48,9 +44,9 @@ def prompt_model(
     decoder : PromptDecoder
         The model.
     embedding : object
-        What ``decoder.encode`` made of the picture.
+        What ``decoder.encode`` made of the image.
     prompts : Prompts
-        On the pixels of the picture.
+        On the pixels of the image.
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     refine_rounds : int
@@ -139,18 +135,18 @@ def _runs(
         yield from mask_runs(masks, (0, 0, width, height), prompts.size)
 
 
-class ModelPrompter(PromptableModel):
+class ModelPrompter(PromptableModel, Prompter):
     """What prompters share, whichever model they ask.
 
     Parameters
     ----------
     model, processor, device
-        See :class:`~subtok_data.segmenters.sam.segmenter.PromptableModel`.
+        See :class:`~subtok_data.segmenters.sam.decoder.PromptableModel`.
     prompts_per_batch, encoder_batch, refine_rounds : int
         See :class:`SAMPrompter`.
     """
 
-    folder: ClassVar[str] = PROMPTER_FOLDER
+    folder: ClassVar[str] = "prompt_model"  # the segmenter's own model may be another one
 
     def __init__(
         self,
@@ -175,18 +171,14 @@ class ModelPrompter(PromptableModel):
     ) -> list[RLEMasks | None]:
         """Return one mask for each prompt; see :class:`~subtok_data.segmenters.Prompter`.
 
-        Pictures without prompts, and those of which only masks are asked for, are not encoded.
+        Images without prompts, and those whose prompts are masks alone, are not encoded.
         """
         found: list[RLEMasks | None] = [None] * len(images)
         embedded: list[tuple[int, Prompts]] = []
-        for index, (image, asked) in enumerate(zip(images, prompts, strict=True)):
+        sizes = [picture_size(image) for image in images]
+        for index, asked in enumerate(fit_prompts(prompts, sizes)):
             if asked is None:
                 continue
-            if image.shape[:2] != tuple(asked.size):
-                raise PromptError(
-                    f"image {index} of {image.shape[0]} × {image.shape[1]} pixels has prompts for "
-                    f"{asked.size[0]} × {asked.size[1]}: give Prompts.resized(image.shape[:2])"
-                )
             self.decoder.check(asked.take(np.flatnonzero(_asks_model(asked))))
             if _asks_model(asked).any():
                 embedded.append((index, asked))
@@ -208,7 +200,7 @@ class ModelPrompter(PromptableModel):
         cls, config: Mapping[str, Any], folder: Path, device: str | torch.device | None
     ) -> Self:
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
-        return cls(folder / PROMPTER_FOLDER, device=device, **config["prompting"])
+        return cls(folder / cls.folder, device=device, **config["prompting"])
 
 
 class SAMPrompter(ModelPrompter):
@@ -231,7 +223,7 @@ class SAMPrompter(ModelPrompter):
     prompts_per_batch : int
         Prompts per call of the mask decoder; bounds memory.
     encoder_batch : int
-        Pictures per call of the image encoder.
+        Images per call of the image encoder.
     refine_rounds : int
         So many times, the mask is given back to the model together with the prompt, and what it
         makes of them counts (the paper's section D.4 has one round, for boxes).

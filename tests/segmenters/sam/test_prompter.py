@@ -13,9 +13,7 @@ from skimage import data
 from subtok_data import SAMSegmenter
 from subtok_data.errors import ConfigError, PromptError, SubtokError, WeightsError
 from subtok_data.segment import Prompts
-from subtok_data.segmenters import Prompter, SAMPrompter
-from subtok_data.segmenters.registry import PROMPTERS
-from subtok_data.segmenters.sam.prompter import PROMPTER_FOLDER
+from subtok_data.segmenters import Prompter, SAMPrompter, build_prompter
 
 PHOTO = np.ascontiguousarray(data.coffee()[::5, ::4])  # 80 × 150
 SIZE = PHOTO.shape[:2]
@@ -280,9 +278,9 @@ def test_saved_and_loaded(folder, tmp_path):
     prompter = SAMPrompter(folder, device="cpu", refine_rounds=1)
     assert isinstance(prompter, Prompter)
     prompter.save_model(tmp_path)
-    assert (tmp_path / PROMPTER_FOLDER / "config.json").is_file()
+    assert (tmp_path / SAMPrompter.folder / "config.json").is_file()
     config = prompter.config()
-    again = PROMPTERS[config["prompter"]].from_config(config, tmp_path, "cpu")
+    again = build_prompter(config, tmp_path, "cpu")
     assert again.config() == config
     assert SAMPrompter(folder, device="cpu").config() != config
 
@@ -297,7 +295,7 @@ def test_a_segmenters_model_serves_prompts_too(folder):
 def test_bad_prompts_and_options(tmp_path):
     image = np.zeros((20, 60, 3), np.uint8)
     prompts = Prompts.of((20, 60), boxes=[[1, 1, 9, 9]])
-    with pytest.raises(PromptError, match=r"image 1 of 20 × 60 .* 40 × 60: give Prompts\.resized"):
+    with pytest.raises(PromptError, match=r"image 1 has 20 × 60 .* 40 × 60: .*Prompts\.resized"):
         SAMPrompter(Watched()).prompt_masks([image] * 2, [prompts, prompts.resized((40, 60))])
     for options, message in (
         ({"prompts_per_batch": 0}, "prompts_per_batch=0"),
