@@ -219,5 +219,4 @@ def _shards_itself(dataset: Any) -> bool:
 
 
 def _stand_in(sample: Sample, error: SampleError) -> Sample:
-    index = -1 if error.index is None else error.index
-    return replace(sample, replaced=(Replacement(index, sample.index, str(error)),))
+    return replace(sample, replaced=(Replacement.of(error, sample.index),))

@@ -140,7 +140,7 @@ class MixedDataset(SubobjectDataset):
         return self._placed(self.datasets[number][own], index, number)
 
     def replacements(self, index: int, reason: str) -> Iterator[Sample]:
-        """Good samples that may stand in for a bad one: of its own dataset, so the ratio stays."""
+        """Yield good samples of the same dataset as a bad one, so that the ratio stays."""
         number, own = self.locate(index)
         for sample in self.datasets[number].replacements(own, reason):
             yield self._placed(sample, index, number)
@@ -153,7 +153,7 @@ class MixedDataset(SubobjectDataset):
                 f"dataset {number} has a column {taken[0]!r}, which a MixedDataset adds: rename it"
             )
         sample.columns = {**sample.columns, **added}
-        sample.index = index
+        sample.index, sample.dataset_key = index, self._key
         # Indices of replacements are of the dataset; elsewhere they would be read as the mixture's.
         sample.replaced = tuple(
             replace(one, index=index, used=-1, reason=f"dataset {number}: {one.reason}")

@@ -48,9 +48,12 @@ class Sample:
     tokens_hash : str or None
         Configuration that made the stored tokens.
     prompts : list of Prompts or None
-        Regions asked for, in pixels of each image; None where no columns of prompts are named.
+        Prompted regions, in pixels of each image; None where no columns of prompts are named.
+    dataset_key : str or None
+        Names the dataset that offers replacements if the sample fails later; None for rows that
+        come from no :class:`~subtok_data.SubobjectDataset`.
     replaced : tuple of Replacement
-        Set when the row asked for could not be decoded.
+        Set when the row that was asked for could not be decoded.
     position : StreamPosition or None
         Where a stream stands after this sample.
     """
@@ -65,6 +68,7 @@ class Sample:
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     tokens_hash: str | None = None
     prompts: list[Prompts] | None = None
+    dataset_key: str | None = None
     replaced: tuple[Replacement, ...] = field(default=())
     position: Any = None
 
