@@ -28,7 +28,7 @@ class SubobjectCollator:
     """Collate samples into padded batches of subobject tokens.
 
     Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process
-    it gives a finished ``dict``; inside DataLoader workers a
+    it returns a finished ``dict``; inside DataLoader workers a
     :class:`~subtok_data.data.PendingBatch`, which finishes itself in the main process,
     where the boundary model is. Workers get no model.
 
@@ -171,7 +171,7 @@ class SubobjectCollator:
 
     @contextmanager
     def deferred(self) -> Generator[None]:
-        """Give pending batches in this thread too: the loader finishes them with look-ahead."""
+        """Return pending batches in this thread too: the loader finishes them with look-ahead."""
         self._deferring.on = True
         try:
             yield

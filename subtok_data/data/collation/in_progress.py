@@ -113,7 +113,7 @@ class BatchInProgress:
     replaced : list of Replacement
         Samples that were replaced so far.
     position : StreamPosition or None
-        Where a stream stands after the batch.
+        Position of a stream after the batch.
     nbytes : int
         Bytes of the raw pixel and map buffers.
     inference : PendingInference or None

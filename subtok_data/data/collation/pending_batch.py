@@ -1,4 +1,4 @@
-"""``PendingBatch``: what a DataLoader worker hands over, finished in the main process.
+"""``PendingBatch``: a batch of a DataLoader worker that is finished in the main process.
 
 Workers decode and resize; they never touch a device and never segment. What leaves them is a
 mapping that finishes itself on first access or on ``.to(device)``, in the main process. So a loader
@@ -146,7 +146,7 @@ class RawBatch:
     replaced : list of Replacement
         Samples that were replaced up to here.
     position : StreamPosition or None
-        Where a stream stands after the batch.
+        Position of a stream after the batch.
     """
 
     samples: list[RawSample]

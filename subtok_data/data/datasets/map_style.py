@@ -1,4 +1,4 @@
-"""``SubobjectDataset``: any map-style dataset of images as decoded samples."""
+"""``SubobjectDataset``: map-style datasets of images to decoded samples."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class SubobjectDataset(Dataset[Sample]):
         Parameters
         ----------
         row : mapping, tuple or image
-            What the wrapped dataset gave.
+            Of the wrapped dataset.
         index : int
             Its index.
 

@@ -103,7 +103,7 @@ class MixedDataset(SubobjectDataset):
             dataset.set_epoch(epoch)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which dataset, and which of its samples, stands at a place of the current epoch.
+        """Look up the dataset, and the sample in it, at a place of the current epoch.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class MixedDataset(SubobjectDataset):
         return number, int(self._order(number, passes)[place]) if self.shuffle else place
 
     def load(self, index: int) -> Sample:
-        """Return the sample at a place of the mixture, as its dataset gives it."""
+        """Return the sample at a place of the mixture."""
         number, own = self.locate(index)
         return self._placed(self.datasets[number][own], index, number)
 
@@ -162,7 +162,7 @@ class MixedDataset(SubobjectDataset):
         return sample
 
     def _order(self, number: int, passes: int) -> NDArray[np.int64]:
-        """Order of one pass through a dataset; the latest ones are kept."""
+        """Return the order of one pass through a dataset; the latest ones are kept."""
         key = (self.epoch, number, passes)
         orders = self._orders
         if key not in orders:

@@ -25,7 +25,7 @@ class ColumnError(ConfigError):
 
 @dataclass(slots=True)
 class Sample:
-    """A decoded row: what :class:`~subtok_data.SubobjectDataset` gives.
+    """A decoded row of a :class:`~subtok_data.SubobjectDataset`.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Sample:
     paths : list of str or None
         Files of the images, where known.
     token_maps : list of (H, W) integer arrays or None
-        Stored tokens, moved by the same augmentation as the image.
+        Stored tokens, augmented with the image.
     token_fields : list of dict or None
         Values per stored token, one dict per image.
     tokens_hash : str or None
@@ -55,7 +55,7 @@ class Sample:
     replaced : tuple of Replacement
         Set when the row that was asked for could not be decoded.
     position : StreamPosition or None
-        Where a stream stands after this sample.
+        Position of a stream after this sample.
     """
 
     images: list[NDArray[np.uint8]]

@@ -276,7 +276,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     # --- end ----------------------------------------------------------------------------------
 
     def stats(self) -> LoaderStats:
-        """What was done so far, and which stage limits; ``stats().report()`` says it in words."""
+        """Return counts and times so far; ``stats().report()`` describes them in words."""
         pool = self._pool
         return self._recorder.stats(
             segment_s=0.0 if pool is None else pool.busy_s,

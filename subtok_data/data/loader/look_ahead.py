@@ -55,7 +55,7 @@ _END = object()
 
 @dataclass(frozen=True)
 class LookAhead:
-    """How far to look ahead.
+    """Limits of look-ahead.
 
     Parameters
     ----------
@@ -246,11 +246,11 @@ class _Threads:
 
     @property
     def num_ready(self) -> int:
-        """Finished batches that nobody asked for yet."""
+        """Number of finished batches that wait for the user."""
         return self._ready.qsize()
 
     def permit(self) -> None:
-        """Allow one more batch in flight."""
+        """Allow one more batch under way."""
         self._permits.release()
 
     def get(self) -> Any:

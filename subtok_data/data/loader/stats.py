@@ -1,4 +1,4 @@
-"""What a loader did: how long each stage was busy, who waited, and what to change."""
+"""Statistics of a loader: how long each stage was busy, who waited, and what to change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LoaderStats:
     segment_workers : int
         Images segmented at once.
     ready_mean : float
-        Mean number of finished batches waiting when one was asked for.
+        Mean number of finished batches that waited when one was requested.
     padding_fraction : float
         Share of visual-token places that are padding.
     text_padding_fraction : float
@@ -94,7 +94,7 @@ class LoaderStats:
         return max(shares, key=lambda name: shares[name])
 
     def report(self) -> str:
-        """Say in words how busy each stage was, which one limits, and what to change."""
+        """Describe in words how busy each stage was, which one limits, and what to change."""
         per_image = 1000 / max(1, self.images)
         lines = [
             f"{self.images} images in {self.elapsed_s:.1f} s: {self.images_per_s:.1f} images/s, "
@@ -170,7 +170,7 @@ class StatsRecorder:
             self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
 
     def count(self, counts: NDArray[np.int64], batch: dict[str, Any]) -> None:
-        """Count a batch that is given to the user, with the tokens of each of its images."""
+        """Count a batch and the tokens of each of its images when the user gets it."""
         self.batches += 1
         self.images += counts.size
         self.tokens += int(counts.sum())
