@@ -44,7 +44,6 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
 )
-from subtok_data.data.pool.local import InlineSegmentPool
 from subtok_data.segment import DEFAULT_THRESHOLD, run_task
 
 BATCH = 8
@@ -128,33 +127,38 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
 
     def decode() -> None:
         for at in range(0, 4 * BATCH, BATCH):
-            pending = collator.worker_half.collate([dataset[i] for i in range(at, at + BATCH)])
-            raws.append(pending.raw)
+            raws.append(collator.worker.collate([dataset[i] for i in range(at, at + BATCH)]))
 
     found = {"decode": per_image(decode, 4 * BATCH)}
-    works = [collator.finisher.open(raw) for raw in raws]
+    stages = collator.stages()
+    batches = [stages.open(raw) for raw in raws]
     torch.set_num_threads(os.cpu_count() or 1 if not emulated else 1)
-    evidence: list[Any] = []
-    found["infer"] = per_image(
-        lambda: evidence.extend(collator.finisher.launch(work).result() for work in works),
-        4 * BATCH,
-    )
+
+    def infer() -> None:
+        for batch in batches:
+            stages.infer(batch)
+            if batch.inference is not None:
+                batch.take_evidence(batch.inference.result())
+                batch.inference = None
+
+    found["infer"] = per_image(infer, 4 * BATCH)
     task = tokenizer.segment_task()
     pairs = [
         (one, image.shape[:2])
-        for work, maps in zip(works, evidence, strict=True)
-        for one, image in zip(maps, (i for s in work.samples for i in s.images), strict=True)
+        for batch in batches
+        for sample in batch.samples
+        for one, image in zip(sample.evidence, sample.images, strict=True)
     ]
     found["segment"] = per_image(lambda: [run_task(task, e, s) for e, s in pairs], len(pairs))
     torch.set_num_threads(1)
-    for work, maps in zip(works, evidence, strict=True):
-        collator.finisher.segment(work, maps, InlineSegmentPool())
-    for work in works:
-        collator.finisher.collect(work)
+    for batch in batches:
+        stages.segment(batch)
+        stages.collect(batch)
 
     def finish() -> None:
-        for work in works:
-            collator.finisher.build(work)  # let go at once, as a training loop does
+        for batch in batches:
+            stages.build(batch)
+            batch.finished = None  # let go at once, as a training loop does
 
     finish()  # first touch of fresh memory is slow, and happens once
     found["finish"] = per_image(finish, 4 * BATCH)
@@ -174,7 +178,7 @@ def decoding_alone(rows: Any, tokenizer: SubobjectTokenizer, workers: int) -> fl
     for _ in range(2 * workers + 2):
         next(iterator)
     started = time.perf_counter()
-    images = sum(len(pending.raw.sample_index) for pending in iterator)
+    images = sum(len(pending.raw.samples) for pending in iterator)
     return (time.perf_counter() - started) / images
 
 

@@ -36,9 +36,7 @@ class CollateInWorker:
         torch.set_num_threads(1)
         if self._collator is None:
             self._collator = SubobjectCollator(self._tokenizer)
-        pending = self._collator.worker_half.collate(rows)
-        assert pending.raw is not None
-        return self._collator.finish(pending.raw)
+        return self._collator.finish(self._collator.worker.collate(rows))
 
 
 class CollateOriginal:

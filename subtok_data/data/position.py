@@ -1,4 +1,4 @@
-"""Where a loader stands: what ``state_dict`` holds and what it is checked against."""
+"""Positions of loaders and streams: what ``state_dict`` holds and is checked against."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LoaderState:
     identity : dict
         What must be the same for the position to mean the same: samples, batch size, ranks, seed …
     positions : dict of int to object
-        For streams: where the stream of each DataLoader worker stands.
+        For streams: position of the stream of each DataLoader worker.
     last_worker : int
         For streams: the worker that made the last batch.
     """
@@ -44,12 +44,12 @@ class LoaderState:
             self.last_worker = position.worker
 
     def begin(self, epoch: int) -> None:
-        """Stand at the beginning of an epoch."""
+        """Move to the beginning of an epoch."""
         self.epoch, self.batches = epoch, 0
         self.positions, self.last_worker = {}, -1
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that json and torch.save take."""
+        """Return plain values that json and torch.save take."""
         state = {"version": _VERSION, **asdict(self)}
         state["positions"] = {str(worker): value for worker, value in self.positions.items()}
         return state
@@ -94,7 +94,7 @@ STREAM_PLACEHOLDER = "subtok: no sample"
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where a worker's stream stands after a batch.
+    """Position of a worker's stream after a batch.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""``tokenize_dataset``: cut every image of a dataset once, and store the tokens.
+"""``tokenize_dataset``: tokenize every image of a dataset once, and store the tokens.
 
-Decoding runs in DataLoader workers, the boundary model here, cutting in a segment pool; the three
-overlap. Batches start anew at each shard, so that a resumed run gives the model the same batches,
-and so the same bits, as one that was never interrupted.
+Decoding runs in DataLoader workers, the boundary model here, segmentation in a segment pool; the
+three overlap. Batches start anew at each shard, so that a resumed run gives the model the same
+batches, and so the same bits, as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from subtok_data.data.collation import SampleInProgress, infer
+from subtok_data.data.collation import (
+    BatchInProgress,
+    BatchOptions,
+    BatchStages,
+    RawSample,
+    SampleInProgress,
+)
 from subtok_data.data.datasets import SubobjectDataset
-from subtok_data.data.pool import SegmentPool, make_pool
+from subtok_data.data.pool import make_pool
 from subtok_data.data.store import StoredRow, TokenWriter
 from subtok_data.data.worker_crash import name_crashes
 from subtok_data.errors import ConfigError, SampleError
@@ -53,7 +58,7 @@ class TokenizeReport:
     rows_done_before : int
         Rows that an earlier run had stored already.
     images, tokens : int
-        Cut in this run.
+        Made in this run.
     seconds : float
         Wall time of this run.
     bytes : int
@@ -88,7 +93,7 @@ def tokenize_dataset(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TokenizeReport:
-    """Cut all images of a map-style dataset and store the tokens in a folder.
+    """Tokenize all images of a map-style dataset and store the tokens in a folder.
 
     ``SubobjectDataset(dataset, tokens=out)`` reads them back: the same batches, without a model. A
     run that was interrupted goes on at the first shard that is not whole. A bad image is stored as
@@ -99,7 +104,7 @@ def tokenize_dataset(
     dataset : dataset with ``len`` and integer indexing
         What :class:`~subtok_data.SubobjectDataset` takes.
     tokenizer : SubobjectTokenizer
-        How images are cut.
+        How images become tokens.
     out : str or Path
         Folder; made if absent.
     image_column : str, optional
@@ -109,9 +114,9 @@ def tokenize_dataset(
     num_workers : int, optional
         DataLoader workers that decode; 0 decodes in this process.
     segment_workers : int, optional
-        Images cut at once; by default the cores of this process, less one.
+        Images segmented at once; by default the cores of this process, less one.
     executor : {"process", "thread", "inline"}, optional
-        Where images are cut.
+        Where images are segmented.
     max_pixels : int, optional
         Images with more pixels are not decoded.
     on_progress : callable, optional
@@ -164,7 +169,8 @@ def tokenize_dataset(
             ResizedRows(samples, tokenizer.canvas), shards, batch_size, num_workers
         )
         with make_pool(executor, segment_workers) as pool:
-            done = _in_order(_launch(decoded, tokenizer, pool))
+            stages = BatchStages(tokenizer=tokenizer, options=BatchOptions(), pool=pool)
+            done = _in_order(decoded, stages)
             for shard in shards:
                 rows: list[StoredRow] = []
                 while len(rows) < len(shard):
@@ -189,38 +195,36 @@ def tokenize_dataset(
     )
 
 
-def _launch(
-    decoded: Iterator[list[SampleInProgress]], tokenizer: SubobjectTokenizer, pool: SegmentPool
-) -> Iterator[list[SampleInProgress]]:
-    """Infer each batch and hand its images to the pool."""
-    task = tokenizer.segment_task()
+def _in_order(
+    decoded: Iterator[list[SampleInProgress]], stages: BatchStages
+) -> Iterator[list[StoredRow]]:
+    """Tokenize batches in the order of the dataset, with a few of them in the pool at a time."""
+    waiting: deque[BatchInProgress] = deque()
     for samples in decoded:
-        evidence = iter(infer(tokenizer.segmenter, samples))
-        for sample in samples:
-            sample.submit(task, list(islice(evidence, len(sample.images))), pool)
-        yield samples
-
-
-def _in_order(launched: Iterator[list[SampleInProgress]]) -> Iterator[list[StoredRow]]:
-    """Batches in the order of the dataset, with a few of them in the pool at a time."""
-    waiting: deque[list[SampleInProgress]] = deque()
-    for samples in launched:
-        waiting.append(samples)
+        batch = BatchInProgress(samples=samples)
+        stages.infer(batch)
+        stages.segment(batch)
+        waiting.append(batch)
         if len(waiting) > _AHEAD:
-            yield [_collect(sample) for sample in waiting.popleft()]
+            yield _stored_rows(waiting.popleft(), stages)
     while waiting:
-        yield [_collect(sample) for sample in waiting.popleft()]
+        yield _stored_rows(waiting.popleft(), stages)
 
 
-def _collect(sample: SampleInProgress) -> StoredRow:
-    sample.collect()
+def _stored_rows(batch: BatchInProgress, stages: BatchStages) -> list[StoredRow]:
+    stages.collect(batch)
+    return [_stored_row(sample) for sample in batch.samples]
+
+
+def _stored_row(sample: SampleInProgress) -> StoredRow:
+    index, path = sample.raw.index, sample.raw.path
     if sample.error is not None:
-        return StoredRow(sample.index, sample.path, error=str(sample.error))
+        return StoredRow(index, path, error=str(sample.error))
     return StoredRow(
-        sample.index,
-        sample.path,
-        [one.token_map for one in sample.cut],
-        [one.token_fields for one in sample.cut],
+        index,
+        path,
+        [one.token_map for one in sample.segmented],
+        [one.token_fields for one in sample.segmented],
     )
 
 
@@ -231,7 +235,7 @@ _ADVICE = (
 
 
 class ResizedRows(Dataset[SampleInProgress]):
-    """Decodes and resizes; a bad sample is a value with an error, since it must not stop others."""
+    """Decode and resize rows in workers; a failed row is returned with its error as a value."""
 
     def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
         self.samples = samples
@@ -241,9 +245,13 @@ class ResizedRows(Dataset[SampleInProgress]):
         try:
             sample = self.samples.load(index)
         except SampleError as error:
-            return SampleInProgress(index=index, path=error.path, images=[], error=error)
-        images = [self.canvas.fit(image) for image in sample.images]
-        return SampleInProgress(index=index, path=sample.path, images=images)
+            return SampleInProgress(
+                raw=RawSample(index=index, path=error.path), images=[], error=error
+            )
+        return SampleInProgress(
+            raw=RawSample(index=index, path=sample.path, source_sizes=sample.source_sizes),
+            images=[self.canvas.fit(image) for image in sample.images],
+        )
 
 
 def decode_ahead(

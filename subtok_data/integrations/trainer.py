@@ -89,8 +89,6 @@ class SubobjectTrainerMixin(Trainer):
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            image_column=collator.worker_half.image_column,
-            on_error=collator.worker_half.on_error,
             **self.loader_options,
         )
 

@@ -35,7 +35,7 @@ from subtok_data import (
     TextConfig,
     WorkerCrashError,
 )
-from subtok_data.data.pool.process import ProcessSegmentPool
+from subtok_data.data.pool import ProcessSegmentPool, SegmentJob
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segment import Budget, SegmentTask
 
@@ -118,23 +118,24 @@ def test_worker_that_cannot_start(monkeypatch):
     monkeypatch.setattr("subtok_data.data.pool.worker_process._ENTRY", "import sys; sys.exit(3)")
     task = SegmentTask(FaultyPartitioner(), Budget())
     with ProcessSegmentPool(1, max_restarts=1) as pool:
-        future = pool.submit(task, {"image": coded_image(0)}, (64, 64))
+        future = pool.submit(SegmentJob(task, {"image": coded_image(0)}, (64, 64)))
         with pytest.raises(WorkerCrashError, match="exited with code 3"):
             future.result(60)
         with pytest.raises(WorkerCrashError, match="2 segment workers were lost"):
-            pool.submit(task, {"image": coded_image(0)}, (64, 64))
+            pool.submit(SegmentJob(task, {"image": coded_image(0)}, (64, 64)))
 
 
 def test_closed_pool_fails_what_waits(tmp_path):
     task = SegmentTask(FaultyPartitioner(str(tmp_path)), Budget())
     pool = ProcessSegmentPool(1)
-    futures = [pool.submit(task, {"image": coded_image(0, code=HANG)}, (64, 64)) for _ in range(5)]
+    job = SegmentJob(task, {"image": coded_image(0, code=HANG)}, (64, 64))
+    futures = [pool.submit(job) for _ in range(5)]
     time.sleep(0.1)
     pool.close()
     pool.close()
     assert all(future.done() for future in futures)
     with pytest.raises(RuntimeError, match="closed"):
-        pool.submit(task, {"image": coded_image(0)}, (64, 64))
+        pool.submit(SegmentJob(task, {"image": coded_image(0)}, (64, 64)))
 
 
 # --- exceptions in each stage ---------------------------------------------------------------------

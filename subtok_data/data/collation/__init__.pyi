@@ -1,4 +1,9 @@
 from .collator import SubobjectCollator as SubobjectCollator
 from .in_progress import BatchInProgress as BatchInProgress, SampleInProgress as SampleInProgress
-from .pending_batch import PendingBatch as PendingBatch, RawBatch as RawBatch
-from .stages import infer as infer
+from .pending_batch import (
+    PendingBatch as PendingBatch,
+    RawBatch as RawBatch,
+    RawSample as RawSample,
+)
+from .stages import BatchStages as BatchStages
+from .worker import BatchOptions as BatchOptions

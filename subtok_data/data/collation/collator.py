@@ -1,4 +1,4 @@
-"""``SubobjectCollator``: samples in, a padded batch out; inside workers a pending one."""
+"""``SubobjectCollator``: samples to padded batches, inside DataLoader workers to pending ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 
 from subtok_data.batch import PixelConfig
 from subtok_data.data.collation.pending_batch import COLLATORS, PendingBatch, RawBatch
-from subtok_data.data.collation.stages import BatchFinisher, FinishOptions
-from subtok_data.data.collation.worker import WorkerCollator
+from subtok_data.data.collation.stages import BatchStages
+from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.datasets import PromptColumns
-from subtok_data.data.pool import InlineSegmentPool
-from subtok_data.data.replacement import Replacement, check_on_error
+from subtok_data.data.replacement import Replacement
 from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.text import RegionText, TextConfig, TextEncoder
@@ -29,14 +28,14 @@ class SubobjectCollator:
     """Collate samples into padded batches of subobject tokens.
 
     Use it as ``DataLoader(collate_fn=…)`` or as a Trainer's ``data_collator``. In the main process
-    it gives a finished ``dict``; inside DataLoader workers a
+    it returns a finished ``dict``; inside DataLoader workers a
     :class:`~subtok_data.data.PendingBatch`, which finishes itself in the main process,
     where the boundary model is. Workers get no model.
 
     Parameters
     ----------
     tokenizer : SubobjectTokenizer
-        How images are cut.
+        How images become tokens.
     image_column : str, optional
         Key of the image in dict rows; rows of a :class:`~subtok_data.SubobjectDataset` know it
         already.
@@ -66,6 +65,8 @@ class SubobjectCollator:
 
     Attributes
     ----------
+    options : BatchOptions
+        What was given, checked and with defaults.
     replaced : list of Replacement
         Samples that were replaced so far, in the batches finished here.
 
@@ -101,31 +102,24 @@ class SubobjectCollator:
             raise ConfigError("give pixels= or image_processor=, not both")
         if image_processor is not None:
             pixels = PixelConfig.from_image_processor(image_processor)
-        encoder = None if text is None else TextEncoder(text)
         self.tokenizer = tokenizer
-        self.replaced: list[Replacement] = []
-        self.worker_half = WorkerCollator(
-            key=uuid.uuid4().hex,
-            canvas=tokenizer.canvas,
-            pixels=pixels or PixelConfig(),
+        self.options = BatchOptions(
             image_column=image_column,
+            encoder=None if text is None else TextEncoder(text),
+            packing=packing,
             columns=None if columns is None else tuple(columns),
-            encoder=encoder,
-            on_error=check_on_error(on_error),
-            max_pixels=max_pixels,
-            prompts=prompts,
-            regions=region_text,
-        )
-        options = FinishOptions(
-            pixels=self.worker_half.pixels,
+            pixels=pixels or PixelConfig(),
             pad_to_multiple_of=pad_to_multiple_of,
             shape_size=shape_size,
-            packing=packing,
             on_error=on_error,
+            max_pixels=max_pixels,
+            prompts=prompts,
+            region_text=region_text,
         )
-        self.finisher = BatchFinisher(tokenizer, options, self.worker_half)
+        self.worker = WorkerCollator(tokenizer.canvas, self.options, key=uuid.uuid4().hex)
+        self.replaced: list[Replacement] = []
         self._deferring = threading.local()
-        COLLATORS[self.worker_half.key] = self
+        COLLATORS[self.worker.key] = self
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any] | PendingBatch:
         """Collate rows: decoded samples of our datasets, dict rows, tuples or images.
@@ -135,27 +129,49 @@ class SubobjectCollator:
         dict or PendingBatch
             Finished in the main process, pending inside a DataLoader worker.
         """
-        pending = self.worker_half.collate(rows)
+        pending = self.worker(rows)
         inside_worker = torch.utils.data.get_worker_info() is not None
         if inside_worker or getattr(self._deferring, "on", False):
             return pending
         return pending.finish()
 
+    @property
+    def text(self) -> TextConfig | None:
+        """Configuration of the text, as it was given."""
+        encoder = self.options.encoder
+        return None if encoder is None else encoder.config
+
+    @property
+    def image_column(self) -> str:
+        """Key of the image in dict rows."""
+        return self.options.image_column
+
+    @property
+    def on_error(self) -> str:
+        """What a bad sample does."""
+        return self.options.on_error
+
     def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
-        """Infer, segment and pad a raw batch, one step after the other, in this thread."""
+        """Infer, segment and pad a raw batch, one stage after the other, in this thread."""
         target = None if device is None else torch.device(device)
-        work = self.finisher.open(raw)
-        evidence = self.finisher.launch(work).result()
-        with InlineSegmentPool() as pool:
-            self.finisher.segment(work, evidence, pool)
-        self.finisher.collect(work)
-        self.finisher.replace_failures(work)
-        self.replaced += work.replaced
-        return self.finisher.build(work, target)
+        stages = self.stages(device=target)
+        return stages.finish(stages.run(raw))
+
+    def stages(self, **options: Any) -> BatchStages:
+        """Return the stages of this collator's batches.
+
+        Parameters
+        ----------
+        **options
+            ``pool``, ``device`` and ``timed`` of :class:`BatchStages`; ``logs``, beside the
+            collator's own.
+        """
+        logs = (self.replaced, *options.pop("logs", ()))
+        return BatchStages(tokenizer=self.tokenizer, options=self.options, logs=logs, **options)
 
     @contextmanager
     def deferred(self) -> Generator[None]:
-        """Give pending batches in this thread too: the loader finishes them with look-ahead."""
+        """Return pending batches in this thread too: the loader finishes them with look-ahead."""
         self._deferring.on = True
         try:
             yield
@@ -167,17 +183,7 @@ class SubobjectCollator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # DataLoader workers get the half that needs no model.
-        return (_PickledCollator, (self.worker_half,))
+        return (WorkerCollator, (self.worker.canvas, self.options, self.worker.key))
 
     def __repr__(self) -> str:
         return f"SubobjectCollator({self.tokenizer!r})"
-
-
-class _PickledCollator:
-    """What a :class:`SubobjectCollator` is after it was sent to another process."""
-
-    def __init__(self, half: WorkerCollator) -> None:
-        self.worker_half = half
-
-    def __call__(self, rows: Sequence[Any]) -> PendingBatch:
-        return self.worker_half.collate(rows)

@@ -1,158 +1,181 @@
-"""Samples in the main process, on their way from images to tokens."""
+"""Samples and batches in the main process, on their way from images to tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.data.collation.pending_batch import RawBatch
-from subtok_data.data.pool import SegmentPool
+from subtok_data.data.collation.pending_batch import RawBatch, RawSample
+from subtok_data.data.pool import SegmentJob, SegmentPool
+from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SampleError, SubtokError
-from subtok_data.segment import Prompts, Segmented, SegmentTask, picture_size
-from subtok_data.segmenters import Evidence
-from subtok_data.text import EncodedText, RegionRow
+from subtok_data.segment import Segmented, SegmentTask, picture_size
+from subtok_data.segmenters import Evidence, PendingInference
 
-__all__ = ["BatchInProgress", "BatchSample", "SampleInProgress"]
+__all__ = ["BatchInProgress", "SampleInProgress"]
 _ABOUT_ONE_IMAGE = (ValueError, TypeError, KeyError, IndexError, ArithmeticError)
-"""What cutting may raise over an image; anything else is no fault of the sample."""
+"""What a partitioner may raise over an image; anything else is no fault of the sample."""
 
 
 @dataclass(kw_only=True)
 class SampleInProgress:
-    """The images of one sample, what they are cut into, or why they are not.
+    """A raw sample with its pixels, and what was made of them so far.
 
     Attributes
     ----------
-    index : int
-        Of the sample in its dataset; −1 where it has none.
-    path : str or None
-        File of the first image, where it is known.
+    raw : RawSample
+        Index, sizes, prompts, text.
     images : list of (H, W, 3) uint8 arrays
-        At the size that is cut; none for a sample that failed before.
-    prompts : list of Prompts or None
-        Prompts of each image.
+        At the size that is segmented; none for a sample that could not be decoded.
+    encoder_images : list of (H, W, 3) uint8 arrays
+        At the encoder's size.
+    token_maps : list of (H, W) integer arrays or None
+        Stored tokens of each image.
+    evidence : list of Evidence
+        One per image, between inference and the pool.
     futures : list of Future
-        One an image, once they are submitted.
-    cut : list of Segmented
-        One an image, once they are collected without a failure.
+        One per image, once they are in the pool.
+    segmented : list of Segmented
+        One per image, once they are collected without a failure.
     error : SampleError or None
         The first failure.
     """
 
-    index: int
-    path: str | None
+    raw: RawSample
     images: list[NDArray[np.uint8]]
-    prompts: list[Prompts] | None = None
+    encoder_images: list[NDArray[np.uint8]] = field(default_factory=list[NDArray[np.uint8]])
+    token_maps: list[NDArray[Any]] | None = None
+    evidence: list[Evidence] = field(default_factory=list[Evidence])
     futures: list[Future[Segmented]] = field(default_factory=list[Future[Segmented]])
-    cut: list[Segmented] = field(default_factory=list[Segmented])
+    segmented: list[Segmented] = field(default_factory=list[Segmented])
     error: SampleError | None = None
 
     def fail(self, error: BaseException, stage: str) -> None:
         """Remember the first failure, with the sample's name on it."""
         if self.error is None:
-            self.error = SampleError.of(error, index=self.index, path=self.path, stage=stage)
+            raw = self.raw
+            self.error = SampleError.of(error, index=raw.index, path=raw.path, stage=stage)
 
-    def submit(self, task: SegmentTask, evidence: Sequence[Evidence], pool: SegmentPool) -> None:
+    def take_stored_tokens(self) -> None:
+        """Take the stored tokens of each image in place of what a segmenter would find."""
+        fields = self.raw.token_fields or [{} for _ in self.images]
+        self.evidence = [
+            {"token_map": token_map, **{f"field_{name}": own[name] for name in own}}
+            for token_map, own in zip(self.token_maps or [], fields, strict=True)
+        ]
+
+    def submit(self, task: SegmentTask, pool: SegmentPool) -> None:
         """Hand every image with its evidence to the pool, unless the sample failed."""
+        evidence, self.evidence = self.evidence, []
         if self.error is not None:
             return
+        prompts = self.raw.prompts
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
-            if self.prompts is not None:
-                found = {**self.prompts[place].to_evidence(), **found}
-            self.futures.append(pool.submit(task, found, picture_size(image), image))
+            if prompts is not None:
+                found = {**prompts[place].to_evidence(), **found}
+            self.futures.append(pool.submit(SegmentJob(task, found, picture_size(image), image)))
 
     def collect(self) -> None:
-        """Wait for the pool; a failure stays with the sample."""
+        """Wait for the pool, and check that the tokens leave room for the text."""
         for future in self.futures:
             try:
-                self.cut.append(future.result())
+                self.segmented.append(future.result())
             except SampleError as error:
                 self.fail(error, error.stage or "segment")
             except _ABOUT_ONE_IMAGE as error:
                 self.fail(error, "segment")
-
-
-@dataclass(kw_only=True)
-class BatchSample(SampleInProgress):
-    """One sample of a batch, with what the batch needs beside its tokens.
-
-    ``encoder_images`` and ``source_sizes`` have an entry for each image, and so have ``token_maps``
-    and ``token_fields`` where tokens were stored. ``region_texts`` has a row for each prompt.
-    """
-
-    encoder_images: list[NDArray[np.uint8]]
-    source_sizes: list[tuple[int, int]]
-    token_maps: list[NDArray[Any]] | None
-    token_fields: list[dict[str, NDArray[Any]]] | None
-    text: EncodedText | None
-    region_texts: list[RegionRow] | None
-
-    def stored_evidence(self) -> list[Evidence] | None:
-        """Stored tokens of each image in place of what a segmenter finds; None without any."""
-        if self.token_maps is None or self.token_fields is None:
-            return None
-        return [
-            {"token_map": token_map, **{f"field_{name}": fields[name] for name in fields}}
-            for token_map, fields in zip(self.token_maps, self.token_fields, strict=True)
-        ]
-
-    def collect(self) -> None:
-        """Wait for the pool, and see that the tokens leave room for the text."""
-        super().collect()
-        if self.error is None and self.text is not None:
+        if self.error is None and self.raw.text is not None:
             try:
-                self.text.check_fits([cut.num_tokens for cut in self.cut])
+                self.raw.text.check_fits([one.num_tokens for one in self.segmented])
             except ValueError as error:
                 self.fail(SubtokError(str(error)), "finish")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BatchInProgress:
-    """A batch under way: its samples, and what is collated already."""
+    """Samples that go through the stages together, and what of the batch is made already.
 
-    samples: list[BatchSample]
-    columns: dict[str, Any]
-    many: bool
-    has_stored_tokens: bool
-    replaced: list[Replacement]
+    Attributes
+    ----------
+    samples : list of SampleInProgress
+        In batch order.
+    columns : dict
+        Collated columns that pass through.
+    many : bool
+        Whether samples hold lists of images.
+    replaced : list of Replacement
+        Samples that were replaced so far.
+    position : StreamPosition or None
+        Position of a stream after the batch.
+    nbytes : int
+        Bytes of the raw pixel and map buffers.
+    inference : PendingInference or None
+        Inference under way on a device.
+    finished : dict or None
+        The batch, once it is padded.
+    """
+
+    samples: list[SampleInProgress]
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
+    many: bool = False
+    replaced: list[Replacement] = field(default_factory=list[Replacement])
+    position: StreamPosition | None = None
+    nbytes: int = 0
+    inference: PendingInference | None = None
+    finished: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, raw: RawBatch) -> BatchInProgress:
-        """Lay out a raw batch sample by sample; images are views of its buffer."""
+        """Give each raw sample its pixels, as views of the buffers of the batch."""
         images = iter(raw.images.unpack())
         encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
         maps = None if raw.token_maps is None else iter(raw.token_maps.unpack())
-        fields = None if raw.token_fields is None else iter(raw.token_fields)
-        prompts = None if raw.prompts is None else iter(raw.prompts)
-        sizes = iter(raw.source_sizes)
-        samples: list[BatchSample] = []
-        for place, count in enumerate(raw.images_per_sample):
-            own = [next(images) for _ in range(count)]
+        samples: list[SampleInProgress] = []
+        for sample in raw.samples:
+            count = sample.num_images
+            own = list(islice(images, count))
             samples.append(
-                BatchSample(
-                    index=raw.sample_index[place],
-                    path=raw.paths[place],
+                SampleInProgress(
+                    raw=sample,
                     images=own,
-                    encoder_images=own
-                    if encoder is None
-                    else [next(encoder) for _ in range(count)],
-                    source_sizes=[next(sizes) for _ in range(count)],
-                    token_maps=None if maps is None else [next(maps) for _ in range(count)],
-                    token_fields=None if fields is None else [next(fields) for _ in range(count)],
-                    text=None if raw.texts is None else raw.texts[place],
-                    prompts=None if prompts is None else [next(prompts) for _ in range(count)],
-                    region_texts=None if raw.region_texts is None else raw.region_texts[place],
+                    encoder_images=own if encoder is None else list(islice(encoder, count)),
+                    token_maps=None if maps is None else list(islice(maps, count)),
                 )
             )
-        return cls(samples, raw.columns, raw.many, raw.tokens_hash is not None, list(raw.replaced))
+        return cls(
+            samples=samples,
+            columns=raw.columns,
+            many=raw.many,
+            replaced=list(raw.replaced),
+            position=raw.position,
+            nbytes=raw.nbytes,
+        )
+
+    @property
+    def has_stored_tokens(self) -> bool:
+        """Whether the tokens of all images are stored, so that nothing is inferred."""
+        return all(sample.token_maps is not None for sample in self.samples)
 
     @property
     def has_failures(self) -> bool:
         """Whether a sample failed."""
         return any(sample.error is not None for sample in self.samples)
+
+    def take_evidence(self, evidence: Sequence[Evidence]) -> None:
+        """Share out what was inferred for all images, in order of their samples."""
+        each = iter(evidence)
+        for sample in self.samples:
+            sample.evidence = list(islice(each, len(sample.images)))
+
+    def cancel(self) -> None:
+        """Take back what waits for a segment worker."""
+        for sample in self.samples:
+            for future in sample.futures:
+                future.cancel()

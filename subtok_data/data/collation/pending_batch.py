@@ -1,6 +1,6 @@
-"""``PendingBatch``: what a DataLoader worker hands over, finished in the main process.
+"""``PendingBatch``: a batch of a DataLoader worker that is finished in the main process.
 
-Workers decode and resize; they never touch a device and never cut images. What leaves them is a
+Workers decode and resize; they never touch a device and never segment. What leaves them is a
 mapping that finishes itself on first access or on ``.to(device)``, in the main process. So a loader
 that a framework rebuilt around our ``collate_fn`` gives the same batches, only without look-ahead,
 and batches that are skipped at resume cost no inference.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,19 +22,26 @@ from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SubtokError
 from subtok_data.segment import Prompts
-from subtok_data.text import RegionRow
+from subtok_data.text import EncodedText, RegionRow
 
-if TYPE_CHECKING:
-    from subtok_data.data.collation.collator import SubobjectCollator
+__all__ = ["COLLATORS", "BatchFinisher", "PendingBatch", "RawBatch", "RawImages", "RawSample"]
 
-__all__ = ["COLLATORS", "PendingBatch", "RawBatch", "RawImages"]
-COLLATORS: WeakValueDictionary[str, SubobjectCollator] = WeakValueDictionary()
+
+class BatchFinisher(Protocol):
+    """What finishes raw batches in the main process: a collator."""
+
+    def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
+        """Infer, segment and pad."""
+        ...
+
+
+COLLATORS: WeakValueDictionary[str, BatchFinisher] = WeakValueDictionary()
 """Collators alive in this process, by the key that their pending batches carry."""
 
 
 @dataclass
 class RawImages:
-    """Several images in one flat buffer: one shared-memory segment a message, not one per image.
+    """Several images in one flat buffer: one segment of shared memory per batch, not per image.
 
     Attributes
     ----------
@@ -73,34 +80,82 @@ class RawImages:
         return views
 
     def pin_memory(self) -> RawImages:
-        """Copy into pinned memory."""
+        """Return a copy in pinned memory."""
         return RawImages(self.buffer.pin_memory(), self.shapes)
 
 
-@dataclass
+@dataclass(kw_only=True, slots=True)
+class RawSample:
+    """One sample of a raw batch, without its pixels.
+
+    Attributes
+    ----------
+    index : int
+        In its dataset; −1 if unknown.
+    path : str or None
+        File of the first image, where it is known.
+    source_sizes : list of (int, int)
+        Height and width of each image as decoded, px.
+    dataset_key : str or None
+        Names the dataset that offers replacements.
+    token_fields : list of dict or None
+        Values per stored token, one dict per image.
+    prompts : list of Prompts or None
+        One per image, in pixels of the image that is segmented.
+    text : EncodedText or None
+        The text of the sample.
+    region_texts : list of RegionRow
+        One per prompt, where regions have texts.
+    """
+
+    index: int
+    path: str | None
+    source_sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    dataset_key: str | None = None
+    token_fields: list[dict[str, NDArray[Any]]] | None = None
+    prompts: list[Prompts] | None = None
+    text: EncodedText | None = None
+    region_texts: list[RegionRow] = field(default_factory=list[RegionRow])
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of the sample."""
+        return len(self.source_sizes)
+
+
+@dataclass(kw_only=True)
 class RawBatch:
     """Decoded images and collated columns of B samples: what travels from worker to main process.
 
-    ``images`` are on the grid that is cut into tokens, ``encoder_images`` on the encoder's grid
-    where that is another. Per-sample lists are in batch order; images, and their ``prompts`` (in
-    pixels of ``images``), are in order of their samples. ``region_texts`` has a list of rows, one
-    per prompt, for each sample.
+    Attributes
+    ----------
+    samples : list of RawSample
+        B samples.
+    images : RawImages
+        Images to segment, in order of their samples.
+    encoder_images : RawImages or None
+        The same at the encoder's size, where that is another.
+    token_maps : RawImages or None
+        Stored tokens of each image.
+    tokens_hash : str or None
+        Configuration that made the stored tokens.
+    many : bool
+        Whether samples hold lists of images.
+    columns : dict
+        Collated columns that pass through.
+    replaced : list of Replacement
+        Samples that were replaced up to here.
+    position : StreamPosition or None
+        Position of a stream after the batch.
     """
 
+    samples: list[RawSample]
     images: RawImages
-    encoder_images: RawImages | None
-    token_maps: RawImages | None
-    token_fields: list[dict[str, NDArray[Any]]] | None
-    tokens_hash: str | None
-    source_sizes: list[tuple[int, int]]
-    images_per_sample: list[int]
-    many: bool
-    sample_index: list[int]
-    paths: list[str | None]
-    columns: dict[str, Any]
-    texts: list[Any] | None
-    prompts: list[Prompts] | None = None
-    region_texts: list[list[RegionRow]] | None = None
+    encoder_images: RawImages | None = None
+    token_maps: RawImages | None = None
+    tokens_hash: str | None = None
+    many: bool = False
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
     replaced: list[Replacement] = field(default_factory=list[Replacement])
     position: StreamPosition | None = None
 
@@ -215,5 +270,5 @@ class PendingBatch(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         if self._finished is not None:
             return f"PendingBatch(finished, keys={list(self._finished)})"
-        size = 0 if self.raw is None else len(self.raw.sample_index)
+        size = 0 if self.raw is None else len(self.raw.samples)
         return f"PendingBatch(raw, samples={size})"

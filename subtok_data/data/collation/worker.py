@@ -3,91 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.batch import PixelConfig, collate_columns
-from subtok_data.data.collation.pending_batch import PendingBatch, RawBatch, RawImages
+from subtok_data.data.collation.pending_batch import PendingBatch, RawBatch, RawImages, RawSample
 from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
-from subtok_data.data.replacement import Replacement
+from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import Canvas
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas
 from subtok_data.segment import Prompts, picture_size
 from subtok_data.text import EncodedText, RegionRow, RegionText, TextEncoder
 
-__all__ = ["WorkerCollator"]
+__all__ = ["BatchOptions", "WorkerCollator"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How batches look, and what bad samples do; fields as in :class:`SubobjectCollator`.
+
+    Parameters
+    ----------
+    encoder : TextEncoder or None
+        Makes the text keys.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range, or ``packing`` is set without text.
+    """
+
+    image_column: str = "image"
+    encoder: TextEncoder | None = None
+    packing: bool = False
+    columns: tuple[str, ...] | None = None
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    pad_to_multiple_of: int = 1
+    shape_size: int | None = None
+    on_error: str = "raise"
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    prompts: PromptColumns | None = None
+    region_text: RegionText | None = None
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+        if self.pad_to_multiple_of < 1:
+            raise ConfigError(f"pad_to_multiple_of={self.pad_to_multiple_of}: give at least 1")
+        if self.shape_size is not None and self.shape_size < 1:
+            raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
+        if self.packing and self.encoder is None:
+            raise ConfigError("packing=True packs rows of text: give text=TextConfig(…) too")
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     """Texts of a sample as tokens: its own, and those of its regions."""
 
-    text: EncodedText | None
-    regions: list[RegionRow]
+    text: EncodedText | None = None
+    regions: list[RegionRow] = field(default_factory=list[RegionRow])
 
 
 @dataclass(frozen=True)
 class WorkerCollator:
-    """The part of collation that runs in DataLoader workers: no model, small to pickle."""
+    """The collator that DataLoader workers get: no model, small to pickle.
 
-    key: str
+    Parameters
+    ----------
+    canvas : Canvas
+        Size of the images that are segmented.
+    options : BatchOptions
+        How batches look.
+    key : str, optional
+        The collator of the main process that finishes its pending batches.
+    """
+
     canvas: Canvas
-    pixels: PixelConfig
-    image_column: str
-    columns: tuple[str, ...] | None
-    encoder: TextEncoder | None
-    on_error: str
-    max_pixels: int
-    prompts: PromptColumns | None = None
-    regions: RegionText | None = None
+    options: BatchOptions
+    key: str = ""
 
-    def collate(self, rows: Sequence[Any]) -> PendingBatch:
-        """Decode what is not decoded yet, resize, encode text, and pack one buffer."""
+    def __call__(self, rows: Sequence[Any]) -> PendingBatch:
+        """Collate rows into a pending batch."""
+        if rows and rows[0] is STREAM_PLACEHOLDER:
+            return PendingBatch(collator_key=self.key)
+        return PendingBatch(raw=self.collate(rows), collator_key=self.key)
+
+    def collate(self, rows: Sequence[Any]) -> RawBatch:
+        """Decode what is not decoded yet, resize, encode text, and pack the pixels.
+
+        Raises
+        ------
+        SampleError
+            If a sample is bad and ``on_error`` is ``"raise"``.
+        SubtokError
+            If all samples are bad.
+        ConfigError
+            If a column is missing, or samples do not go together.
+        """
         if not rows:
             raise ValueError("cannot collate a batch of 0 samples")
-        if rows[0] is STREAM_PLACEHOLDER:
-            return PendingBatch(collator_key=self.key)
         samples, replaced = self._samples(rows)
         samples, encoded, more = self._encode(samples)
         images = [image for sample in samples for image in sample.images]
         maps = _token_maps(samples)
-        fitted = images if maps is not None else [self.canvas.fit(image) for image in images]
+        resized = images if maps is not None else [self.canvas.fit(image) for image in images]
+        pixels = self.options.pixels
         encoder_images = None
-        if self.pixels.size is not None:
-            encoder_images = RawImages.pack([self.pixels.fit(image) for image in images])
-        raw = RawBatch(
-            images=RawImages.pack(fitted),
+        if pixels.size is not None:
+            encoder_images = RawImages.pack([pixels.fit(image) for image in images])
+        prompts = iter(_prompts(samples, resized))
+        return RawBatch(
+            samples=[
+                RawSample(
+                    index=sample.index,
+                    path=sample.path,
+                    source_sizes=sample.source_sizes,
+                    dataset_key=sample.dataset_key,
+                    token_fields=sample.token_fields,
+                    prompts=None
+                    if sample.prompts is None
+                    else [next(prompts) for _ in sample.images],
+                    text=own.text,
+                    region_texts=own.regions,
+                )
+                for sample, own in zip(samples, encoded, strict=True)
+            ],
+            images=RawImages.pack(resized),
             encoder_images=encoder_images,
             token_maps=None if maps is None else RawImages.pack(maps),
-            token_fields=None
-            if maps is None
-            else [fields for s in samples for fields in s.token_fields or [{}] * len(s.images)],
             tokens_hash=samples[0].tokens_hash,
-            source_sizes=[size for sample in samples for size in sample.source_sizes],
-            images_per_sample=[len(sample.images) for sample in samples],
             many=any(sample.many for sample in samples),
-            sample_index=[sample.index for sample in samples],
-            paths=[sample.path for sample in samples],
             columns=collate_columns(
-                [self._passing(sample.columns) for sample in samples], self.columns
+                [self._passing(sample.columns) for sample in samples], self.options.columns
             ),
-            texts=None if self.encoder is None else [one.text for one in encoded],
-            prompts=_prompts(samples, fitted),
-            region_texts=None if self.regions is None else [one.regions for one in encoded],
             replaced=[*(r for s in samples for r in s.replaced), *replaced, *more],
             position=getattr(rows[-1], "position", None),
         )
-        return PendingBatch(raw=raw, collator_key=self.key)
 
     def _passing(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Columns without those that the text was made of."""
-        if self.encoder is None or self.columns is not None:
+        encoder = self.options.encoder
+        if encoder is None or self.options.columns is not None:
             return columns
-        used = self.encoder.columns
+        used = encoder.columns
         return {name: value for name, value in columns.items() if name not in used}
 
     def _samples(self, rows: Sequence[Any]) -> tuple[list[Sample], list[Replacement]]:
@@ -100,23 +161,23 @@ class WorkerCollator:
                 found.append(
                     decode_row(
                         row,
-                        image_column=self.image_column,
-                        max_pixels=self.max_pixels,
-                        prompts=self.prompts,
+                        image_column=self.options.image_column,
+                        max_pixels=self.options.max_pixels,
+                        prompts=self.options.prompts,
                     )
                 )
             except SampleError as error:
-                if self.on_error == "raise":
+                if self.options.on_error == "raise":
                     raise
                 found.append(error)
-        return _stand_in(found, rows)
+        return _stand_in(found)
 
     def _encode(
         self, samples: list[Sample]
     ) -> tuple[list[Sample], list[_Encoded], list[Replacement]]:
         """Texts of each sample as tokens; a sample whose text is bad is replaced."""
-        if self.encoder is None and self.regions is None:
-            return samples, [], []
+        if self.options.encoder is None and self.options.region_text is None:
+            return samples, [_Encoded() for _ in samples], []
         found: list[Sample | SampleError] = []
         encoded: dict[int, _Encoded] = {}
         for sample in samples:
@@ -129,20 +190,21 @@ class WorkerCollator:
                     path=sample.path,
                     stage="collate",
                 )
-                if self.on_error == "raise":
+                if self.options.on_error == "raise":
                     raise failed from error
                 found.append(failed)
                 continue
             found.append(sample)
-        kept, replaced = _stand_in(found, samples)
+        kept, replaced = _stand_in(found)
         return kept, [encoded[id(sample)] for sample in kept], replaced
 
     def _encoded(self, sample: Sample) -> _Encoded:
+        encoder, region_text = self.options.encoder, self.options.region_text
         text = None
-        if self.encoder is not None:
-            text = self.encoder.encode(sample.columns, len(sample.images))
-        if self.regions is None:
-            return _Encoded(text, [])
+        if encoder is not None:
+            text = encoder.encode(sample.columns, len(sample.images))
+        if region_text is None:
+            return _Encoded(text)
         texts = [one.texts for one in sample.prompts or ()]
         if not texts or None in texts:
             raise ConfigError(
@@ -150,45 +212,40 @@ class WorkerCollator:
                 "in PromptColumns(texts=…)"
             )
         words = [text for own in texts for text in own or ()]
-        return _Encoded(text, self.regions.encode(words, sample.columns))
+        return _Encoded(text, region_text.encode(words, sample.columns))
 
 
 def _stand_in(
-    found: Sequence[Sample | SampleError], rows: Sequence[Any]
+    found: Sequence[Sample | SampleError],
 ) -> tuple[list[Sample], list[Replacement]]:
     """Put the next good sample of the batch, cyclically, in place of each failure."""
-    good = [sample for sample in found if isinstance(sample, Sample)]
-    if not good:
-        raise SubtokError(f"all {len(rows)} samples of a batch are bad; the first: {found[0]}")
-    if len(good) == len(found):
-        return good, []
+    good = {place: sample for place, sample in enumerate(found) if isinstance(sample, Sample)}
+    usable = [place in good for place in range(len(found))]
     kept: list[Sample] = []
     replaced: list[Replacement] = []
     for place, sample in enumerate(found):
         if isinstance(sample, Sample):
             kept.append(sample)
             continue
-        ring = [*found[place + 1 :], *found[:place]]
-        other = next(s for s in ring if isinstance(s, Sample))
-        kept.append(other)
-        index = -1 if sample.index is None else sample.index
-        replaced.append(Replacement(index, other.index, str(sample)))
+        other = next_good(usable, place)
+        if other is None:
+            raise SubtokError(f"all {len(found)} samples of a batch are bad; the first: {found[0]}")
+        kept.append(good[other])
+        replaced.append(Replacement.of(sample, good[other].index))
     return kept, replaced
 
 
-def _prompts(
-    samples: Sequence[Sample], fitted: Sequence[NDArray[np.uint8]]
-) -> list[Prompts] | None:
-    """Prompts of all images, on the grid that is cut into tokens."""
+def _prompts(samples: Sequence[Sample], resized: Sequence[NDArray[np.uint8]]) -> list[Prompts]:
+    """Prompts of all images, in pixels of the images that are segmented; none without any."""
     if not any(sample.prompts is not None for sample in samples):
-        return None
+        return []
     if any(sample.prompts is None for sample in samples):
         raise ConfigError(
             "a batch mixes samples with prompts and samples without: name columns of prompts for "
             "all datasets of a mixture"
         )
     prompts = [one for sample in samples for one in sample.prompts or []]
-    return [one.resized(picture_size(image)) for one, image in zip(prompts, fitted, strict=True)]
+    return [one.resized(picture_size(image)) for one, image in zip(prompts, resized, strict=True)]
 
 
 def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""Live augmentation: an image and what lies on it together, keyed by (seed, epoch, index)."""
+"""Live augmentation of images, token maps and prompts together, keyed by (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def keyed_randomness(*key: int) -> Generator[None]:
 
 
 def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
-    """Apply a transform to every image of a sample, and with it to its token map and prompts.
+    """Augment every image of a sample together with its token map and prompts.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
         Called as ``transform(image)`` with a ``tv_tensors.Image`` (3, H, W) uint8; as
         ``transform(image, mask)`` with a ``tv_tensors.Mask`` (H, W) when the sample has stored
         tokens; as ``transform({"image": image, …})`` when it has prompts: with what
-        :func:`~prompts_to_tensors` gives, and ``"row_texts"``, all strings
-        in the other columns of the row. torchvision's transforms v2 do all three.
+        :func:`prompts_to_tensors` returns, and ``"row_texts"``, all strings in the other columns of
+        the row. torchvision's transforms v2 do all three.
 
     Raises
     ------
@@ -62,30 +62,30 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
 
     Notes
     -----
-    Prompts of which nothing is left in the picture are dropped; ``Prompts.ids`` of the others tells
+    Prompts of which nothing is left in the image are dropped; ``Prompts.ids`` of the others tells
     which they are.
     """
     for place, image in enumerate(sample.images):
-        moved: dict[str, Any] = {
+        transformed: dict[str, Any] = {
             "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
         }
         if sample.token_maps is not None:
             # int32: torchvision's nearest resize takes no int16.
             token_map = torch.from_numpy(sample.token_maps[place].astype(np.int32))
-            moved["token_map"] = tv_tensors.Mask(token_map)
+            transformed["token_map"] = tv_tensors.Mask(token_map)
         if sample.prompts is not None:
-            moved |= prompts_to_tensors(sample.prompts[place])
-            moved = transform({**moved, "row_texts": list(_strings(sample.columns))})
+            transformed |= prompts_to_tensors(sample.prompts[place])
+            transformed = transform({**transformed, "row_texts": list(_strings(sample.columns))})
         elif sample.token_maps is not None:
-            moved = dict(zip(moved, transform(*moved.values()), strict=True))
+            transformed = dict(zip(transformed, transform(*transformed.values()), strict=True))
         else:
-            moved["image"] = transform(moved["image"])
-        sample.images[place] = to_rgb(moved["image"])
+            transformed["image"] = transform(transformed["image"])
+        sample.images[place] = to_rgb(transformed["image"])
         size = (sample.images[place].shape[0], sample.images[place].shape[1])
         if sample.token_maps is not None:
-            sample.token_maps[place] = _same_size(moved["token_map"], size)
+            sample.token_maps[place] = _same_size(transformed["token_map"], size)
         if sample.prompts is not None:
-            sample.prompts[place] = prompts_from_tensors(sample.prompts[place], moved, size)
+            sample.prompts[place] = prompts_from_tensors(sample.prompts[place], transformed, size)
     return sample
 
 
@@ -106,7 +106,7 @@ def _same_size(mask: Any, size: tuple[int, int]) -> NDArray[Any]:
     if token_map.shape != size:
         raise ConfigError(
             f"the transform gave an image of {size} pixels and a token map of {token_map.shape}: "
-            "use transforms that move both, such as torchvision.transforms.v2"
+            "use transforms that change both, such as torchvision.transforms.v2"
         )
     return token_map
 
@@ -116,12 +116,12 @@ _CENTRE = 0.5
 
 
 def prompts_to_tensors(prompts: Prompts) -> dict[str, Any]:
-    """Prompts as what a transform is called with.
+    """Convert prompts to the tensors that a transform is called with.
 
     Parameters
     ----------
     prompts : Prompts
-        P prompts of a picture.
+        P prompts of an image.
 
     Returns
     -------
@@ -161,23 +161,23 @@ def prompts_to_tensors(prompts: Prompts) -> dict[str, Any]:
 
 
 def prompts_from_tensors(
-    prompts: Prompts, moved: Mapping[str, Any], size: tuple[int, int]
+    prompts: Prompts, transformed: Mapping[str, Any], size: tuple[int, int]
 ) -> Prompts:
-    """Read what a transform gave back, and drop prompts of which nothing is left.
+    """Convert transformed tensors back to prompts; those of which nothing is left are dropped.
 
     Parameters
     ----------
     prompts : Prompts
         Those before.
-    moved : mapping
-        What the transform made of :func:`prompts_to_tensors`.
+    transformed : mapping
+        What the transform returned for :func:`prompts_to_tensors`.
     size : (H, W)
-        Of the picture after it.
+        Of the image after it, px.
 
     Returns
     -------
     Prompts
-        Prompts with a box, a point inside or a mask pixel in the picture; where there are several,
+        Prompts with a box, a point inside or a mask pixel in the image; where there are several,
         all that is left of them. Their ``ids`` are those before.
 
     Raises
@@ -188,19 +188,19 @@ def prompts_from_tensors(
     bounds = np.array([size[1], size[0]] * 2, np.float32)
     boxes, points, labels = prompts.boxes.copy(), prompts.points.copy(), prompts.labels.copy()
     if prompts.has_box.any():
-        found = np.clip(_read(moved, "boxes", (int(prompts.has_box.sum()), 4)), 0, bounds)
+        found = np.clip(_read(transformed, "boxes", (int(prompts.has_box.sum()), 4)), 0, bounds)
         found[(found[:, 2:] <= found[:, :2]).any(1)] = np.nan
         boxes[prompts.has_box] = found
     used = prompts.labels >= 0
     if used.any():
-        dots = _read(moved, "points", (int(used.sum()), 2)) + _CENTRE
+        dots = _read(transformed, "points", (int(used.sum()), 2)) + _CENTRE
         points[used] = dots
         labels[used] = np.where(
             ((dots >= 0) & (dots < bounds[:2])).all(1), prompts.labels[used], -1
         )
     masks = None
     if prompts.masks is not None:
-        masks = _unlayered(moved, len(prompts), size, any_mask=bool(prompts.has_mask.any()))
+        masks = _unlayered(transformed, len(prompts), size, any_mask=bool(prompts.has_mask.any()))
     after = replace(prompts, size=size, boxes=boxes, points=points, labels=labels, masks=masks)
     left = after.has_box | after.has_point | after.has_mask
     return after if left.all() else after.take(np.flatnonzero(left))
@@ -210,18 +210,18 @@ def _key_points(points: NDArray[np.float32], size: tuple[int, int]) -> Any:
     kind: Any = getattr(tv_tensors, "KeyPoints", None)
     if kind is None:
         raise ConfigError(
-            "this torchvision has no KeyPoints, which move points with their image: install "
+            "this torchvision has no KeyPoints, which transform points with their image: install "
             "torchvision 0.23 or later, or leave out the transform"
         )
     return kind(torch.from_numpy(points), canvas_size=size)
 
 
-def _read(moved: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    values = np.asarray(torch.as_tensor(moved[name]), np.float32)
+def _read(transformed: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    values = np.asarray(torch.as_tensor(transformed[name]), np.float32)
     if values.shape != shape:
         raise ConfigError(
             f"the transform made {name} of shape {values.shape} of {shape}: leave out transforms "
-            "that remove some, such as SanitizeBoundingBoxes; what leaves the picture is dropped "
+            "that remove some, such as SanitizeBoundingBoxes; what leaves the image is dropped "
             "afterwards, together with its text"
         )
     return values
@@ -241,16 +241,16 @@ def _layers(masks: RLEMasks) -> NDArray[np.int32]:
 
 
 def _unlayered(
-    moved: Mapping[str, Any], count: int, size: tuple[int, int], *, any_mask: bool
+    transformed: Mapping[str, Any], count: int, size: tuple[int, int], *, any_mask: bool
 ) -> RLEMasks:
     runs = [np.array([size[0] * size[1]], np.int32)] * count
     layers: NDArray[Any] = np.zeros((0, *size), np.int32)
     if any_mask:
-        layers = torch.as_tensor(moved["masks"]).numpy()
+        layers = torch.as_tensor(transformed["masks"]).numpy()
     if layers.shape[1:] != tuple(size):
         raise ConfigError(
             f"the transform gave an image of {size} pixels and masks of {layers.shape[1:]}: use "
-            "transforms that move both, such as torchvision.transforms.v2"
+            "transforms that change both, such as torchvision.transforms.v2"
         )
     for layer in layers:
         for prompt, own in enumerate(label_runs(layer, range(1, count + 1))):

@@ -1,4 +1,4 @@
-"""``SubobjectIterableDataset``: any stream of images as decoded samples, sharded and resumable."""
+"""``SubobjectIterableDataset``: streams of images to decoded samples, sharded and resumable."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["SubobjectIterableDataset"]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where one worker's stream stands.
+    """Position of one worker's stream.
 
-    ``state`` is what the wrapped dataset gave after ``base`` rows, ``rows`` how many rows were read
-    since, and ``given`` how many samples of the rows after these were given already (a bad row and
-    its replacement share one good row, and a batch may end between them).
+    ``state`` is the wrapped dataset's own after ``base`` rows, ``rows`` the number of rows read
+    since, and ``given`` the number of samples already yielded for the rows after these (a bad row
+    and its replacement share one good row, and a batch may end between them).
     """
 
     state: Any = None
@@ -219,5 +219,4 @@ def _shards_itself(dataset: Any) -> bool:
 
 
 def _stand_in(sample: Sample, error: SampleError) -> Sample:
-    index = -1 if error.index is None else error.index
-    return replace(sample, replaced=(Replacement(index, sample.index, str(error)),))
+    return replace(sample, replaced=(Replacement.of(error, sample.index),))

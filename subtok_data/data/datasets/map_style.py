@@ -1,4 +1,4 @@
-"""``SubobjectDataset``: any map-style dataset of images as decoded samples."""
+"""``SubobjectDataset``: map-style datasets of images to decoded samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,20 +14,23 @@ from torch.utils.data import Dataset
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
-from subtok_data.data.replacement import Replacement, check_on_error
+from subtok_data.data.replacement import (
+    MAX_REPLACEMENTS,
+    Replacement,
+    candidates,
+    check_on_error,
+    register_source,
+)
 from subtok_data.data.store import StoredTokens
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["MAX_REPLACEMENTS", "SubobjectDataset", "own_decoding", "shared_epoch"]
-MAX_REPLACEMENTS = 16
-"""How many other samples are tried for one that cannot be used."""
-
+__all__ = ["SubobjectDataset", "own_decoding", "shared_epoch"]
 Transform = Callable[..., Any]
 
 
 def shared_epoch() -> Tensor:
-    """Make an epoch counter that worker processes see."""
+    """Return an epoch counter that worker processes see."""
     # In shared memory, so that set_epoch reaches workers that live through several epochs.
     return torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -73,8 +75,8 @@ class SubobjectDataset(Dataset[Sample]):
         Live augmentation before tokenization, on a ``tv_tensors.Image`` (and ``Mask``); its random
         numbers are keyed by (seed, epoch, index), so that workers do not change them.
     prompts : PromptColumns, optional
-        Columns that hold regions of the image: boxes, points, masks, texts. They move with the
-        image, and come along as ``sample.prompts`` instead of as columns.
+        Columns that hold regions of the image: boxes, points, masks, texts. They are augmented
+        with the image, and become ``sample.prompts`` instead of columns.
     tokens : str or Path, optional
         Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
         model.
@@ -128,6 +130,11 @@ class SubobjectDataset(Dataset[Sample]):
         self._epoch = shared_epoch()
         if self.tokens is not None:
             self.tokens.check_length(len(dataset))
+        self._key = register_source(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._key = register_source(self, state["_key"])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -161,6 +168,7 @@ class SubobjectDataset(Dataset[Sample]):
             # Datasets that decode on their own fail here.
             raise SampleError(str(error), index=index, stage="decode") from error
         sample = self.decode(row, index)
+        sample.dataset_key = self._key
         if self.tokens is not None:
             sample.attach(self.tokens)
         if self.transform is not None:
@@ -169,12 +177,12 @@ class SubobjectDataset(Dataset[Sample]):
         return sample
 
     def decode(self, row: Any, index: int) -> Sample:
-        """Decode a row, before stored tokens and augmentation; datasets of other rows replace it.
+        """Decode a row, before stored tokens and augmentation; override it for other kinds of row.
 
         Parameters
         ----------
         row : mapping, tuple or image
-            What the wrapped dataset gave.
+            Of the wrapped dataset.
         index : int
             Its index.
 
@@ -213,11 +221,16 @@ class SubobjectDataset(Dataset[Sample]):
         )
 
     def replacements(self, index: int, reason: str) -> Iterator[Sample]:
-        """Good samples that may stand in for a bad one, best first, the same ones every time."""
-        tried = np.random.default_rng([self.seed, index]).integers(len(self), size=MAX_REPLACEMENTS)
-        for other in tried.tolist():
-            if other == index:
-                continue
+        """Yield good samples that may stand in for a bad one, the same ones every time.
+
+        Parameters
+        ----------
+        index : int
+            Dataset index of the bad sample.
+        reason : str
+            Why it is bad; kept in ``sample.replaced``.
+        """
+        for other in candidates(self.seed, index, len(self)):
             try:
                 sample = self.load(other)
             except SampleError:

@@ -103,7 +103,7 @@ class MixedDataset(SubobjectDataset):
             dataset.set_epoch(epoch)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which dataset, and which of its samples, stands at a place of the current epoch.
+        """Look up the dataset, and the sample in it, at a place of the current epoch.
 
         Parameters
         ----------
@@ -135,12 +135,12 @@ class MixedDataset(SubobjectDataset):
         return number, int(self._order(number, passes)[place]) if self.shuffle else place
 
     def load(self, index: int) -> Sample:
-        """Return the sample at a place of the mixture, as its dataset gives it."""
+        """Return the sample at a place of the mixture."""
         number, own = self.locate(index)
         return self._placed(self.datasets[number][own], index, number)
 
     def replacements(self, index: int, reason: str) -> Iterator[Sample]:
-        """Good samples that may stand in for a bad one: of its own dataset, so the ratio stays."""
+        """Yield good samples of the same dataset as a bad one, so that the ratio stays."""
         number, own = self.locate(index)
         for sample in self.datasets[number].replacements(own, reason):
             yield self._placed(sample, index, number)
@@ -153,7 +153,7 @@ class MixedDataset(SubobjectDataset):
                 f"dataset {number} has a column {taken[0]!r}, which a MixedDataset adds: rename it"
             )
         sample.columns = {**sample.columns, **added}
-        sample.index = index
+        sample.index, sample.dataset_key = index, self._key
         # Indices of replacements are of the dataset; elsewhere they would be read as the mixture's.
         sample.replaced = tuple(
             replace(one, index=index, used=-1, reason=f"dataset {number}: {one.reason}")
@@ -162,7 +162,7 @@ class MixedDataset(SubobjectDataset):
         return sample
 
     def _order(self, number: int, passes: int) -> NDArray[np.int64]:
-        """Order of one pass through a dataset; the latest ones are kept."""
+        """Return the order of one pass through a dataset; the latest ones are kept."""
         key = (self.epoch, number, passes)
         orders = self._orders
         if key not in orders:

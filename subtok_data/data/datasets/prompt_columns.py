@@ -14,7 +14,7 @@ __all__ = ["PromptColumns"]
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """Which columns of a row hold prompts: boxes, points or masks of regions, and their texts.
+    """Name the columns of a row that hold boxes, points or masks of regions, and their texts.
 
     Coordinates are pixels of the image as decoded, upright. Where rows hold several images, each
     column holds a list with one entry per image. A row that has None in all columns has no prompt.

@@ -25,7 +25,7 @@ class ColumnError(ConfigError):
 
 @dataclass(slots=True)
 class Sample:
-    """A decoded row: what :class:`~subtok_data.SubobjectDataset` gives.
+    """A decoded row of a :class:`~subtok_data.SubobjectDataset`.
 
     Attributes
     ----------
@@ -42,17 +42,20 @@ class Sample:
     paths : list of str or None
         Files of the images, where known.
     token_maps : list of (H, W) integer arrays or None
-        Stored tokens, moved by the same augmentation as the image.
+        Stored tokens, augmented with the image.
     token_fields : list of dict or None
         Values per stored token, one dict per image.
     tokens_hash : str or None
         Configuration that made the stored tokens.
     prompts : list of Prompts or None
-        Regions asked for, in pixels of each image; None where no columns of prompts are named.
+        Prompted regions, in pixels of each image; None where no columns of prompts are named.
+    dataset_key : str or None
+        Names the dataset that offers replacements if the sample fails later; None for rows that
+        come from no :class:`~subtok_data.SubobjectDataset`.
     replaced : tuple of Replacement
-        Set when the row asked for could not be decoded.
+        Set when the row that was asked for could not be decoded.
     position : StreamPosition or None
-        Where a stream stands after this sample.
+        Position of a stream after this sample.
     """
 
     images: list[NDArray[np.uint8]]
@@ -65,6 +68,7 @@ class Sample:
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     tokens_hash: str | None = None
     prompts: list[Prompts] | None = None
+    dataset_key: str | None = None
     replaced: tuple[Replacement, ...] = field(default=())
     position: Any = None
 

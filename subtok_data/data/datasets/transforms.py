@@ -1,4 +1,4 @@
-"""Augmentation of pictures with regions: large-scale jitter, and flips that texts survive."""
+"""Augmentation of images with regions: large-scale jitter, and flips that respect the texts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ENDINGS = r"(?:[\s-]?(?:hand(?:ed)?|most|wards?|side))?"
 
 
 class LargeScaleJitter(v2.Transform):
-    """Resize by a random factor, then cut or pad to a fixed size.
+    """Resize by a random factor, then crop or pad to a fixed size.
 
-    Large-scale jitter (Ghiasi et al., arXiv 2012.07177) as SCA trains with: the picture is fitted
-    into ``size`` × ``size``, scaled by a factor drawn evenly from ``scale``, cut to the size at a
-    random place, and padded on the right and below. Boxes, points and masks move along; what leaves
-    the picture is dropped afterwards, with its text.
+    Large-scale jitter (Ghiasi et al., arXiv 2012.07177) as SCA trains with: the image is fitted
+    into ``size`` × ``size``, scaled by a factor drawn evenly from ``scale``, cropped to the size at
+    a random place, and padded on the right and below. Boxes, points and masks are transformed with
+    it; what leaves the image is dropped afterwards, with its text.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class LargeScaleJitter(v2.Transform):
         Colour of the padding, 0 to 255; ImageNet's mean by default, which normalisation turns into
         about 0.
     pad : bool, optional
-        Pad. Without it a picture that is smaller keeps its size, and tokenization, which fits
-        pictures into its own size, enlarges it again.
+        Pad. Without it an image that is smaller keeps its size, and tokenization, which resizes
+        images to its own canvas, enlarges it again.
 
     Raises
     ------
@@ -73,29 +73,30 @@ class LargeScaleJitter(v2.Transform):
         self.pad = pad
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the factor and the place of the cut."""
+        """Draw the factor and the place of the crop."""
         height, width = v2.query_size(flat_inputs)
         smallest, largest = self.scale
         factor = smallest + float(torch.rand(())) * (largest - smallest)
         fitted = min(self.size / height, self.size / width) * factor
         # Two pixels at least: torch's antialiasing of bytes fails on a single one.
         size = [max(2, round(height * fitted)), max(2, round(width * fitted))]
-        cut = [min(side, self.size) for side in size]
+        crop = [min(side, self.size) for side in size]
         corner = [
-            int(torch.randint(0, side - kept + 1, ())) for side, kept in zip(size, cut, strict=True)
+            int(torch.randint(0, side - kept + 1, ()))
+            for side, kept in zip(size, crop, strict=True)
         ]
-        missing = [self.size - side if self.pad else 0 for side in cut]
-        return {"size": size, "corner": corner, "cut": cut, "padding": [0, 0, *missing[::-1]]}
+        missing = [self.size - side if self.pad else 0 for side in crop]
+        return {"size": size, "corner": corner, "crop": crop, "padding": [0, 0, *missing[::-1]]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize, cut and pad one input."""
+        """Resize, crop and pad one input."""
         functional = v2.functional
-        moved = self._call_kernel(functional.resize, inpt, size=params["size"], antialias=True)
-        if params["cut"] != params["size"]:
+        resized = self._call_kernel(functional.resize, inpt, size=params["size"], antialias=True)
+        if params["crop"] != params["size"]:
             top, left = params["corner"]
-            height, width = params["cut"]
-            moved = self._call_kernel(
-                functional.crop, moved, top=top, left=left, height=height, width=width
+            height, width = params["crop"]
+            resized = self._call_kernel(
+                functional.crop, resized, top=top, left=left, height=height, width=width
             )
         if any(params["padding"]):
             is_mask = isinstance(inpt, tv_tensors.Mask)
@@ -104,12 +105,14 @@ class LargeScaleJitter(v2.Transform):
                 fill: Any = int(inpt.max()) + 1
             else:
                 fill = 0 if is_mask else list(self.fill)
-            moved = self._call_kernel(functional.pad, moved, padding=params["padding"], fill=fill)
-        return moved
+            resized = self._call_kernel(
+                functional.pad, resized, padding=params["padding"], fill=fill
+            )
+        return resized
 
 
 class TextSafeHorizontalFlip(v2.RandomHorizontalFlip):
-    """Flip a picture left to right, unless a text of it says left or right.
+    """Flip an image left to right, unless a text of it says left or right.
 
     Looks at ``"texts"`` (of the regions) and ``"row_texts"`` (all strings in the other columns) of
     the dict that a dataset with regions calls its transform with. Words are whole words: left,
@@ -147,7 +150,7 @@ class TextSafeHorizontalFlip(v2.RandomHorizontalFlip):
 
 
 def names_a_side(text: str, words: Sequence[str] = _SIDES) -> bool:
-    """Whether a text says left or right, as a word of its own.
+    """Tell whether a text says left or right, as a word of its own.
 
     Examples
     --------
@@ -178,7 +181,7 @@ def refuse_plain_flips(transform: Callable[..., Any] | None) -> None:
         if plain and not isinstance(part, TextSafeHorizontalFlip):
             raise ConfigError(
                 f"{name} in the transform of a dataset with region texts: a text that says left or "
-                "right would be wrong of the flipped picture. Take TextSafeHorizontalFlip(p) "
+                "right would be wrong of the flipped image. Take TextSafeHorizontalFlip(p) "
                 "instead, which leaves such rows as they are"
             )
 

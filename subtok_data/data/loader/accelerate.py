@@ -1,4 +1,4 @@
-"""What accelerate wants to know of a loader that it leaves alone.
+"""Tells accelerate about a loader that it does not rebuild.
 
 ``Accelerator.prepare`` rebuilds every DataLoader, which would lose look-ahead, unless it is marked
 as prepared; then the loader itself must tell ``GradientState`` where the epoch ends, on the batch
@@ -18,7 +18,7 @@ __all__ = ["AccelerateState", "accelerate_device"]
 
 
 def accelerate_device() -> torch.device | None:
-    """Device of this process if an ``Accelerator`` (or a Trainer) exists, else None."""
+    """Return the device of this process if an ``Accelerator`` (or a Trainer) exists, else None."""
     if not PartialState._shared_state:  # pyright: ignore[reportPrivateUsage]
         return None
     device: Any = PartialState().device

@@ -1,4 +1,4 @@
-"""Which samples form which batch: shuffled, sharded over ranks, by length if lengths are known.
+"""Indices to batches: shuffled, sharded over ranks, by length if lengths are known.
 
 A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank
 takes its part: so ranks agree on the number of batches by construction, and a position in the epoch
@@ -25,7 +25,7 @@ _WINDOW = 50
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Rank and number of processes, as torch.distributed tells them; (0, 1) without."""
+    """Return rank and number of processes of torch.distributed; (0, 1) without it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -33,7 +33,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How samples are grouped, where their lengths are known.
+    """Group samples by length, where their lengths are known.
 
     Token counts are known only after segmentation, so grouping by length needs a column from an
     earlier pass: ``StoredTokens(folder).lengths()``, or a column of your own.
@@ -51,7 +51,7 @@ class BatchPlan:
     Raises
     ------
     ConfigError
-        If a grouping is asked for without lengths.
+        If a grouping is requested without lengths.
     """
 
     lengths: Sequence[int] | NDArray[Any] | None = None
@@ -231,7 +231,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
             part = order[at : at + window]
             if self.plan.by_length:
                 part = part[np.argsort(-lengths[part], kind="stable")]
-            batches += self._cut(part, lengths)
+            batches += self._split(part, lengths)
         whole = len(batches) // world * world
         if whole < len(batches) and self.drop_last:
             batches = batches[:whole]
@@ -245,7 +245,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
             random.shuffle(steps)  # pyright: ignore[reportArgumentType]
         return [batch for step in steps for batch in step]
 
-    def _cut(self, part: NDArray[np.int64], lengths: NDArray[Any]) -> list[NDArray[np.int64]]:
+    def _split(self, part: NDArray[np.int64], lengths: NDArray[Any]) -> list[NDArray[np.int64]]:
         limit = self.plan.max_batch_length
         batches: list[NDArray[np.int64]] = []
         begin, longest = 0, 0

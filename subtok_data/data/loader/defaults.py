@@ -1,4 +1,4 @@
-"""What a loader is put together from: collator, dataset and batches."""
+"""The parts of a loader: its collator, its dataset and its batches."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ __all__ = ["batch_options", "check_shared_memory", "choose_collator", "wrap_data
 
 
 def choose_collator(
-    collator: Any,
     tokenizer: SubobjectTokenizer | None,
+    collator: Any,
+    collate_fn: Any,
     *,
     text: TextConfig | None,
-    image_column: str,
-    on_error: str,
+    image_column: str | None,
+    on_error: str | None,
 ) -> SubobjectCollator:
-    """Return the collator that was given, or one of a tokenizer.
+    """Return the collator that was given, or make one of a tokenizer.
+
+    Options that are None were not given. Frameworks that build a loader anew give every option as
+    the loader has it; beside a collator those are the collator's own.
 
     Raises
     ------
     ConfigError
-        If the collator is another kind of function, or has another tokenizer.
+        If the collator is another kind of function, or an option contradicts it.
     """
+    if collate_fn is not None and collator is not None and collate_fn is not collator:
+        raise ConfigError("collate_fn= and collator= name two collators: give only collator=")
+    collator = collate_fn if collator is None else collator
     if collator is None:
         return SubobjectCollator(
             tokenizer or SubobjectTokenizer(),
-            image_column=image_column,
+            image_column="image" if image_column is None else image_column,
             text=text,
-            on_error=on_error,
+            on_error="raise" if on_error is None else on_error,
         )
     if not isinstance(collator, SubobjectCollator):
         raise ConfigError(
@@ -47,13 +54,21 @@ def choose_collator(
         )
     if tokenizer is not None and tokenizer is not collator.tokenizer:
         raise ConfigError("tokenizer= and collator= name two tokenizers: give only the collator")
+    asked = {"text": text, "image_column": image_column, "on_error": on_error}
+    for name, value in asked.items():
+        own = getattr(collator, name)
+        if value is not None and value is not own and value != own:
+            raise ConfigError(
+                f"{name}={value!r} beside a collator that has {name}={own!r}: give it to the "
+                f"collator, SubobjectCollator(…, {name}=…), or leave it out"
+            )
     return collator
 
 
 def wrap_dataset(
     dataset: Any, *, image_column: str, on_error: str, seed: int
 ) -> SubobjectDataset | SubobjectIterableDataset:
-    """Make a dataset one of ours; those that are stay as they are."""
+    """Wrap a dataset or stream, unless it is one of ours already."""
     if isinstance(dataset, (SubobjectDataset, SubobjectIterableDataset)):
         return dataset
     streaming = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
@@ -72,12 +87,12 @@ def batch_options(
     seed: int,
     plan: BatchPlan | None,
 ) -> dict[str, Any]:
-    """DataLoader options that say which samples form which batch.
+    """Return the DataLoader options that say which samples form which batch.
 
     Raises
     ------
     ConfigError
-        If a stream shall be shuffled or grouped here.
+        If a stream is to be shuffled or grouped here.
     """
     if isinstance(dataset, SubobjectIterableDataset):
         if plan is not None and (plan.by_length or plan.max_batch_length is not None):

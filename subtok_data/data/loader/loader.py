@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from subtok_data.data.collation import SubobjectCollator
-from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
+from subtok_data.data.datasets import SubobjectIterableDataset
 from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
 from subtok_data.data.loader.batch_sampler import BatchPlan, rank_and_world_size
 from subtok_data.data.loader.defaults import (
@@ -22,9 +22,9 @@ from subtok_data.data.loader.defaults import (
 )
 from subtok_data.data.loader.look_ahead import (
     IN_STAGES,
-    Delivery,
+    LoadedBatch,
     LookAhead,
-    Stages,
+    RawBatches,
     run_ahead,
     run_in_step,
 )
@@ -43,9 +43,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     """Load batches of subobject tokens, prepared ahead of the training loop.
 
     Decoding runs in DataLoader workers, the boundary model in the main process beside the training
-    step, cutting in segment workers, and batches come out in order: the same ones for any number of
-    workers, executor and look-ahead. Iterate it like any DataLoader; ``Accelerator.prepare`` keeps
-    it as it is.
+    step, segmentation in segment workers, and batches come out in order: the same ones for any
+    number of workers, executor and look-ahead. Iterate it like any DataLoader;
+    ``Accelerator.prepare`` keeps it as it is.
 
     Parameters
     ----------
@@ -53,9 +53,11 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         Anything that :class:`~subtok_data.SubobjectDataset` or
         :class:`~subtok_data.SubobjectIterableDataset` wraps, or one of these.
     tokenizer : SubobjectTokenizer, optional
-        How images are cut; the default tokenizer if neither this nor ``collator`` is given.
+        How images become tokens; the default tokenizer if neither this nor ``collator`` is given.
     collator : SubobjectCollator, optional
-        For options beyond ``tokenizer`` and ``text``: encoder size, columns, packing, shapes …
+        For options beyond ``tokenizer`` and ``text``: encoder size, columns, packing, shapes … It
+        then decides ``text``, ``on_error`` and ``image_column`` too, also for a dataset that is
+        wrapped here.
     text : TextConfig, optional
         Makes ``input_ids`` and ``labels``.
     batch_size : int, optional
@@ -71,29 +73,34 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     num_workers : int, optional
         DataLoader workers that decode; 0 decodes in the thread that iterates.
     segment_workers : int, optional
-        Images cut at once; by default the cores of this rank, less one.
+        Images segmented at once; by default the cores of this rank, less one.
     executor : {"process", "thread", "inline"}, optional
-        Where images are cut.
+        Where images are segmented.
     prefetch_batches : int, optional
         Finished batches that may wait for you; two more are under way, one at the device and one
-        being cut. 0 does everything in step, in the calling thread.
+        in the segment pool. 0 does everything in step, in the calling thread.
     device : torch.device or str, optional
         Where finished batches shall be; by default accelerate's device where accelerate is in
         use, else the CPU.
     seed : int, optional
         Seed of order, augmentation and replacement.
     on_error : {"raise", "replace"}, optional
-        What a bad sample does. The number of batches never changes.
+        What a bad sample does, "raise" by default. The number of batches never changes.
     image_column : str, optional
-        Key of the image in dict rows.
+        Key of the image in dict rows; "image" by default.
     timeout_s : float, optional
-        Seconds an image may take to be cut, and a DataLoader worker to answer, before the worker
-        counts as dead.
+        Seconds that the segmentation of an image, and the answer of a DataLoader worker, may take
+        before the worker counts as dead.
     max_restarts : int, optional
         Segment workers replaced before the loader gives up.
     **kwargs
         Further DataLoader arguments: ``pin_memory``, ``prefetch_factor``, ``worker_init_fn`` …
         Workers start by forkserver and are persistent unless told otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range, or contradicts another or the collator.
 
     Notes
     -----
@@ -131,8 +138,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         prefetch_batches: int = 3,
         device: torch.device | str | None = None,
         seed: int = 0,
-        on_error: str = "raise",
-        image_column: str = "image",
+        on_error: str | None = None,
+        image_column: str | None = None,
         timeout_s: float = 120.0,
         max_restarts: int = 3,
         **kwargs: Any,
@@ -144,13 +151,16 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if not kwargs.get("in_order", True):
             raise ConfigError("in_order=False would give other batches in each run: leave it out")
         collator = choose_collator(
-            kwargs.pop("collate_fn", None) or collator,
             tokenizer,
+            collator,
+            kwargs.pop("collate_fn", None),
             text=text,
             image_column=image_column,
             on_error=on_error,
         )
-        dataset = wrap_dataset(dataset, image_column=image_column, on_error=on_error, seed=seed)
+        dataset = wrap_dataset(
+            dataset, image_column=collator.image_column, on_error=collator.on_error, seed=seed
+        )
         super().__init__(
             dataset,
             shuffle=shuffle,
@@ -172,18 +182,16 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         # Frameworks build the loader anew from attributes that are named like the parameters.
         self.tokenizer = collator.tokenizer
         self.collator = collator
-        self.text = text
+        self.text = collator.text
         self.plan = plan
         self.segment_workers = segment_workers
         self.executor = executor
         self.prefetch_batches = prefetch_batches
         self.device = None if device is None else torch.device(device)
-        self.on_error = on_error
-        self.image_column = image_column
+        self.on_error = collator.on_error
+        self.image_column = collator.image_column
         self.timeout_s = timeout_s
         self.max_restarts = max_restarts
-        if isinstance(dataset, SubobjectDataset):
-            collator.finisher.source = dataset
         self._recorder = StatsRecorder()
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
@@ -196,16 +204,16 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         total = self._batches_left(state)
         if total == 0:
             return
-        running = self._deliveries(total)
+        running = self._load(total)
         self._running = running
         self._begin_epoch(self._remainder())
         try:
             with self._recorder.timed("elapsed"), closing(running):
-                for delivery in running:
-                    if delivery.is_last:
+                for batch, position, is_last in running:
+                    if is_last:
                         self.end_of_dataloader = True
-                    state.advance(delivery.position)
-                    yield delivery.batch
+                    state.advance(position)
+                    yield batch
                     self._refuse_ended(running)
             state.begin(state.epoch + 1)
         except WorkerCrashError:
@@ -224,22 +232,27 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if state.batches and self.num_workers:
             self._end_dataloader_workers()  # they must learn where to go on
 
-    def _deliveries(self, total: int | None) -> Generator[Delivery]:
+    def _load(self, total: int | None) -> Generator[LoadedBatch]:
         self._check_shared_memory()
+        stats = self._recorder
+        stats.bytes_in_flight = 0  # what an iteration that was left had prepared is gone
         # Made here and not in the feeder: torch watches for dead workers only from the main thread.
-        source = super().__iter__()
-        pool = self._segment_pool()
-        device = self.device or accelerate_device()
-        stages = Stages(self.collator, pool, device, self._recorder)
+        raws = RawBatches(super().__iter__(), self.collator, stats)
+        stages = self.collator.stages(
+            pool=self._segment_pool(),
+            device=self.device or accelerate_device(),
+            timed=stats.timed,
+            logs=(stats.replaced,),
+        )
         if self.prefetch_batches == 0:
-            return run_in_step(source, stages, total)
+            return run_in_step(raws, stages, stats, total)
         ahead = LookAhead(
             depth=self.prefetch_batches,
             total=total,
             timeout_s=self.timeout_s,
             decode_in_caller=self.num_workers == 0,
         )
-        return run_ahead(source, stages, ahead)
+        return run_ahead(raws, stages, stats, ahead)
 
     def _check_shared_memory(self) -> None:
         side = self.tokenizer.canvas.size
@@ -263,7 +276,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     # --- end ----------------------------------------------------------------------------------
 
     def stats(self) -> LoaderStats:
-        """What was done so far, and which stage limits; ``stats().report()`` says it in words."""
+        """Return counts and times so far; ``stats().report()`` describes them in words."""
         pool = self._pool
         return self._recorder.stats(
             segment_s=0.0 if pool is None else pool.busy_s,

@@ -1,4 +1,4 @@
-"""A DataLoader that counts epochs, and whose position can be saved and taken up again.
+"""A DataLoader that counts epochs, and whose position can be saved and resumed.
 
 Knows nothing of images: loaders of artificial samples start without an image library.
 """
@@ -18,7 +18,7 @@ __all__ = ["ResumableDataLoader"]
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """What our loaders know of epochs, positions and sizes.
+    """Base of the loaders: epochs, positions and sizes.
 
     One iteration at a time: ``_running`` is its generator, and a new one ends it.
     """
@@ -115,7 +115,7 @@ class ResumableDataLoader(DataLoader[Any]):
     # --- one iteration ------------------------------------------------------------------------
 
     def _begin(self) -> LoaderState:
-        """Settle epoch and position of the coming iteration."""
+        """Fix epoch and position of the coming iteration."""
         state = self._resume
         self._resume = None
         if state is None:
@@ -128,7 +128,7 @@ class ResumableDataLoader(DataLoader[Any]):
         return state
 
     def _go_to(self, state: LoaderState) -> None:
-        """Let what gives the samples leave out those that the position is past."""
+        """Skip the samples before the position."""
         if isinstance(self.batch_sampler, SubobjectBatchSampler):
             self.batch_sampler.start = state.batches
 

@@ -1,4 +1,4 @@
-"""What a loader did: how long each stage was busy, who waited, and what to change."""
+"""Statistics of a loader: how long each stage was busy, who waited, and what to change."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class LoaderStats:
     infer_s : float
         Time that inference took, as the host sees it.
     segment_s : float
-        Time spent cutting, summed over segment workers.
+        Time of segmentation, summed over segment workers.
     finish_s : float
         Time spent padding and putting text together.
     consumer_wait_s : float
         Time that the training loop waited for batches.
     segment_workers : int
-        Images cut at once.
+        Images segmented at once.
     ready_mean : float
-        Mean number of finished batches waiting when one was asked for.
+        Mean number of finished batches that waited when one was requested.
     padding_fraction : float
         Share of visual-token places that are padding.
     text_padding_fraction : float
@@ -94,7 +94,7 @@ class LoaderStats:
         return max(shares, key=lambda name: shares[name])
 
     def report(self) -> str:
-        """Say in words how busy each stage was, which one limits, and what to change."""
+        """Describe in words how busy each stage was, which one limits, and what to change."""
         per_image = 1000 / max(1, self.images)
         lines = [
             f"{self.images} images in {self.elapsed_s:.1f} s: {self.images_per_s:.1f} images/s, "
@@ -128,7 +128,10 @@ _ADVICE = {
 
 @dataclass
 class StatsRecorder:
-    """Collects what :class:`LoaderStats` tells; stages of all threads write to it."""
+    """Collects what :class:`LoaderStats` tells; all threads write to it.
+
+    ``replaced`` is a log of the :class:`~subtok_data.data.collation.BatchStages`.
+    """
 
     batches: int = 0
     images: int = 0
@@ -161,15 +164,13 @@ class StatsRecorder:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def hold(self, size: int) -> None:
-        """Count bytes that came into flight (negative: left it)."""
+        """Count bytes of decoded images that came in (negative: went out)."""
         with self._lock:
             self.bytes_in_flight += size
             self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
 
-    def count(
-        self, counts: NDArray[np.int64], batch: dict[str, Any], replaced: list[Replacement]
-    ) -> None:
-        """Count a batch that is given to the user."""
+    def count(self, counts: NDArray[np.int64], batch: dict[str, Any]) -> None:
+        """Count a batch and the tokens of each of its images when the user gets it."""
         self.batches += 1
         self.images += counts.size
         self.tokens += int(counts.sum())
@@ -180,7 +181,6 @@ class StatsRecorder:
             mask = batch.get("attention_mask")
             self.text_tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
         self.histogram += np.histogram(counts, _HISTOGRAM)[0]
-        self.replaced += replaced
 
     def stats(self, *, segment_s: float, segment_workers: int, restarts: int) -> LoaderStats:
         """Sum up."""

@@ -1,62 +1,73 @@
-"""``SegmentPool``: where images are cut. Three executors, the same bits from each."""
+"""``SegmentPool``: partitions images, by one of three executors with the same bits from each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment import Segmented, SegmentTask
-from subtok_data.segmenters import Evidence
+from subtok_data.segment import Evidence, Segmented, SegmentTask, run_task
 
-__all__ = ["SegmentPool"]
+__all__ = ["SegmentJob", "SegmentPool"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SegmentJob:
+    """One image to partition.
+
+    Parameters
+    ----------
+    task : SegmentTask
+        How.
+    evidence : mapping of str to array
+        What the segmenter found.
+    size : (int, int)
+        Height and width, px.
+    image : (H, W, 3) uint8 array, optional
+        Read only where tokens are merged by colour.
+    """
+
+    task: SegmentTask
+    evidence: Evidence
+    size: tuple[int, int]
+    image: NDArray[np.uint8] | None = None
+
+    def run(self) -> Segmented:
+        """Partition the image in this thread."""
+        return run_task(self.task, self.evidence, self.size, self.image)
 
 
 class SegmentPool(ABC):
-    """Cuts images, in the caller's thread, in threads, or in processes.
+    """Partitions images, in the caller's thread, in threads, or in processes.
+
+    Parameters
+    ----------
+    workers : int
+        How many images are partitioned at once.
 
     Attributes
     ----------
     workers : int
-        How many images are cut at once.
+        As given.
+    busy_s : float
+        Seconds of work so far, summed over workers.
+    restarts : int
+        Workers that died and were replaced, without those that an image is to blame for.
     """
 
-    workers: int
-
-    @property
-    @abstractmethod
-    def busy_s(self) -> float:
-        """Seconds spent cutting so far, summed over workers."""
-
-    @property
-    @abstractmethod
-    def restarts(self) -> int:
-        """Workers replaced after they died."""
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.busy_s = 0.0
+        self.restarts = 0
 
     @abstractmethod
-    def submit(
-        self,
-        task: SegmentTask,
-        evidence: Evidence,
-        size: tuple[int, int],
-        image: NDArray[np.uint8] | None = None,
-    ) -> Future[Segmented]:
-        """Cut one image.
-
-        Parameters
-        ----------
-        task : SegmentTask
-            How.
-        evidence : mapping of str to array
-            What the segmenter found.
-        size : (int, int)
-            Height and width.
-        image : (H, W, 3) uint8 array, optional
-            Used only where merging goes by colour.
+    def submit(self, job: SegmentJob) -> Future[Segmented]:
+        """Partition one image.
 
         Returns
         -------

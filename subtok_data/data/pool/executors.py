@@ -1,4 +1,4 @@
-"""``SegmentPool``: where images are cut. Three executors, the same bits from each."""
+"""Choose a segment pool by the name of its executor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 from subtok_data.data.pool.base import SegmentPool
 from subtok_data.data.pool.local import InlineSegmentPool, ThreadSegmentPool
+from subtok_data.data.pool.process import ProcessSegmentPool
 from subtok_data.errors import ConfigError
 
 __all__ = ["EXECUTORS", "default_segment_workers", "make_pool"]
@@ -13,7 +14,7 @@ EXECUTORS = ("process", "thread", "inline")
 
 
 def default_segment_workers() -> int:
-    """Cores of this process, shared among the ranks of the machine, less one to train on."""
+    """Divide the cores of this process by the ranks of the machine, less one to train on."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -33,13 +34,24 @@ def make_pool(
     Parameters
     ----------
     executor : {"process", "thread", "inline"}
-        Where images are cut.
+        Where images are partitioned.
     workers : int, optional
         Threads or processes; :func:`default_segment_workers` by default.
     timeout_s : float, optional
         A worker process that has not answered for so long is killed and replaced.
     max_restarts : int, optional
         Worker processes replaced before the pool gives up.
+
+    Raises
+    ------
+    ConfigError
+        If the executor is unknown, or an option out of range.
+
+    Examples
+    --------
+    >>> with make_pool("thread", 2) as pool:
+    ...     pool.workers
+    2
     """
     if executor not in EXECUTORS:
         raise ConfigError(f"executor must be one of {EXECUTORS}, got {executor!r}")
@@ -52,6 +64,4 @@ def make_pool(
         return InlineSegmentPool()
     if executor == "thread":
         return ThreadSegmentPool(count)
-    from subtok_data.data.pool.process import ProcessSegmentPool
-
     return ProcessSegmentPool(count, timeout_s=timeout_s, max_restarts=max_restarts)

@@ -1,18 +1,13 @@
-"""``SegmentPool``: where images are cut. Three executors, the same bits from each."""
+"""Segment pools inside this process: in the caller's thread, or in threads."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-from numpy.typing import NDArray
-
-from subtok_data.data.pool.base import SegmentPool
-from subtok_data.segment import Segmented, SegmentTask, run_task, warm_up
-from subtok_data.segmenters import Evidence
+from subtok_data.data.pool.base import SegmentJob, SegmentPool
+from subtok_data.segment import Segmented, warm_up
 
 __all__ = ["InlineSegmentPool", "ThreadSegmentPool"]
 
@@ -21,70 +16,47 @@ class _LocalPool(SegmentPool):
     """Pools inside this process: nobody dies alone, so nobody is replaced."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._busy_s = 0.0
+        super().__init__(workers)
         self._lock = threading.Lock()
 
-    @property
-    def busy_s(self) -> float:
-        """Seconds spent cutting so far, summed over workers."""
-        return self._busy_s
-
-    @property
-    def restarts(self) -> int:
-        """Always 0."""
-        return 0
-
-    def _timed(self, cut: Callable[[], Segmented]) -> Segmented:
+    def _timed(self, job: SegmentJob) -> Segmented:
         started = time.perf_counter()
         try:
-            return cut()
+            return job.run()
         finally:
             with self._lock:
-                self._busy_s += time.perf_counter() - started
+                self.busy_s += time.perf_counter() - started
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""
 
 
 class InlineSegmentPool(_LocalPool):
-    """Cut images where they are submitted: no threads, no processes; the first debugging tool."""
+    """Partition images where they are submitted, without threads or processes: for debugging."""
 
     def __init__(self) -> None:
         super().__init__(workers=1)
 
-    def submit(
-        self,
-        task: SegmentTask,
-        evidence: Evidence,
-        size: tuple[int, int],
-        image: NDArray[np.uint8] | None = None,
-    ) -> Future[Segmented]:
+    def submit(self, job: SegmentJob) -> Future[Segmented]:
         """See :class:`SegmentPool`."""
         future: Future[Segmented] = Future()
         try:
-            future.set_result(self._timed(lambda: run_task(task, evidence, size, image)))
+            future.set_result(self._timed(job))
         except Exception as error:
             future.set_exception(error)
         return future
 
 
 class ThreadSegmentPool(_LocalPool):
-    """Cut images in threads: the kernels release the GIL."""
+    """Partition images in threads: the kernels release the GIL."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
         self._executor = ThreadPoolExecutor(workers, "subtok-segment", initializer=warm_up)
 
-    def submit(
-        self,
-        task: SegmentTask,
-        evidence: Evidence,
-        size: tuple[int, int],
-        image: NDArray[np.uint8] | None = None,
-    ) -> Future[Segmented]:
+    def submit(self, job: SegmentJob) -> Future[Segmented]:
         """See :class:`SegmentPool`."""
-        return self._executor.submit(self._timed, lambda: run_task(task, evidence, size, image))
+        return self._executor.submit(self._timed, job)
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""

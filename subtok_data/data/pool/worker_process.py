@@ -17,11 +17,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from subtok_data.data.pool.base import SegmentJob
 from subtok_data.segment import Segmented, SegmentTask, Slot, allocate_slot
 
-__all__ = ["SLOTS", "SegmentJob", "SegmentProcess"]
+__all__ = ["SLOTS", "QueuedJob", "SegmentProcess"]
 SLOTS = 2
-"""One image being cut, one waiting: the worker never waits for the main process."""
+"""One image at work, one waiting: the worker never waits for the main process."""
 
 _START_TIMEOUT_S = 120.0
 _EXIT_TIMEOUT_S = 3.0
@@ -32,19 +33,24 @@ _ENTRY = (
 )
 
 
-@dataclass(eq=False)
-class SegmentJob:
-    """One image to cut, and how many workers died over it."""
+@dataclass(eq=False, slots=True)
+class QueuedJob:
+    """A job that waits or is worked on, its future, and how many workers died over it."""
 
-    task: SegmentTask
-    arrays: dict[str, NDArray[Any]]
-    size: tuple[int, int]
+    job: SegmentJob
     future: Future[Segmented] = field(default_factory=Future[Segmented])
     crashes: int = 0
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays that the worker needs."""
+        arrays = dict(self.job.evidence)
+        if self.job.image is not None and self.job.task.needs_image:
+            arrays["/image"] = self.job.image
+        return arrays
+
 
 class SegmentProcess:
-    """A worker process with the images it was given. For one thread only.
+    """A worker process and the jobs it was given; used by one thread only.
 
     Parameters
     ----------
@@ -57,8 +63,8 @@ class SegmentProcess:
         Socket to the process; can be waited for.
     ready : bool
         Whether it has started; only then it may be given jobs, at most :data:`SLOTS` at a time.
-    jobs : tuple of SegmentJob
-        What it was given and has not answered; the first is being cut.
+    jobs : tuple of QueuedJob
+        What it was given and has not answered; it works on the first.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -79,7 +85,7 @@ class SegmentProcess:
         self.connection = Connection(here.detach())
         self.ready = False
         self._free_slots = deque(range(SLOTS))
-        self._given: deque[tuple[int, SegmentJob]] = deque()  # with the slot of each
+        self._given: deque[tuple[int, QueuedJob]] = deque()  # with the slot of each
         self._known_tasks: dict[SegmentTask, int] = {}
         self._since = time.monotonic()  # when the first job, or the start, began
 
@@ -89,11 +95,11 @@ class SegmentProcess:
         return self._process.pid
 
     @property
-    def jobs(self) -> tuple[SegmentJob, ...]:
+    def jobs(self) -> tuple[QueuedJob, ...]:
         """What it was given and has not answered, in order."""
         return tuple(job for _, job in self._given)
 
-    def send(self, job: SegmentJob) -> None:
+    def send(self, queued: QueuedJob) -> None:
         """Copy a job's arrays into a free slot and tell the worker.
 
         Raises
@@ -104,16 +110,16 @@ class SegmentProcess:
         slot = self._free_slots.popleft()
         if not self._given:
             self._since = time.monotonic()
-        self._given.append((slot, job))
-        places, free = self._slots[slot].put(job.arrays)
-        task = None
+        self._given.append((slot, queued))
+        places, free = self._slots[slot].put(queued.arrays())
+        job, task = queued.job, None
         if job.task not in self._known_tasks:
             self._known_tasks[job.task] = len(self._known_tasks)
             task = job.task
-        request = (id(job), slot, self._known_tasks[job.task], task, places, free, job.size)
+        request = (id(queued), slot, self._known_tasks[job.task], task, places, free, job.size)
         self.connection.send_bytes(pickle.dumps(request))
 
-    def receive(self) -> tuple[SegmentJob, Segmented | Exception, float] | None:
+    def receive(self) -> tuple[QueuedJob, Segmented | Exception, float] | None:
         """Read one answer: the job, its result or exception, and the seconds it took.
 
         None if the worker only says that it has started.
@@ -129,14 +135,14 @@ class SegmentProcess:
             self.ready = True
             return None
         kind, number, seconds, value, place = answer
-        slot, job = self._given.popleft()
-        if number != id(job):
+        slot, queued = self._given.popleft()
+        if number != id(queued):
             raise OSError("a segment worker answered out of order")
         if kind == "done":
             # Copied out at once, so that slots are bounded by workers and not by batches in flight.
             value = replace(value, token_map=self._slots[slot].view(place).copy())
         self._free_slots.append(slot)
-        return job, value, seconds
+        return queued, value, seconds
 
     @property
     def limit_s(self) -> float | None:
@@ -152,7 +158,7 @@ class SegmentProcess:
         return None if limit is None else self._since + limit - time.monotonic()
 
     def end(self, *, kill: bool) -> str:
-        """End the process and give back what it held; say how it ended.
+        """End the process, give back what it held, and return how it ended.
 
         Closing the socket ends a worker that waits for a job; one that lingers is killed, and one
         that shall be killed is not waited for.

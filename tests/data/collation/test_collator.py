@@ -221,7 +221,7 @@ def test_pending_batch_outlives_neither_its_collator_nor_its_process(patches):
     with collate.deferred():
         pending = collate(rows_of("dicts"))
     worker = pickle.loads(pickle.dumps(collate))
-    assert worker.worker_half.key == collate.worker_half.key
+    assert worker.key == collate.worker.key
     assert not hasattr(worker, "tokenizer")
     del collate
     with pytest.raises(SubtokError, match="no longer exists"):

@@ -47,7 +47,7 @@ def collator(cutter: SubobjectTokenizer, packing: bool = False, **options) -> Su
 
 
 def placeholder(own: SubobjectCollator) -> int:
-    config = own.worker_half.encoder.config
+    config = own.text
     return config.tokenizer.convert_tokens_to_ids(config.placeholder)
 
 

@@ -12,7 +12,7 @@ from helpers.boundary_maps import random_map
 from hypothesis import given, settings, strategies as st
 from skimage.measure import label
 
-from subtok_data.data.pool.process import ProcessSegmentPool
+from subtok_data.data.pool import ProcessSegmentPool, SegmentJob
 from subtok_data.errors import ConfigError
 from subtok_data.segment import (
     Budget,
@@ -161,7 +161,7 @@ def test_worker_processes_give_the_same_tokens(no_leaks):
     with ProcessSegmentPool(1) as pool:
         for masks in (np.zeros((0, 40, 60), bool), random_masks(rng, (40, 60), 9)):
             evidence = RLEMasks.from_masks(masks, size=(40, 60)).to_evidence()
-            there = pool.submit(task, evidence, (40, 60), image).result()
+            there = pool.submit(SegmentJob(task, evidence, (40, 60), image)).result()
             evidence["image"] = image
             here = segment_image(task.partitioner, evidence, (40, 60), task.budget)
             assert np.array_equal(there.token_map, here.token_map)
