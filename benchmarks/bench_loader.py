@@ -45,7 +45,7 @@ from subtok_data import (
     SubobjectTokenizer,
 )
 from subtok_data.data.pool.local import InlineSegmentPool
-from subtok_data.segment import DEFAULT_THRESHOLD, run_task
+from subtok_data.segment import DEFAULT_THRESHOLD, segment_image
 
 BATCH = 8
 PHOTOS = 40
@@ -145,7 +145,7 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
         for work, maps in zip(works, evidence, strict=True)
         for one, image in zip(maps, (i for s in work.samples for i in s.images), strict=True)
     ]
-    found["segment"] = per_image(lambda: [run_task(task, e, s) for e, s in pairs], len(pairs))
+    found["segment"] = per_image(lambda: [segment_image(task, e, s) for e, s in pairs], len(pairs))
     torch.set_num_threads(1)
     for work, maps in zip(works, evidence, strict=True):
         collator.finisher.segment(work, maps, InlineSegmentPool())

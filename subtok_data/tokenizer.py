@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from subtok_data.segment import (
     Overflow,
     Prompts,
     SegmentTask,
+    add_prompts,
     picture_size,
-    run_task,
+    segment_image,
 )
 from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Segmenter, takes_prompts
 from subtok_data.tokenized_image import TokenizedImage
@@ -149,10 +150,7 @@ class SubobjectTokenizer:
         max_tokens : int, optional
             A limit below the tokenizer's own, for one image that has less room.
         """
-        budget = self.budget
-        if max_tokens is not None and (budget.limit is None or max_tokens < budget.limit):
-            name = "max_tokens" if budget.num_tokens is None else "num_tokens"
-            budget = replace(budget, **{name: max_tokens})
+        budget = self.budget if max_tokens is None else self.budget.capped(max_tokens)
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
     def __call__(self, images: Any, *, prompts: Any = None, shape_size: int | None = None) -> Any:
@@ -199,9 +197,8 @@ class SubobjectTokenizer:
         for source, image, size, one, evidence in zip(
             sources, images, sizes, asked, self.segmenter.infer(images, sizes, taken), strict=True
         ):
-            if one is not None:
-                evidence = {**one.to_evidence(), **evidence}
-            cut = run_task(task, evidence, size, image)
+            evidence = add_prompts(evidence, one)
+            cut = segment_image(task, evidence, size, image)
             found.append(TokenizedImage.of(image, cut, evidence, picture_size(source)))
         return found
 

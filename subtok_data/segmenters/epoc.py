@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from subtok_data.boundary import BoundaryModel
-from subtok_data.segment import DEFAULT_THRESHOLD, Backend, WatershedPartitioner
+from subtok_data.segment import Backend, WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
     Images,
@@ -54,9 +54,7 @@ class EPOCSegmenter:
         backend: Backend = "numba",
         device: str | torch.device | None = None,
     ) -> None:
-        self.partitioner = WatershedPartitioner(
-            threshold=DEFAULT_THRESHOLD if threshold is None else threshold, backend=backend
-        )
+        self.partitioner = WatershedPartitioner(threshold=threshold, backend=backend)
         self.device = device
         self._model = model
 
@@ -115,7 +113,7 @@ class EPOCSegmenter:
         options = config["partitioner"]
         return cls(
             folder / "boundary_model",
-            threshold=options["threshold"],
+            threshold=options.get("threshold"),
             backend=options["backend"],
             device=device,
         )

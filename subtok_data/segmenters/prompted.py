@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from subtok_data.errors import ConfigError, PromptError
-from subtok_data.segment import FillRules, PromptedPartitioner, Prompts, RLEMasks, default_rules
+from subtok_data.segment import (
+    FillRules,
+    PromptedPartitioner,
+    Prompts,
+    RLEMasks,
+    add_prompts,
+    default_rules,
+)
 from subtok_data.segmenters.base import (
     AsyncSegmenter,
     Evidence,
@@ -248,7 +255,4 @@ def _with_masks(prompts: Prompts, found: RLEMasks) -> Prompts:
 
 
 def _join(evidence: Sequence[Evidence], asked: Sequence[Prompts | None]) -> list[Evidence]:
-    return [
-        found if one is None else {**found, **one.to_evidence()}
-        for found, one in zip(evidence, asked, strict=True)
-    ]
+    return [add_prompts(found, one) for found, one in zip(evidence, asked, strict=True)]

@@ -14,7 +14,7 @@ from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.pool import SegmentPool
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SampleError, SubtokError
-from subtok_data.segment import Prompts, Segmented, SegmentTask, picture_size
+from subtok_data.segment import Prompts, Segmented, SegmentTask, add_prompts, picture_size
 from subtok_data.segmenters import Evidence
 from subtok_data.text import EncodedText, RegionRow
 
@@ -64,7 +64,7 @@ class SampleInProgress:
             return
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
             if self.prompts is not None:
-                found = {**self.prompts[place].to_evidence(), **found}
+                found = add_prompts(found, self.prompts[place])
             self.futures.append(pool.submit(task, found, picture_size(image), image))
 
     def collect(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.data.pool.base import SegmentPool
-from subtok_data.segment import Segmented, SegmentTask, run_task, warm_up
+from subtok_data.segment import Segmented, SegmentTask, segment_image, warm_up
 from subtok_data.segmenters import Evidence
 
 __all__ = ["InlineSegmentPool", "ThreadSegmentPool"]
@@ -63,7 +63,7 @@ class InlineSegmentPool(_LocalPool):
         """See :class:`SegmentPool`."""
         future: Future[Segmented] = Future()
         try:
-            future.set_result(self._timed(lambda: run_task(task, evidence, size, image)))
+            future.set_result(self._timed(lambda: segment_image(task, evidence, size, image)))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -84,7 +84,9 @@ class ThreadSegmentPool(_LocalPool):
         image: NDArray[np.uint8] | None = None,
     ) -> Future[Segmented]:
         """See :class:`SegmentPool`."""
-        return self._executor.submit(self._timed, lambda: run_task(task, evidence, size, image))
+        return self._executor.submit(
+            self._timed, lambda: segment_image(task, evidence, size, image)
+        )
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""

@@ -1,7 +1,7 @@
-"""Graph of touching tokens, in which two neighbours can become one.
+"""Region adjacency graph: gathered from a token map, built, and contracted edge by edge.
 
-Neighbour lists are merged small into large, and the edge between two tokens is found by hashing: a
-token that touches thousands of others costs no more to merge than those others do.
+Neighbour lists are merged small into large, and the edge between two tokens is found in a hash
+table: a token that touches thousands of others costs no more to merge than those others do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,90 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Flags, Ints, Labels, Longs, Scalar, kernel
 
 __all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+
+EMPTY = -1
+
+# 2^64 / golden ratio as a signed number: spreads neighbouring keys over the whole table.
+SPREAD = -7046029254386353131
+
+
+@kernel
+def mark_cracks(row: Labels, below: Labels, cracks: Bytes) -> None:
+    """Note per pixel whether its right neighbour (1) and the one below (2) differ."""
+    for x in range(row.size):
+        cracks[x] = np.uint8(row[x] != below[x]) << 1
+    for x in range(row.size - 1):
+        cracks[x] |= np.uint8(row[x] != row[x + 1])
+
+
+@kernel
+def gather_cracks(token_map: Labels, cost_map: Bytes, num_tokens: Scalar) -> tuple[Longs, Longs]:
+    """Border length, sum and lowest crack value of every pair of touching tokens.
+
+    The crack between two 4-neighbours has the higher of their two values.
+
+    Parameters
+    ----------
+    token_map : (H, W) int16 or int32
+        Labels below 0 are no token.
+    cost_map : (H, W) uint8
+        Boundary strength.
+    num_tokens : int
+        N.
+
+    Returns
+    -------
+    keys : (E,) int64
+        ``low * N + high`` of each pair, in no particular order.
+    values : (E, 3) int64
+        Length, sum, lowest.
+    """
+    height, width = token_map.shape
+    keys = np.full(64, EMPTY, np.int64)
+    values = np.empty((64, 3), np.int64)
+    used = 0
+    # Along a border the next crack mostly belongs to the pair of the last one.
+    last_key = np.int64(EMPTY)
+    slot = np.int64(0)
+    # A byte per pixel, tested eight at a time: few pixels are at a border.
+    cracks = np.zeros((width + 7) // 8 * 8, np.uint8)
+    words = cracks.view(np.uint64)
+    for y in range(height):
+        under = min(y + 1, height - 1)
+        mark_cracks(token_map[y], token_map[under], cracks)
+        for word in range(words.size):
+            if words[word] == 0:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                for side in (1, 2):
+                    if cracks[x] & side == 0:
+                        continue
+                    v, u = (y, x + 1) if side == 1 else (under, x)
+                    here, there = np.int64(token_map[y, x]), np.int64(token_map[v, u])
+                    if here < 0 or there < 0:
+                        continue
+                    key = min(here, there) * num_tokens + max(here, there)
+                    if key != last_key:
+                        if 2 * (used + 1) > keys.size:
+                            keys, values = grow(keys, values)
+                        slot = np.int64(find_slot(keys, key))
+                        last_key = key
+                        if keys[slot] == EMPTY:
+                            keys[slot] = key
+                            values[slot, 0] = 0
+                            values[slot, 1] = 0
+                            values[slot, 2] = 255
+                            used += 1
+                    value = np.int64(max(cost_map[y, x], cost_map[v, u]))
+                    values[slot, 0] += 1
+                    values[slot, 1] += value
+                    values[slot, 2] = min(values[slot, 2], value)
+    taken = np.flatnonzero(keys != EMPTY)
+    return keys[taken], values[taken]
 
 
 class Graph(NamedTuple):
@@ -137,13 +213,6 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     return int(keep), count
 
 
-Labels = NDArray[np.signedinteger]
-EMPTY = -1
-
-# 2^64 / golden ratio as a signed number: spreads neighbouring keys over the whole table.
-SPREAD = -7046029254386353131
-
-
 @kernel
 def first_slot(keys: Longs, key: Scalar) -> int:
     """Where the search for a key begins."""
@@ -161,7 +230,7 @@ def find_slot(keys: Longs, key: Scalar) -> int:
 
 
 @kernel
-def free_slot(keys: Longs, values: NDArray[np.int32], slot: int) -> None:
+def free_slot(keys: Longs, values: Ints, slot: int) -> None:
     """Empty a slot and close the gap in its chain, so that no markers of removed keys pile up."""
     mask = keys.size - 1
     gap = slot
@@ -189,80 +258,3 @@ def grow(keys: Longs, values: Longs) -> tuple[Longs, Longs]:
             new_keys[new_slot] = keys[slot]
             new_values[new_slot] = values[slot]
     return new_keys, new_values
-
-
-@kernel
-def mark_cracks(row: Labels, below: Labels, cracks: NDArray[np.uint8]) -> None:
-    """Note per pixel whether its right neighbour (1) and the one below (2) differ."""
-    for x in range(row.size):
-        cracks[x] = np.uint8(row[x] != below[x]) << 1
-    for x in range(row.size - 1):
-        cracks[x] |= np.uint8(row[x] != row[x + 1])
-
-
-@kernel
-def gather_cracks(
-    token_map: Labels, cost_map: NDArray[np.uint8], num_tokens: Scalar
-) -> tuple[Longs, Longs]:
-    """Border length, sum and lowest crack value of every pair of touching tokens.
-
-    The crack between two 4-neighbours has the higher of their two values.
-
-    Parameters
-    ----------
-    token_map : (H, W) int16 or int32
-        Labels below 0 are no token.
-    cost_map : (H, W) uint8
-        Boundary strength.
-    num_tokens : int
-        N.
-
-    Returns
-    -------
-    keys : (E,) int64
-        ``low * N + high`` of each pair, in no particular order.
-    values : (E, 3) int64
-        Length, sum, lowest.
-    """
-    height, width = token_map.shape
-    keys = np.full(64, EMPTY, np.int64)
-    values = np.empty((64, 3), np.int64)
-    used = 0
-    # Along a border the next crack mostly belongs to the pair of the last one.
-    last_key = np.int64(EMPTY)
-    slot = np.int64(0)
-    # A byte per pixel, tested eight at a time: few pixels are at a border.
-    cracks = np.zeros((width + 7) // 8 * 8, np.uint8)
-    words = cracks.view(np.uint64)
-    for y in range(height):
-        under = min(y + 1, height - 1)
-        mark_cracks(token_map[y], token_map[under], cracks)
-        for word in range(words.size):
-            if words[word] == 0:
-                continue
-            for x in range(8 * word, 8 * word + 8):
-                for side in (1, 2):
-                    if cracks[x] & side == 0:
-                        continue
-                    v, u = (y, x + 1) if side == 1 else (under, x)
-                    here, there = np.int64(token_map[y, x]), np.int64(token_map[v, u])
-                    if here < 0 or there < 0:
-                        continue
-                    key = min(here, there) * num_tokens + max(here, there)
-                    if key != last_key:
-                        if 2 * (used + 1) > keys.size:
-                            keys, values = grow(keys, values)
-                        slot = np.int64(find_slot(keys, key))
-                        last_key = key
-                        if keys[slot] == EMPTY:
-                            keys[slot] = key
-                            values[slot, 0] = 0
-                            values[slot, 1] = 0
-                            values[slot, 2] = 255
-                            used += 1
-                    value = np.int64(max(cost_map[y, x], cost_map[v, u]))
-                    values[slot, 0] += 1
-                    values[slot, 1] += value
-                    values[slot, 2] = min(values[slot, 2], value)
-    taken = np.flatnonzero(keys != EMPTY)
-    return keys[taken], values[taken]

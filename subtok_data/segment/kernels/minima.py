@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.components import find_root, label_runs
-from subtok_data.segment.kernels.jit import kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Longs, kernel
 
 __all__ = ["depths", "regional_minima", "smooth"]
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int32]
 
 
 @kernel
@@ -97,7 +94,7 @@ def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int
 
 
 @kernel
-def depths(floors: NDArray[np.int64], pairs: Ints, passes: NDArray[np.int64]) -> NDArray[np.int64]:
+def depths(floors: Longs, pairs: Ints, passes: Longs) -> Longs:
     """How far the water in each minimum rises before it flows over into a lower one.
 
     Parameters

@@ -1,9 +1,10 @@
-"""Regions that are asked for: boxes, points and masks of one picture."""
+"""Prompts of one image: boxes, points and masks, each prompt for one region."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -23,19 +24,19 @@ from subtok_data.segment.prompts.validate import (
     read_points,
 )
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "add_prompts"]
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts of one picture; each asks for a region, by a box, points, a mask, or several of them.
+    """Prompts of one image: each prompt is a box, points or a mask of a region, or several of them.
 
-    Made by :meth:`of`, which checks what it is given.
+    Make them with :meth:`of`, which checks its input.
 
     Parameters
     ----------
     size : (H, W)
-        Size of the picture that the coordinates are in, in pixels.
+        Size in pixels of the image that the coordinates are in.
     boxes : (P, 4) float32
         x0, y0, x1, y1 in pixels, half-open; a row of NaN for a prompt without a box.
     points : (P, K, 2) float32
@@ -79,15 +80,15 @@ class Prompts:
         masks: RLEMasks | Sequence[NDArray[Any]] | NDArray[Any] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Prompts:
-        """Check prompts and put them into one form.
+        """Make prompts from boxes, points and masks.
 
         Parameters
         ----------
         size : (H, W)
-            Size of the picture in pixels.
+            Size of the image in pixels.
         boxes : (P, 4) array, optional
             In pixels; a row of NaN for a prompt without a box. They may reach one pixel over the
-            edge of the picture, and are cut off there.
+            edge of the image, and are clipped there.
         box_format : {"xyxy", "xywh"}
             Corners (half-open), or corner, width and height (COCO).
         points : (P, K, 2) or (P, 2) array, optional
@@ -102,8 +103,8 @@ class Prompts:
         Raises
         ------
         PromptError
-            A prompt with nothing in it, an empty box, a box or point outside the picture, values
-            that are not finite, a mask of another size, or counts that differ.
+            A prompt with nothing in it, an empty box, a box or point outside the image, values that
+            are not finite, a mask of another size, or counts that differ.
         """
         if box_format not in get_args(BoxFormat):
             raise ConfigError(f"box_format={box_format!r}: expected one of {get_args(BoxFormat)}")
@@ -130,23 +131,23 @@ class Prompts:
             None if texts is None else tuple(texts),
         )
 
-    @property
+    @cached_property
     def has_box(self) -> NDArray[np.bool_]:
-        """Which prompts have a box, (P,)."""
+        """Mark the prompts with a box, (P,) bool."""
         return ~np.isnan(self.boxes[:, 0])
 
-    @property
+    @cached_property
     def has_mask(self) -> NDArray[np.bool_]:
-        """Which prompts have a mask, (P,)."""
+        """Mark the prompts with a mask, (P,) bool."""
         return np.zeros(len(self), np.bool_) if self.masks is None else self.masks.areas > 0
 
-    @property
+    @cached_property
     def has_point(self) -> NDArray[np.bool_]:
-        """Which prompts have a point inside their region, (P,)."""
+        """Mark the prompts with a point inside their region, (P,) bool."""
         return np.asarray((self.labels == 1).any(1), np.bool_)
 
     def take(self, indices: ArrayLike) -> Prompts:
-        """Return some of the prompts, in the order given; they keep their ids."""
+        """Return the prompts at some indices, in the order given; they keep their ids."""
         kept = np.asarray(indices, np.int64)
         return Prompts(
             self.size,
@@ -158,8 +159,37 @@ class Prompts:
             None if self.texts is None else tuple(self.texts[i] for i in kept),
         )
 
+    def check_size(self, size: tuple[int, int], name: str = "the image") -> None:
+        """Raise PromptError unless the prompts are for an image of a size.
+
+        Parameters
+        ----------
+        size : (H, W)
+            Size of the image in pixels.
+        name : str, optional
+            Which image, for the message.
+
+        Raises
+        ------
+        PromptError
+            Prompts for an image of another size.
+
+        Examples
+        --------
+        >>> Prompts.of((4, 6), boxes=[[0, 0, 2, 2]]).check_size((8, 12), "image 3")
+        Traceback (most recent call last):
+            ...
+        subtok_data.errors.PromptError: image 3 has 8 × 12 pixels, its prompts are for an image of 4 × 6 (height × width): give them in pixels of this image, or use prompts.resized((8, 12))
+        """  # noqa: E501
+        if self.size != tuple(size):
+            raise PromptError(
+                f"{name} has {size[0]} × {size[1]} pixels, its prompts are for an image of "
+                f"{self.size[0]} × {self.size[1]} (height × width): give them in pixels of this "
+                f"image, or use prompts.resized({tuple(size)})"
+            )
+
     def resized(self, size: tuple[int, int]) -> Prompts:
-        """Return the prompts in the picture resized to ``size`` (H, W).
+        """Return the prompts for the image resized to ``size`` (H, W).
 
         No region gets lost: a mask too thin for the smaller grid keeps the pixel its middle is in,
         and boxes are not rounded.
@@ -177,14 +207,18 @@ class Prompts:
         )
 
     def regions(self) -> RLEMasks:
-        """Region of each prompt as far as it is known without looking at the picture.
+        """Return the region of each prompt, as far as the prompt alone gives it.
 
         Returns
         -------
         RLEMasks
             P masks: the mask where there is one, else the pixels of the box, of which there is at
-            least one, else the pixels of the points inside.
+            least one, else the pixels of the points inside. Computed once.
         """
+        return self._regions
+
+    @cached_property
+    def _regions(self) -> RLEMasks:
         known, boxed = self.has_mask, self.has_box
         runs: list[NDArray[np.int32]] = []
         for prompt in range(len(self)):
@@ -197,7 +231,7 @@ class Prompts:
         return RLEMasks.from_runs(runs, self.size)
 
     def _dots(self, prompt: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of the pixels of a prompt's points inside."""
+        """Rows and columns of the pixels under a prompt's points inside."""
         x, y = self.points[prompt][self.labels[prompt] == 1].astype(np.int64).T
         return y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)
 
@@ -209,7 +243,7 @@ class Prompts:
         return join_spans(spans, 1, self.size[0] * self.size[1])[0]
 
     def bounds(self) -> NDArray[np.float32]:
-        """Box around each region, (P, 4): the box it has, or that of its mask or points."""
+        """Return a box around each region, (P, 4): its own box, or that of its mask or points."""
         bounds = self.boxes.copy()
         for prompt in np.flatnonzero(~self.has_box):
             if self.masks is not None and self.has_mask[prompt]:
@@ -221,7 +255,7 @@ class Prompts:
         return bounds
 
     def to_evidence(self) -> dict[str, NDArray[Any]]:
-        """Named arrays, for the way to a segment worker; texts stay behind."""
+        """Serialise as named arrays, for the way to a segment worker; texts stay behind."""
         evidence: dict[str, NDArray[Any]] = {
             "prompt_size": np.array(self.size, np.int64),
             "prompt_boxes": self.boxes,
@@ -236,7 +270,7 @@ class Prompts:
 
     @classmethod
     def from_evidence(cls, evidence: Evidence) -> Prompts | None:
-        """Read what :meth:`to_evidence` wrote; None if there is nothing of it."""
+        """Parse the arrays of :meth:`to_evidence`; None without such arrays."""
         if "prompt_ids" not in evidence:
             return None
         height, width = (int(side) for side in evidence["prompt_size"])
@@ -253,3 +287,29 @@ class Prompts:
             RLEMasks.from_evidence(masks) if masks else None,
             evidence["prompt_ids"],
         )
+
+
+def add_prompts(evidence: Evidence, prompts: Prompts | None) -> Evidence:
+    """Add the prompts of an image to its evidence, unless it has prompts already.
+
+    A segmenter that takes prompts may have put masks into them: its prompts are the ones to use.
+
+    Parameters
+    ----------
+    evidence : mapping of str to array
+        Evidence of one image.
+    prompts : Prompts or None
+        Prompts of the same image; None for none.
+
+    Returns
+    -------
+    mapping of str to array
+
+    Examples
+    --------
+    >>> sorted(add_prompts({}, Prompts.of((4, 6), boxes=[[0, 0, 2, 2]])))[:2]
+    ['prompt_boxes', 'prompt_ids']
+    """
+    if prompts is None or "prompt_ids" in evidence:
+        return evidence
+    return {**evidence, **prompts.to_evidence()}

@@ -1,4 +1,4 @@
-"""Pixels that prompts ask for: their masks, or tokens that fit their boxes and points."""
+"""Regions of prompts: their masks, or the tokens that fit their boxes and points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.geometry import measure
+from subtok_data.segment.geometry import TokenGeometry, measure
 from subtok_data.segment.masks import RLEMasks, measure_overlaps
 from subtok_data.segment.partition import Partition
 from subtok_data.segment.prompts.boxes import pixel_box
@@ -19,8 +19,13 @@ Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
 
-def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5) -> RLEMasks:
-    """Find the region of each prompt with the help of tokens.
+def prompt_regions(
+    prompts: Prompts,
+    partition: Partition,
+    min_iou: float = 0.5,
+    geometry: TokenGeometry | None = None,
+) -> RLEMasks:
+    """Find the region of each prompt from the tokens of an image.
 
     * A prompt with a mask: the mask.
     * With a box: the union of tokens that has the highest IoU with the box (:func:`best_union`), as
@@ -33,11 +38,13 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     Parameters
     ----------
     prompts : Prompts
-        P prompts in pixels of the picture.
+        P prompts in pixels of the image.
     partition : Partition
-        The picture cut into tokens.
+        The tokens of the image.
     min_iou : float
         In [0, 1].
+    geometry : TokenGeometry, optional
+        Of the tokens, where they have been measured.
 
     Returns
     -------
@@ -55,7 +62,8 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     scores = np.zeros(len(prompts), np.float32)
     if prompts.masks is not None:
         scores[prompts.has_mask] = prompts.masks.scores[prompts.has_mask]
-    geometry = measure(partition.token_map, partition.num_tokens)
+    if geometry is None:
+        geometry = measure(partition.token_map, partition.num_tokens)
     found = _find_tokens(prompts, pixels, partition, geometry.areas, min_iou)
     runs = [pixels.runs(prompt) for prompt in range(len(prompts))]
     for prompt, union in zip(

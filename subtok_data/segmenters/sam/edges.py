@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment import DEFAULT_THRESHOLD, WatershedPartitioner, check_count
+from subtok_data.segment import WatershedPartitioner, check_count
 from subtok_data.segmenters.base import Evidence, Images, Sizes, partitioner_config, refuse_prompts
 from subtok_data.segmenters.sam.generated_masks import mask_boxes
 from subtok_data.segmenters.sam.mask_generation import (
@@ -141,9 +141,7 @@ class SAMEdgeSegmenter(PromptableModel):
         check_count("points_per_batch", points_per_batch, optional=False)
         if not 0 <= box_nms <= 1:
             raise ConfigError(f"box_nms={box_nms}: expected a number from 0 to 1")
-        self.partitioner = WatershedPartitioner(
-            threshold=DEFAULT_THRESHOLD if threshold is None else threshold
-        )
+        self.partitioner = WatershedPartitioner(threshold=threshold)
         self.options: dict[str, Any] = {
             "points_per_side": points_per_side,
             "points_per_batch": points_per_batch,
@@ -174,7 +172,7 @@ class SAMEdgeSegmenter(PromptableModel):
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         return cls(
             folder / MODEL_FOLDER,
-            threshold=config["partitioner"]["threshold"],
+            threshold=config["partitioner"].get("threshold"),
             **config["edges"],
             device=device,
         )
