@@ -27,7 +27,7 @@ Order = Literal["area", "raster"]
 
 
 def picture_size(array: NDArray[Any]) -> tuple[int, int]:
-    """Height and width of a picture or a map, whatever its channels.
+    """Return the height and width of an image or a map, whatever its channels.
 
     Examples
     --------

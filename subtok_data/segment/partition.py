@@ -25,7 +25,7 @@ TokenMap = NDArray[np.int16 | np.int32]
 
 
 def token_dtype(num_tokens: int) -> type[np.int16] | type[np.int32]:
-    """Smallest dtype of a token map: int16, or int32 above 32,767 tokens.
+    """Choose the smallest dtype of a token map: int16, or int32 above 32,767 tokens.
 
     Examples
     --------
@@ -205,7 +205,7 @@ class _Adapter(Partitioner):
 def as_partitioner(
     partitioner: Callable[[Evidence, tuple[int, int]], Partition],
 ) -> Partitioner:
-    """Give any callable from evidence and size to a partition the members of a partitioner.
+    """Adapt a callable from evidence and size to a partition.
 
     Parameters
     ----------

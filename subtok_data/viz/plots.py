@@ -111,7 +111,7 @@ def outline_image(
 
 
 def _borders(token_map: NDArray[Any], scale: int) -> NDArray[np.bool_]:
-    """One-pixel lines between different tokens, on a grid ``scale`` times finer."""
+    """Mark one-pixel lines between different tokens, on a grid ``scale`` times finer."""
     fine = np.repeat(np.repeat(token_map, scale, axis=0), scale, axis=1)
     borders = np.zeros(fine.shape, np.bool_)
     borders[:, 1:] = fine[:, 1:] != fine[:, :-1]

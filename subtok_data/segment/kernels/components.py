@@ -11,7 +11,7 @@ __all__ = ["label_runs", "paint_runs"]
 
 @kernel
 def find_root(parent: Ints, item: int) -> int:
-    """Root of an item; halves the path on the way."""
+    """Find the root of an item; halve the path on the way."""
     while parent[item] != item:
         parent[item] = parent[parent[item]]
         item = parent[item]
@@ -31,7 +31,7 @@ def unite(parent: Ints, one: int, other: int) -> None:
 
 @kernel
 def number_sets(parent: Ints) -> int:
-    """Number the sets in the order of their roots, in place; returns how many there are."""
+    """Number the sets in the order of their roots, in place; return how many there are."""
     count = 0
     for i in range(parent.size):
         # A parent comes before its children, so it has its final number already.

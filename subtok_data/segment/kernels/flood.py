@@ -30,7 +30,7 @@ AHEAD = 4
 
 
 def scratch_slots(pixels: int) -> int:
-    """Slots that a flood can take: each pixel once, and two chunks of each queue part empty.
+    """Count the slots of a flood: each pixel once, and two chunks of each queue part empty.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def scratch_slots(pixels: int) -> int:
 
 @kernel
 def next_chunk(links: Ints, spare: Ints, full: int) -> int:
-    """Append a chunk behind the chunk ``full``; returns its first slot."""
+    """Append a chunk behind the chunk ``full``; return its first slot."""
     chunk = spare[0]
     if chunk >= 0:
         spare[0] = links[chunk]
@@ -94,7 +94,7 @@ def queue_seeds(
 def run_queues(
     pixels: Labels, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
 ) -> None:
-    """Empty the queues from the lowest level up, labelling and queueing what waits beside."""
+    """Empty the queues from the lowest level up, labelling and queueing unlabelled neighbours."""
     # Lowest set bit of a set of neighbours -> step to that neighbour: up, left, right, down.
     steps = np.empty(16, np.int64)
     for some in range(16):
@@ -203,7 +203,7 @@ FOR_WRITING, KEEP_IN_ALL_CACHES, DATA = 1, 3, 1
 
 
 def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
-    """Have ``array[index]`` brought into the cache; an index outside the array does no harm."""
+    """Prefetch ``array[index]`` into the cache; an index outside the array does no harm."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]

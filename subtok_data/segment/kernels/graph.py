@@ -22,7 +22,7 @@ SPREAD = -7046029254386353131
 
 @kernel
 def mark_cracks(row: Labels, below: Labels, cracks: Bytes) -> None:
-    """Note per pixel whether its right neighbour (1) and the one below (2) differ."""
+    """Mark the pixels whose right neighbour (1) or lower neighbour (2) differs."""
     for x in range(row.size):
         cracks[x] = np.uint8(row[x] != below[x]) << 1
     for x in range(row.size - 1):
@@ -31,7 +31,7 @@ def mark_cracks(row: Labels, below: Labels, cracks: Bytes) -> None:
 
 @kernel
 def gather_cracks(token_map: Labels, cost_map: Bytes, num_tokens: Scalar) -> tuple[Longs, Longs]:
-    """Border length, sum and lowest crack value of every pair of touching tokens.
+    """Measure border length, sum and lowest crack value of every pair of touching tokens.
 
     The crack between two 4-neighbours has the higher of their two values.
 
@@ -118,7 +118,7 @@ class Graph(NamedTuple):
 
 @kernel
 def pair_key(graph: Graph, a: Scalar, b: Scalar) -> int:
-    """Key of a token pair, in any order."""
+    """Compute the key of a token pair, in any order."""
     return int(np.int64(min(a, b)) * graph.areas.size + max(a, b))
 
 
@@ -136,7 +136,7 @@ def append(graph: Graph, token: Scalar, entry: Scalar) -> None:
 
 @kernel
 def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protected: Flags) -> Graph:
-    """Graph of the given edges; the arrays are copied."""
+    """Build the graph of some edges; the arrays are copied."""
     num_tokens, num_edges = areas.size, lengths.size
     size = 64
     while size < 2 * num_edges:
@@ -168,7 +168,7 @@ def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protecte
 
 @kernel
 def join_edges(graph: Graph, a: Scalar, b: Scalar) -> int:
-    """Make one edge of two between the same tokens: the earlier one, which is returned."""
+    """Join two edges between the same tokens into the earlier one, and return it."""
     kept, dead = min(a, b), max(a, b)
     graph.alive[dead] = False
     graph.lengths[kept] += graph.lengths[dead]
@@ -215,14 +215,14 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
 
 @kernel
 def first_slot(keys: Longs, key: Scalar) -> int:
-    """Where the search for a key begins."""
+    """Compute the slot at which the search for a key begins."""
     spread = np.int64(key) * np.int64(SPREAD)
     return int((spread ^ (spread >> 32)) & (keys.size - 1))
 
 
 @kernel
 def find_slot(keys: Longs, key: Scalar) -> int:
-    """Slot that holds a key, or the empty slot where it belongs."""
+    """Find the slot of a key, or the empty slot where it belongs."""
     slot = first_slot(keys, key)
     while keys[slot] != key and keys[slot] != EMPTY:
         slot = (slot + 1) & (keys.size - 1)

@@ -59,7 +59,7 @@ def find_parts(painted: Ints, num_runs: Scalar, runs: Ints, values: Ints, first_
 
 @kernel
 def join_parts(runs: Ints, values: Ints, first_run: Ints, labels: Ints) -> int:
-    """Number the 4-connected parts of equal value in raster order; returns how many there are."""
+    """Number the 4-connected parts of equal value in raster order; return how many there are."""
     size = runs.shape[0]
     for i in range(size):
         labels[i] = i
@@ -94,7 +94,7 @@ def measure_parts(runs: Ints, values: Ints, labels: Ints, areas: Longs, of: Ints
 
 @kernel
 def spare_parts(areas: Longs, of: Ints, spared: Longs) -> Flags:
-    """Which parts stay however small; see :func:`label_parts`."""
+    """Mark the parts that stay however small; see :func:`label_parts`."""
     stays = np.zeros(areas.size, np.bool_)
     largest = np.full(spared.size, -1, np.int32)
     for part in range(areas.size):
@@ -119,7 +119,7 @@ def label_parts(
     gap_area: Scalar,
     spared: Longs,
 ) -> tuple[Ints, Ints, Ints, Ints, Scalar]:
-    """Connected parts that are large enough to be tokens.
+    """Label the connected parts that are large enough to be tokens.
 
     Parameters
     ----------

@@ -35,13 +35,13 @@ ANY = np.iinfo(np.int64).max  # more than any area
 
 @kernel
 def smaller_area(graph: Graph, edge: Scalar) -> int:
-    """Area of the smaller token of an edge."""
+    """Return the area of the smaller token of an edge."""
     return int(min(graph.areas[graph.ends[edge, 0]], graph.areas[graph.ends[edge, 1]]))
 
 
 @kernel
 def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
-    """Cost of merging the two tokens of an edge."""
+    """Compute the cost of merging the two tokens of an edge."""
     length = graph.lengths[edge]
     if rule == AREA:
         # Smallest token first, then longest border: 26 + 27 bits fit a float64 exactly.
@@ -54,7 +54,7 @@ def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
 
 @kernel
 def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
-    """Whether an edge has more than ``most`` protected tokens, or no other of an area ``below``.
+    """Test for more than ``most`` protected tokens, or no other of an area ``below``.
 
     Kept out of the way of images without protected tokens (``most`` 2 throughout): asked inside a
     function of its own together with the area, it would take a third of the time of all merging.
@@ -154,7 +154,7 @@ def merge_neighbours(
     min_area: Scalar,
     num_tokens: Scalar,
 ) -> tuple[Longs, int]:
-    """Merge the cheapest pair, again and again.
+    """Merge the cheapest pair until few enough tokens are left.
 
     First only pairs with a token below ``min_area``, until there is none; then all pairs, until
     ``num_tokens`` tokens are left. Equal costs: the pair that comes first in ``pairs`` goes first;
@@ -207,7 +207,7 @@ def merge_neighbours(
 
 @kernel
 def cut_merges(num_tokens: Scalar, merges: Longs) -> tuple[Longs, int]:
-    """Group of each token after some merges, numbered in the order of their first tokens.
+    """Compute the group of each token after some merges, numbered by their first tokens.
 
     Returns (N,) int64 groups, and how many there are.
     """
@@ -238,7 +238,7 @@ class Heap(NamedTuple):
 
 @kernel
 def empty_heap(capacity: Scalar) -> Heap:
-    """Heap with room for ``capacity`` entries."""
+    """Allocate a heap with room for ``capacity`` entries."""
     return Heap(np.empty(capacity, np.float64), np.empty(capacity, np.int32), np.zeros(1, np.int64))
 
 

@@ -38,7 +38,7 @@ def smooth(levels: Bytes) -> Bytes:
 
 @kernel
 def not_lowest(levels: Bytes) -> Bytes:
-    """1 where a pixel has a lower 4-neighbour, 0 elsewhere."""
+    """Mark the pixels with a lower 4-neighbour by 1, the others by 0."""
     height, width = levels.shape
     has_lower = np.empty((height, width), np.uint8)
     for y in range(height):
@@ -55,7 +55,7 @@ def not_lowest(levels: Bytes) -> Bytes:
 
 @kernel
 def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
-    """Plateaus without a lower 4-neighbour, as labelled runs.
+    """Find the plateaus without a lower 4-neighbour, as labelled runs.
 
     Takes the same ``scratch`` and returns the same four as
     :func:`~subtok_data.segment.kernels.components.label_runs`; runs with the label -1 belong to no
@@ -95,7 +95,7 @@ def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int
 
 @kernel
 def depths(floors: Longs, pairs: Ints, passes: Longs) -> Longs:
-    """How far the water in each minimum rises before it flows over into a lower one.
+    """Compute how far the water in each minimum rises before it flows over into a lower one.
 
     Parameters
     ----------

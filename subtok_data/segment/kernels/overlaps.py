@@ -41,7 +41,7 @@ def add_column(
 def count_overlaps(
     counts: Ints, offsets: Longs, token_map: Labels, num_tokens: Scalar
 ) -> tuple[Longs, Ints, Longs]:
-    """Pixels that each region shares with each token that it meets.
+    """Count the pixels that each region shares with each token.
 
     Time grows with the pixels of the regions, not with regions times tokens.
 
@@ -107,7 +107,7 @@ CLIPPED, WHOLE, DIVIDED = 1, 2, 3
 
 @kernel
 def is_nearer(y: Scalar, x: Scalar, points: Longs, labels: NDArray[np.int8]) -> bool:
-    """Whether a pixel is no farther from a point of label 1 than from all of label 0."""
+    """Return whether a pixel is no farther from a point of label 1 than from all of label 0."""
     inside, outside = np.int64(1) << 62, np.int64(1) << 62
     for i in range(labels.size):
         distance = (points[i, 0] - y) ** 2 + (points[i, 1] - x) ** 2
@@ -130,7 +130,7 @@ def union_runs(
     points: Longs,
     labels: NDArray[np.int8],
 ) -> tuple[Ints, Longs]:
-    """Runs of each region that is made of tokens; time grows with the boxes around them.
+    """Encode unions of tokens as run lengths; time grows with the boxes around them.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def measure_tokens(
     sums: Longs,
     first: Longs,
 ) -> bool:
-    """Area, box, twice the sums of (y + 1/2, x + 1/2), and first pixel of each token.
+    """Measure area, box, twice the sums of (y + 1/2, x + 1/2), and first pixel of each token.
 
     The arrays come zeroed. Returns False for a map with a label out of range; labels below 0 are
     no token.

@@ -1,4 +1,4 @@
-"""Cleaning of masks: small holes and islands, and duplicates that cleaning makes."""
+"""Cleaning of masks: small holes, small islands, and the duplicates that result."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def suppress_boxes(boxes: NDArray[Any], scores: NDArray[Any], overlap: float) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression.
+    """Select boxes by greedy non-maximum suppression.
 
     Parameters
     ----------

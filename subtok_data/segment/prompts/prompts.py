@@ -159,33 +159,17 @@ class Prompts:
             None if self.texts is None else tuple(self.texts[i] for i in kept),
         )
 
-    def check_size(self, size: tuple[int, int], name: str = "the image") -> None:
-        """Raise PromptError unless the prompts are for an image of a size.
+    def check_size(self, size: tuple[int, int], image: int | None = None) -> None:
+        """Raise PromptError unless the prompts are in the pixels of an image of ``size`` (H, W).
 
-        Parameters
-        ----------
-        size : (H, W)
-            Size of the image in pixels.
-        name : str, optional
-            Which image, for the message.
-
-        Raises
-        ------
-        PromptError
-            Prompts for an image of another size.
-
-        Examples
-        --------
-        >>> Prompts.of((4, 6), boxes=[[0, 0, 2, 2]]).check_size((8, 12), "image 3")
-        Traceback (most recent call last):
-            ...
-        subtok_data.errors.PromptError: image 3 has 8 × 12 pixels, its prompts are for an image of 4 × 6 (height × width): give them in pixels of this image, or use prompts.resized((8, 12))
-        """  # noqa: E501
-        if self.size != tuple(size):
+        ``image`` is its place among several, for the message.
+        """
+        if tuple(size) != tuple(self.size):
+            name = "the image" if image is None else f"image {image}"
             raise PromptError(
-                f"{name} has {size[0]} × {size[1]} pixels, its prompts are for an image of "
-                f"{self.size[0]} × {self.size[1]} (height × width): give them in pixels of this "
-                f"image, or use prompts.resized({tuple(size)})"
+                f"{name} has {size[0]} × {size[1]} pixels, its prompts are for {self.size[0]} × "
+                f"{self.size[1]}: give Prompts the size of the image as it is, upright, or resize "
+                "them with it (Prompts.resized)"
             )
 
     def resized(self, size: tuple[int, int]) -> Prompts:
@@ -231,12 +215,12 @@ class Prompts:
         return RLEMasks.from_runs(runs, self.size)
 
     def _dots(self, prompt: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of the pixels under a prompt's points inside."""
+        """Return rows and columns of the pixels under a prompt's points inside."""
         x, y = self.points[prompt][self.labels[prompt] == 1].astype(np.int64).T
         return y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)
 
     def _dot_runs(self, prompt: int) -> NDArray[np.int32]:
-        """Run lengths of those pixels."""
+        """Encode those pixels as run lengths."""
         rows, columns = self._dots(prompt)
         dots = np.unique(columns * self.size[0] + rows)
         spans = Spans(np.zeros_like(dots), dots, dots + 1)

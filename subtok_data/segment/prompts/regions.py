@@ -121,7 +121,7 @@ class _Tokens(NamedTuple):
 def _find_tokens(
     prompts: Prompts, pixels: RLEMasks, partition: Partition, areas: Longs, min_iou: float
 ) -> dict[int, _Tokens]:
-    """Tokens of the prompts without a mask; those that keep the pixels of their box left out."""
+    """Find the tokens of prompts without a mask, unless these keep the pixels of their box."""
     found: dict[int, _Tokens] = {}
     under = partition.token_map[tuple(np.moveaxis(_point_pixels(prompts), -1, 0))]
     boxed = np.flatnonzero(~prompts.has_mask & prompts.has_box)
@@ -142,14 +142,14 @@ def _find_tokens(
 
 
 def _point_pixels(prompts: Prompts) -> NDArray[np.int64]:
-    """Row and column of the pixel of each point, (P, K, 2); anything where there is no point."""
+    """Return row and column of each point's pixel, (P, K, 2); anything where there is no point."""
     last = np.array([prompts.size[1] - 1, prompts.size[0] - 1])
     known = np.where(prompts.labels[..., None] >= 0, prompts.points, 0)
     return np.ascontiguousarray(known.astype(np.int64).clip(0, last)[..., ::-1])
 
 
 def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> _Tokens:
-    """Tokens of a box, corrected: those under points inside added, those outside left out."""
+    """Add the tokens under points inside to those of a box, remove those under points outside."""
     if not (labels >= 0).any():
         return _Tokens(tokens, tokens[:0], tokens[:0])
     inner, outer = (np.unique(under[labels == label]).astype(np.int32) for label in (1, 0))
@@ -160,7 +160,7 @@ def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> 
 def _join_tokens(
     prompts: Prompts, found: Mapping[int, _Tokens], partition: Partition, boxes: Ints
 ) -> Iterator[Ints]:
-    """Run lengths of each region that is made of tokens."""
+    """Encode each union of tokens as run lengths."""
     from subtok_data.segment.kernels import CLIPPED, DIVIDED, WHOLE, union_runs
 
     asking = np.array(list(found), np.int64)

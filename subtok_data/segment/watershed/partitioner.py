@@ -65,6 +65,13 @@ class WatershedPartitioner(Partitioner):
         """True: the boundary map."""
         return True
 
+    @property
+    def seed_threshold(self) -> float | None:
+        """Threshold in use: the given one or the default; None for exact counts."""
+        if self.num_tokens is not None:
+            return None
+        return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+
     def for_num_tokens(self, num_tokens: int) -> WatershedPartitioner:
         """Return a partitioner with seeds enough; ConfigError if it was given a threshold."""
         return replace(self, num_tokens=num_tokens)
@@ -79,12 +86,12 @@ class WatershedPartitioner(Partitioner):
                 f"boundary map of {quantised.shape} pixels for an image of {tuple(size)}: "
                 "resize the map to the image"
             )
-        if self.num_tokens is None:
-            threshold = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+        threshold = self.seed_threshold
+        if threshold is not None:
             seeds = threshold_seeds(quantised, threshold)
         else:
             from subtok_data.segment.watershed.minima import minima_seeds
 
-            seeds = minima_seeds(quantised, self.num_tokens, self.backend)
+            seeds = minima_seeds(quantised, self.num_tokens or 1, self.backend)
         token_map, num_tokens = flood_from(quantised, seeds, self.backend)
         return Partition(token_map, num_tokens, cost_map=quantised)

@@ -233,9 +233,7 @@ def test_scores_fields_and_other_sizes():
         "class": [-1, 9, -1, -1],
     }
     turned = {**evidence, "label_map": evidence["label_map"].T, **prompts.to_evidence()}
-    with pytest.raises(
-        PromptError, match=r"6 × 4 pixels, its prompts .* of 4 × 6 .*resized\(\(6, 4\)\)"
-    ):
+    with pytest.raises(PromptError, match="6 × 4 pixels, its prompts are for 4 × 6: .* resize"):
         PromptedPartitioner(base)(turned, (6, 4))
 
 
