@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError, PromptError
-from subtok_data.images import DEFAULT_SIZE, Canvas, to_rgb
+from subtok_data.images import DEFAULT_SIZE, Canvas, image_size, to_rgb
 from subtok_data.segment import (
     Budget,
     MergeCost,
@@ -23,7 +23,6 @@ from subtok_data.segment import (
     Prompts,
     SegmentTask,
     add_prompts,
-    picture_size,
     segment_image,
 )
 from subtok_data.segmenters import SEGMENTERS, EPOCSegmenter, Segmenter, takes_prompts
@@ -190,7 +189,7 @@ class SubobjectTokenizer:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
         asked = _fit_prompts(prompts, sources, images)
-        sizes = [picture_size(image) for image in images]
+        sizes = [image_size(image) for image in images]
         taken = asked if takes_prompts(self.segmenter) else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
@@ -199,7 +198,7 @@ class SubobjectTokenizer:
         ):
             evidence = add_prompts(evidence, one)
             cut = segment_image(task, evidence, size, image)
-            found.append(TokenizedImage.of(image, cut, evidence, picture_size(source)))
+            found.append(TokenizedImage.of(image, cut, evidence, image_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:
@@ -321,5 +320,5 @@ def _fit_prompts(
                 f"image {place} has {source.shape[0]} × {source.shape[1]} pixels, its prompts are "
                 f"for {one.size[0]} × {one.size[1]}: give the size of the source, upright"
             )
-        fitted.append(None if one is None else one.resized(picture_size(image)))
+        fitted.append(None if one is None else one.resized(image_size(image)))
     return fitted

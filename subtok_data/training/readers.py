@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from subtok_data.errors import ConfigError
-from subtok_data.images import to_rgb
-from subtok_data.segment import picture_size
+from subtok_data.images import image_size, to_rgb
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
@@ -71,7 +70,7 @@ class _FileSource:
     def __getitem__(self, index: int) -> Sample:
         path, label = self._pairs[index]
         image = to_rgb(path)
-        strength, thin = self._label(label, picture_size(image))
+        strength, thin = self._label(label, image_size(image))
         if strength.shape != image.shape[:2]:
             raise ConfigError(
                 f"{path}: the label is {strength.shape}, the image {image.shape[:2]} "

@@ -14,7 +14,8 @@ from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.pool import SegmentPool
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SampleError, SubtokError
-from subtok_data.segment import Prompts, Segmented, SegmentTask, add_prompts, picture_size
+from subtok_data.images import image_size
+from subtok_data.segment import Prompts, Segmented, SegmentTask, add_prompts
 from subtok_data.segmenters import Evidence
 from subtok_data.text import EncodedText, RegionRow
 
@@ -65,7 +66,7 @@ class SampleInProgress:
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
             if self.prompts is not None:
                 found = add_prompts(found, self.prompts[place])
-            self.futures.append(pool.submit(task, found, picture_size(image), image))
+            self.futures.append(pool.submit(task, found, image_size(image), image))
 
     def collect(self) -> None:
         """Wait for the pool; a failure stays with the sample."""

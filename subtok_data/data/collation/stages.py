@@ -22,13 +22,13 @@ from subtok_data.data.datasets import Sample
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.images import image_size
 from subtok_data.segment import (
     Budget,
     PromptedPartitioner,
     Prompts,
     SegmentTask,
     StoredPartitioner,
-    picture_size,
 )
 from subtok_data.segmenters import (
     AsyncSegmenter,
@@ -208,7 +208,7 @@ class BatchFinisher:
         encoder_images = [image for sample in samples for image in sample.encoder_images]
         visual: dict[str, Any] = {
             "pixel_values": stack_pixels(encoder_images, self.options.pixels, device),
-            "valid_sizes": _sizes([picture_size(i) for i in encoder_images]),
+            "valid_sizes": _sizes([image_size(i) for i in encoder_images]),
             **pad_tokens(cut, pad_to_multiple_of=self.options.pad_to_multiple_of),
             "source_sizes": _sizes([size for sample in samples for size in sample.source_sizes]),
         }
@@ -327,7 +327,7 @@ def _inputs(
 ) -> tuple[list[NDArray[np.uint8]], list[tuple[int, int]], list[Prompts | None]]:
     """Images, their sizes, and their prompts if the segmenter takes any."""
     images = [image for sample in samples for image in sample.images]
-    sizes = [picture_size(image) for image in images]
+    sizes = [image_size(image) for image in images]
     if not takes_prompts(segmenter):
         return images, sizes, [None] * len(images)
     prompts: list[Prompts | None] = []

@@ -15,8 +15,8 @@ from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import Canvas
-from subtok_data.segment import Prompts, picture_size
+from subtok_data.images import Canvas, image_size
+from subtok_data.segment import Prompts
 from subtok_data.text import EncodedText, RegionRow, RegionText, TextEncoder
 
 __all__ = ["WorkerCollator"]
@@ -188,7 +188,7 @@ def _prompts(
             "all datasets of a mixture"
         )
     prompts = [one for sample in samples for one in sample.prompts or []]
-    return [one.resized(picture_size(image)) for one, image in zip(prompts, fitted, strict=True)]
+    return [one.resized(image_size(image)) for one, image in zip(prompts, fitted, strict=True)]
 
 
 def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:
