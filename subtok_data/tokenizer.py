@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 
 from subtok_data.errors import ConfigError
-from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, to_rgb
+from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
 from subtok_data.segment import (
     Budget,
     MergeCost,
@@ -20,9 +20,9 @@ from subtok_data.segment import (
     Overflow,
     Prompts,
     SegmentTask,
+    add_prompts,
     fit_prompts,
-    picture_size,
-    run_task,
+    segment_image,
 )
 from subtok_data.segmenters import (
     EPOCSegmenter,
@@ -150,10 +150,7 @@ class SubobjectTokenizer:
         max_tokens : int, optional
             A limit below the tokenizer's own, for one image that has less room.
         """
-        budget = self.budget
-        if max_tokens is not None and (budget.limit is None or max_tokens < budget.limit):
-            name = "max_tokens" if budget.num_tokens is None else "num_tokens"
-            budget = replace(budget, **{name: max_tokens})
+        budget = self.budget if max_tokens is None else self.budget.capped(max_tokens)
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
     @overload
@@ -212,18 +209,17 @@ class SubobjectTokenizer:
     ) -> list[TokenizedImage]:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
-        sizes = [picture_size(image) for image in images]
-        fitted = fit_prompts(prompts, [picture_size(source) for source in sources], sizes)
+        sizes = [image_size(image) for image in images]
+        fitted = fit_prompts(prompts, [image_size(source) for source in sources], sizes)
         taken = fitted if self.segmenter.takes_prompts else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
         for source, image, size, one, evidence in zip(
             sources, images, sizes, fitted, self.segmenter.infer(images, sizes, taken), strict=True
         ):
-            if one is not None:
-                evidence = {**one.to_evidence(), **evidence}
-            segmented = run_task(task, evidence, size, image)
-            found.append(TokenizedImage.of(image, segmented, evidence, picture_size(source)))
+            evidence = add_prompts(evidence, one)
+            segmented = segment_image(task, evidence, size, image)
+            found.append(TokenizedImage.of(image, segmented, evidence, image_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from subtok_data.images import image_size
 from subtok_data.segment import (
     Budget,
     GridPartitioner,
     MergeCost,
     SuperpixelPartitioner,
     apply_budget,
-    picture_size,
+    as_partitioner,
     watershed_tokens,
 )
 
@@ -56,7 +57,7 @@ class PatchCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = picture_size(image)
+        size = image_size(image)
         return {str(n): GridPartitioner(num_tokens=n)({}, size).token_map for n in self.counts}
 
 
@@ -74,7 +75,7 @@ class SlicCutter:
 
         def cut(parameter: float) -> tuple[NDArray[Any], int]:
             partition = replace(base, n_segments=max(1, round(parameter)))(
-                {"image": image}, picture_size(image)
+                {"image": image}, image_size(image)
             )
             return partition.token_map, partition.num_tokens
 
@@ -153,13 +154,11 @@ class SegmenterCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = picture_size(image)
+        size = image_size(image)
         evidence = self.segmenter.infer([image], [size])[0]
         found: dict[str, NDArray[Any]] = {}
         for count in self.counts:
-            partitioner: Any = self.segmenter.partitioner
-            if hasattr(partitioner, "for_num_tokens"):
-                partitioner = partitioner.for_num_tokens(count)
+            partitioner = as_partitioner(self.segmenter.partitioner).for_num_tokens(count)
             partition = partitioner(evidence, size)
             found[str(count)] = apply_budget(partition, Budget(num_tokens=count), image).token_map
         return found
