@@ -1,7 +1,7 @@
 """COCO's JSON layout: instances, boxes only (Objects365, V3Det, LVIS), panoptic maps.
 
-One reader for all: entries stay as the file has them, and what is asked for is checked where it is
-asked for, since few files have everything.
+One reader for all. Entries stay as the file has them, and each part is checked when it is used,
+since few files have everything.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class PanopticMap:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """An annotation file; :func:`read_coco` reads it.
+    """An annotation file, as :func:`read_coco` reads it.
 
     Attributes
     ----------

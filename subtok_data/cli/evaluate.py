@@ -67,7 +67,9 @@ def add_eval_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="watershed thresholds (default: %(default)s)",
     )
     what.add_argument("--merges", default="balanced", help="merge costs: balanced, boundary")
-    what.add_argument("--levels", type=int, default=33, help="thresholds of ODS (default: 33)")
+    what.add_argument(
+        "--ods-thresholds", type=int, default=33, help="thresholds of ODS (default: %(default)s)"
+    )
     what.add_argument("--no-boundaries", action="store_true", help="leave out ODS, OIS, AP")
     what.add_argument("--no-tokens", action="store_true", help="leave out token figures")
     what.add_argument("--no-original", action="store_true", help="leave out the slowest figure")
@@ -113,7 +115,7 @@ def run_eval(options: argparse.Namespace) -> int:
             makers,
             cutters,
             boundaries=not options.no_boundaries,
-            thresholds=options.levels,
+            thresholds=options.ods_thresholds,
             original=not options.no_original,
             progress=sys.stderr.isatty(),
         )

@@ -19,7 +19,7 @@ _EXAMPLES = """examples:
   subtok train run --data masks:photos,masks --init efficientnet_lite0.pth
       from MobileSAM masks of a folder of photos (tools/make_masks of the source code)
   subtok train run --data labels:images,label_pngs --validate labels:val,val_pngs --steps 2000
-      from label PNGs, with a loss on held-out images and pictures in run/pictures
+      from label PNGs, with a loss on held-out images, and previews in run/validation
   subtok train run --preset epoc --data masks:sa1b,sa1b
       the paper's recipe; SA-1B's JSON files lie beside its images
   accelerate launch -m subtok_data.cli train run --data masks:photos,masks

@@ -63,7 +63,7 @@ class BoundaryCounts:
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """Summary of a data set.
+    """Boundary figures of a data set.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class BoundaryScores:
 
 
 def thin_edges(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Keep the crest of every line: non-maximum suppression across the line's direction.
+    """Thin lines to their crests by non-maximum suppression.
 
     The direction is the principal curvature of the smoothed map; a pixel stays if it is not more
     than 1 % below both neighbours across the line.
@@ -165,7 +165,7 @@ def count_boundaries(
     table = np.zeros((4, thresholds), np.int64)
     table[3] = sum(int(one.sum()) for one in drawn)
     before: NDArray[np.bool_] | None = None
-    for column, level in enumerate(_levels(thresholds)):
+    for column, level in enumerate(_thresholds(thresholds)):
         lines = crest >= level * 255
         if before is not None and np.array_equal(lines, before):
             table[:3, column] = table[:3, column - 1]
@@ -183,7 +183,7 @@ def count_boundaries(
 
 
 def score_boundaries(counts: Sequence[BoundaryCounts]) -> BoundaryScores:
-    """Sum up the images.
+    """Compute ODS, OIS and AP from the counts of all images.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def score_boundaries(counts: Sequence[BoundaryCounts]) -> BoundaryScores:
     best = int(f.argmax())
     each = [_f_measure(*_rates(one)).argmax() for one in stacked]
     picked = np.sum([one[:, k] for one, k in zip(stacked, each, strict=True)], axis=0)
-    thresholds = _levels(stacked.shape[2])
+    thresholds = _thresholds(stacked.shape[2])
     return BoundaryScores(
         ods=float(f[best]),
         ods_threshold=float(thresholds[best]),
@@ -222,14 +222,14 @@ def score_boundaries(counts: Sequence[BoundaryCounts]) -> BoundaryScores:
 
 
 def sobel_map(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Gradient magnitude, the strongest channel of the blurred image (σ = 2): a lower bound."""
+    """Compute the gradient magnitude of the blurred image (σ = 2), of its strongest channel."""
     blurred = ndimage.gaussian_filter(image.astype(np.float32), (2.0, 2.0, 0.0))
     magnitude = np.hypot(ndimage.sobel(blurred, 0), ndimage.sobel(blurred, 1)).max(2)
     return _scaled(magnitude, 410.0)  # a step from black to white
 
 
 def canny_map(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Canny's detector as a map: the highest of 12 thresholds at which a pixel is still an edge.
+    """Compute the highest of 12 thresholds at which Canny still finds an edge in each pixel.
 
     Smoothing σ = 2, low threshold 0.4 of the high one; so that ODS can choose the threshold.
     """
@@ -254,14 +254,14 @@ def _scaled(values: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
     return np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
 
 
-def _levels(count: int) -> NDArray[np.float64]:
+def _thresholds(count: int) -> NDArray[np.float64]:
     if count < 1:
         raise ConfigError(f"{count} thresholds; at least 1 is needed")
     return np.arange(1, count + 1) / (count + 1)
 
 
 def _rates(table: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision and recall of a (4, T) table; precision is 1 where nothing is predicted."""
+    """Compute precision and recall of a (4, T) table; precision is 1 where nothing is predicted."""
     hit, predicted, found, annotated = table.astype(np.float64)
     precision = np.where(predicted > 0, hit / np.maximum(predicted, 1), 1.0)
     return precision, found / np.maximum(annotated, 1)
@@ -272,7 +272,7 @@ def _f_measure(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> N
 
 
 def _average_precision(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> float:
-    """Area under the curve between the lowest and the highest recall reached, on a grid of 1 %."""
+    """Integrate precision over the range of recall, on a grid of 1 %."""
     order = np.argsort(recall, kind="stable")
     grid = np.arange(0, 1.005, 0.01)
     curve = np.interp(grid, recall[order], precision[order], left=0.0, right=0.0)

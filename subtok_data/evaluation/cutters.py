@@ -1,4 +1,4 @@
-"""Ways of cutting an image, at matched token counts, under one face."""
+"""Ways to segment an image at matched token counts: the methods that a report compares."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ Maps = dict[str, Any]
 
 
 class Cutter(Protocol):
-    """Cuts one image at several settings."""
+    """Segments one image at several settings."""
 
     name: str
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps (H, W) by setting."""
+        """Compute token maps (H, W) by setting."""
         ...
 
 
 @dataclass(frozen=True)
 class PatchCutter:
-    """A grid of exactly so many nearly square patches."""
+    """A grid of an exact number of nearly square patches."""
 
     counts: Sequence[int]
     name: str = "patch"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by count."""
+        """Compute token maps by count."""
         del maps
         size = image_size(image)
         return {str(n): GridPartitioner(num_tokens=n)({}, size).token_map for n in self.counts}
@@ -63,68 +63,73 @@ class PatchCutter:
 
 @dataclass(frozen=True)
 class SlicCutter:
-    """SLIC, its parameter searched so that the number of tokens comes close."""
+    """SLIC, its parameter searched for about the number of tokens."""
 
     counts: Sequence[int]
     name: str = "slic"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by count."""
+        """Compute token maps by count."""
         del maps
         base = SuperpixelPartitioner("slic")
 
-        def cut(parameter: float) -> tuple[NDArray[Any], int]:
+        def partition_at(parameter: float) -> tuple[NDArray[Any], int]:
             partition = replace(base, n_segments=max(1, round(parameter)))(
                 {"image": image}, image_size(image)
             )
             return partition.token_map, partition.num_tokens
 
-        return {str(n): _search(cut, n, n / 2, n * 3.0, rising=True, tries=6) for n in self.counts}
+        return {
+            str(n): _search(partition_at, n, n / 2, n * 3.0, rising=True, tries=6)
+            for n in self.counts
+        }
 
 
 @dataclass(frozen=True)
 class FelzenszwalbCutter:
-    """Felzenszwalb and Huttenlocher's graph cut, its scale searched so that the number is close."""
+    """Felzenszwalb and Huttenlocher's segmentation, its scale searched for about the number."""
 
     counts: Sequence[int]
     name: str = "felzenszwalb"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by count."""
+        """Compute token maps by count."""
         del maps
 
         from skimage.segmentation import felzenszwalb
 
-        def cut(parameter: float) -> tuple[NDArray[Any], int]:
+        def partition_at(parameter: float) -> tuple[NDArray[Any], int]:
             # Not by the library's partitioner: its regions touch at corners, and counting the parts
             # as tokens of their own would make the method look worse than it is.
             labels = felzenszwalb(image, scale=parameter, sigma=0.8, min_size=50)
             return labels, int(labels.max()) + 1
 
-        return {str(n): _search(cut, n, 1, 5000, rising=False, tries=9) for n in self.counts}
+        return {
+            str(n): _search(partition_at, n, 1, 5000, rising=False, tries=9) for n in self.counts
+        }
 
 
 @dataclass(frozen=True)
 class ThresholdCutter:
-    """The paper's way: seeds below a threshold of a boundary map."""
+    """The paper's watershed, with seeds below a threshold of a boundary map."""
 
     source: str
     thresholds: Sequence[float]
 
     @property
     def name(self) -> str:
-        """What made the map, and how it is cut."""
+        """What made the map, and how it is segmented."""
         return f"{self.source} by threshold"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by threshold."""
+        """Compute token maps by threshold."""
         del image
         return {f"{t:g}": watershed_tokens(maps[self.source], t) for t in self.thresholds}
 
 
 @dataclass(frozen=True)
 class CountCutter:
-    """An exact number of tokens from a boundary map."""
+    """Watershed of a boundary map, merged to an exact number of tokens."""
 
     source: str
     counts: Sequence[int]
@@ -136,7 +141,7 @@ class CountCutter:
         return f"{self.source} by count ({self.merge})"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by count, all from one flood."""
+        """Compute token maps by count, all from one flood."""
         del image
         counts = list(self.counts)
         cuts = watershed_tokens(maps[self.source], num_tokens=counts, merge=self.merge)
@@ -145,14 +150,14 @@ class CountCutter:
 
 @dataclass(frozen=True)
 class SegmenterCutter:
-    """Any segmenter of the library, brought to an exact number by merging."""
+    """A segmenter of the library, merged to an exact number of tokens."""
 
     segmenter: Segmenter
     counts: Sequence[int]
     name: str
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Token maps by count."""
+        """Compute token maps by count."""
         del maps
         size = image_size(image)
         evidence = self.segmenter.infer([image], [size])[0]
@@ -165,7 +170,7 @@ class SegmenterCutter:
 
 
 def _search(
-    cut: Callable[[float], tuple[NDArray[Any], int]],
+    partition_at: Callable[[float], tuple[NDArray[Any], int]],
     target: int,
     low: float,
     high: float,
@@ -173,9 +178,9 @@ def _search(
     rising: bool,
     tries: int,
 ) -> NDArray[Any]:
-    """Bisect a parameter on a logarithmic scale; the cut whose number is nearest."""
+    """Bisect a parameter on a logarithmic scale for the partition nearest to a number of tokens."""
     middle = (low * high) ** 0.5
-    nearest, count = cut(middle)
+    nearest, count = partition_at(middle)
     error = abs(count - target)
     for _ in range(tries - 1):
         if count == target:
@@ -185,7 +190,7 @@ def _search(
         else:
             high = middle
         middle = (low * high) ** 0.5
-        token_map, count = cut(middle)
+        token_map, count = partition_at(middle)
         if abs(count - target) < error:
             nearest, error = token_map, abs(count - target)
     return nearest

@@ -50,7 +50,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedSet:
-    """A sequence of annotated images, read when asked for.
+    """A sequence of annotated images, each read on iteration.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class AnnotatedSet:
         return (read() for read in self.readers)
 
     def every(self, limit: int | None) -> AnnotatedSet:
-        """At most `limit` images, evenly spread; all if None."""
+        """Take at most `limit` images, evenly spread; all if None."""
         if limit is None or limit >= len(self.readers):
             return self
         if limit < 1:
@@ -80,7 +80,7 @@ class AnnotatedSet:
 
 
 def region_lines(label_map: NDArray[Any]) -> NDArray[np.bool_]:
-    """One-pixel lines between regions: pixels whose right or lower neighbour has another label.
+    """Mark the pixels whose right or lower neighbour has another label, lines of one pixel.
 
     Examples
     --------

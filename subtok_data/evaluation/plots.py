@@ -25,7 +25,7 @@ _MARKERS = "osD^vP*X"
 
 
 def plot_precision_recall(report: Report) -> Figure:
-    """Precision against recall of every boundary map, with lines of equal F-measure.
+    """Plot precision against recall of each boundary map, with lines of equal F-measure.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def plot_precision_recall(report: Report) -> Figure:
 
 
 def plot_tokens(report: Report) -> Figure:
-    """Four figures of merit against the mean number of tokens, a line a method.
+    """Plot four token figures against the mean number of tokens, a line for each method.
 
     Parameters
     ----------

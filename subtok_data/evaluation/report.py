@@ -1,4 +1,4 @@
-"""One run over an annotated set: boundary figures and token figures, as table, JSON and plots."""
+"""Evaluation of boundary maps and token maps on an annotated set, and its files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def evaluate(
     makers : mapping of str to callable
         RGB (H, W, 3) uint8 → boundary map (H, W) uint8.
     cutters : sequence of Cutter
-        Ways of cutting; those that read a boundary map name one of `makers`.
+        Ways to segment; those that read a boundary map name one of `makers`.
     boundaries : bool
         Score the boundary maps too.
     thresholds : int
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def write_report(folder: str | Path, reports: Sequence[Report]) -> list[Path]:
-    """Write ``report.json``, ``report.md`` and a plot or two a data set.
+    """Write ``report.json``, ``report.md`` and the plots of each data set.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""One run over an annotated set: boundary figures and token figures, as table, JSON and plots."""
+"""Figures of an evaluation, as JSON and as tables."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Report:
     tokens: Sequence[TokenRow] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with the precision-recall curves."""
+        """Convert to plain values, with the precision-recall curves."""
         return {
             "dataset": self.dataset,
             "images": self.images,
@@ -94,7 +94,7 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Two tables."""
+        """Write a table of boundary figures and one of token figures."""
         lines = [f"### {self.dataset}, {self.images} images", ""]
         if self.boundaries:
             lines += ["| boundary map | ODS | at | OIS | AP |", "|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Token quality against human segmentations, for any way of cutting an image.
+"""Token quality against human segmentations, for token maps of any method.
 
 All figures come from the table of common pixels of tokens and regions, or from distance maps: no
 dense masks. They are means over annotators, then over images.
@@ -69,7 +69,7 @@ class TokenScores:
     coverage: float
 
     def to_dict(self) -> dict[str, float]:
-        """Figures by name."""
+        """Convert to figures by name."""
         return asdict(self)
 
 
@@ -171,7 +171,7 @@ def token_scores(
 
 
 def mean_scores(scores: Sequence[TokenScores]) -> TokenScores:
-    """Mean over images.
+    """Average the figures over images.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def mean_scores(scores: Sequence[TokenScores]) -> TokenScores:
 
 
 def _monosemanticity(token_map: NDArray[Any], contours: Sequence[NDArray[np.bool_]]) -> float:
-    """Share of tokens whose core meets no human contour, as the original code counts it."""
+    """Compute the share of tokens whose core meets no human contour, as the original code does."""
     if not contours:
         return float("nan")
     tokens = _to_original_side(token_map)
@@ -205,7 +205,7 @@ def _original_contour(label_map: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _to_original_side(values: NDArray[Any]) -> NDArray[np.int32]:
-    """Nearest-neighbour to the original's square canvas."""
+    """Resize to the original's square canvas, nearest neighbour."""
     square: Any = rescale(
         values, (ORIGINAL_SIDE, ORIGINAL_SIDE), order=0, preserve_range=True, anti_aliasing=False
     )
@@ -218,7 +218,7 @@ def _overlap_figures(
     region_area: NDArray[np.float64],
     pure_share: float,
 ) -> tuple[float, float, float, float]:
-    """ASA, undersegmentation error, covering and purity from the pairs that occur."""
+    """Compute ASA, undersegmentation error, covering and purity from the pairs that occur."""
     inside = token_map >= 0
     tokens, regions = int(token_map.max()) + 1, len(region_area)
     if tokens == 0:
@@ -242,12 +242,12 @@ def _overlap_figures(
 
 
 def _near(distance: NDArray[np.float64], lines: NDArray[np.bool_], tolerance: float) -> float:
-    """Share of line pixels within the tolerance of the others; 1 without lines."""
+    """Compute the share of line pixels within the tolerance of the others; 1 without lines."""
     return float((distance[lines] <= tolerance).mean()) if lines.any() else 1.0
 
 
 def _distance_to(lines: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Euclidean distance of every pixel to the nearest line pixel; infinite without lines."""
+    """Compute the distance of each pixel to the nearest line pixel; infinite without lines."""
     if not lines.any():
         return np.full(lines.shape, np.inf)
     distance: Any = ndimage.distance_transform_edt(~lines)

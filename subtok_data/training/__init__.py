@@ -1,4 +1,4 @@
-"""Labels, datasets and training of boundary models."""
+"""Training of boundary models: labels, labelled images, the run."""
 
 import lazy_loader
 

@@ -23,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on.
+    """State that a run needs to go on.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Checkpoint:
     run: dict[str, Any]
 
     def require_same(self, run: dict[str, Any]) -> None:
-        """Raise if another run wrote this checkpoint.
+        """Refuse to go on with other settings or samples.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write whole or not at all.
+    """Write a checkpoint, whole or not at all.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote.
+    """Read a checkpoint.
 
     Raises
     ------

@@ -171,12 +171,12 @@ class TrainConfig:
             raise ConfigError("warmup, workers, clip_norm and weight_decay must not be negative")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, nested."""
+        """Convert to plain values, nested."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """Inverse of `to_dict`.
+        """Make a configuration from what `to_dict` gave.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Crops for training: image and label scaled, cut and mirrored together; colours change alone.
+"""Crops for training: image and label are scaled, cropped and flipped together, colours alone.
 
 Everything random comes from the generator that is passed in, so that a crop depends on nothing but
 its number: a run that resumes draws the crops that it would have drawn.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from subtok_data.training.config import AugmentConfig
     from subtok_data.training.samples import Sample
 
-__all__ = ["Draws", "draw_crop"]
+__all__ = ["Crops", "draw_crop"]
 Resampling = Image.Resampling
 
 
@@ -36,7 +36,7 @@ def draw_crop(
     *,
     label_stride: int = 2,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Cut a random crop.
+    """Draw a random crop of an image and its label.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _recolour(image: Image.Image, rng: random.Random, config: AugmentConfig) -> 
     return pixels
 
 
-class Draws(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class Crops(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Crops by number: number k is the same crop in every run of the same seed and data."""
 
     def __init__(

@@ -38,7 +38,7 @@ __all__ = [
 
 
 def round_kernel(diameter: int) -> NDArray[np.bool_]:
-    """Disk of the given odd diameter in pixels.
+    """Make a disk of an odd diameter in pixels.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def round_kernel(diameter: int) -> NDArray[np.bool_]:
 
 
 def boundary_from_labels(label_map: NDArray[Any], diameter: int = 5) -> NDArray[np.bool_]:
-    """Union over all labels of dilation minus erosion: pixels whose disk sees another label.
+    """Mark the pixels whose disk holds another label: dilation minus erosion of all labels.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def boundary_from_labels(label_map: NDArray[Any], diameter: int = 5) -> NDArray[
 
 
 def boundary_from_masks(masks: Sequence[NDArray[np.bool_]], diameter: int = 5) -> NDArray[np.bool_]:
-    """Dilation minus erosion of each mask, united; the paper's label.
+    """Unite dilation minus erosion of each mask, the paper's label.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def boundary_from_masks(masks: Sequence[NDArray[np.bool_]], diameter: int = 5) -
 
 
 def edges_of_labels(label_map: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels with a 4-neighbour of another label: a line of two pixels, one on either side.
+    """Mark the pixels that have a 4-neighbour of another label, one on either side of an edge.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def edges_of_labels(label_map: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def mean_strength(edges: Sequence[NDArray[Any]], tolerance: int = 1) -> NDArray[np.uint8]:
-    """Share of annotators who drew an edge here, those a pixel or two beside it counted.
+    """Compute edge strength as the share of annotators who drew an edge within a tolerance.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def edge_strength(
     saturation: float = 2.0,
     rim: int = 4,
 ) -> NDArray[np.uint8]:
-    """Edge strength from overlapping masks.
+    """Compute edge strength from the votes of overlapping masks.
 
     Each mask votes along its outline; its vote grows with its quality and its size. Where the
     outlines of several masks coincide (an object, the part it ends in, the background behind it)
@@ -219,7 +219,7 @@ def extend_to_frame(mask: NDArray[np.bool_], rim: int) -> NDArray[np.bool_]:
 
 
 def widen(strength: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
-    """Grey dilation with a disk of the given radius, pixels.
+    """Dilate grey values with a disk of a radius in pixels.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What learns in a run: network, optimiser and the average of the weights, one step at a time."""
+"""One optimiser step: network, AdamW, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Learner:
-    """A network on its devices, with all that a step changes.
+    """A network on its devices, with its optimiser and averaged weights.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step, for all but the encoder."""
+        """Learning rate of the last step, for all but the encoder."""
         return float(self._optimiser.param_groups[1]["lr"])
 
     def learn(self, batches: Pairs, step: int) -> tuple[float, float]:
@@ -144,7 +144,7 @@ class Learner:
         return F.binary_cross_entropy_with_logits(logits.float(), label)
 
     def _logits(self, module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 1, h, w) of uint8 pixels (B, 3, H, W)."""
+        """Compute logits (B, 1, h, w) of uint8 pixels (B, 3, H, W)."""
         mean = torch.tensor(self._network.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self._network.std, device=pixels.device).view(1, 3, 1, 1)
         normal = ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -152,7 +152,7 @@ class Learner:
         return output if isinstance(output, torch.Tensor) else output.logits
 
     def _seed_dropout(self, micro: int) -> None:
-        """Dropout draws from the number of the forward pass, not from what ran before."""
+        """Seed dropout by the number of the forward pass, whatever ran before."""
         config, accelerator = self._config, self._accelerator
         number = config.seed * 1_000_003 * config.accumulate + micro
         torch.manual_seed(number * accelerator.num_processes + accelerator.process_index)
@@ -174,7 +174,7 @@ class Learner:
             self._train_mode(module)
 
     def checkpoint(self, step: int, run: dict[str, Any]) -> Checkpoint:
-        """Everything a run needs to go on after a number of finished steps."""
+        """Collect what a run needs to go on after a number of finished steps."""
         state: dict[int, dict[str, torch.Tensor]] = self._optimiser.state_dict()["state"]
         network = dict(self._raw_module().state_dict())
         return Checkpoint(step, network, self._average.state, state, run)
@@ -202,7 +202,7 @@ class Learner:
 
 
 def _rate_factor(config: TrainConfig, step: int) -> float:
-    """Share of the learning rate after so many steps: a rise, then constant or half a cosine."""
+    """Compute the share of the learning rate: linear warm-up, then constant or half a cosine."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     if config.schedule == "constant":
         return rise
@@ -238,12 +238,12 @@ class MovingAverage:
         self.state: dict[str, torch.Tensor] = {}
 
     def start(self, module: nn.Module) -> None:
-        """Begin with the module as it is."""
+        """Start the average from the weights of a module."""
         self.state = {key: value.detach().clone() for key, value in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Take in the module after its optimiser step number `step`, which counts from 1."""
+        """Average in the weights after optimiser step number `step`, from 1 on."""
         # Early on a long memory would hold the initial weights.
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in module.state_dict().items():

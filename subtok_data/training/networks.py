@@ -1,4 +1,4 @@
-"""The networks that can be trained, behind one face: normalised pixels in, logits out."""
+"""Boundary networks to train: normalised pixels in, logits out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Network:
     last_bias: str
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Parameters of the encoder, and of the rest."""
+        """Split the parameters into those of the encoder and the rest."""
         named = list(self.module.named_parameters())
         return (
             [p for name, p in named if name.startswith(self.encoder)],
@@ -60,7 +60,7 @@ class Network:
         )
 
     def encoder_norms(self) -> Iterator[nn.Module]:
-        """Batch normalisations of the encoder."""
+        """Yield the batch normalisations of the encoder."""
         for name, module in self.module.named_modules():
             if name.startswith(self.encoder) and isinstance(module, nn.BatchNorm2d):
                 yield module
@@ -75,7 +75,7 @@ class Network:
 
 
 def build_network(architecture: str, init: str | Path | None = None) -> Network:
-    """Make a network, from random weights or from a file.
+    """Build a network with random weights, or with those of a file.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Readers of common layouts: BSDS500, COCO, SA-1B, folders of label maps, a teacher's maps."""
+"""Sources of labelled images: BSDS500, COCO, SA-1B, folders of label maps, a teacher's maps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ HUMAN = 230
 
 
 class _FileSource:
-    """Base of the readers: a list of pairs (image file, whatever its label is read from)."""
+    """Images with what their label is read from; subclasses read the label."""
 
     def __init__(self, pairs: Sequence[tuple[Path, Any]], soft: bool, where: str) -> None:
         if not pairs:
@@ -145,7 +145,7 @@ class CocoPanopticSource(_FileSource):
 
 
 class CocoInstanceSource(_FileSource):
-    """COCO instances: things only, so what lies between them counts as free of boundaries.
+    """COCO instances: things only, no boundaries between stuff.
 
     Parameters
     ----------
@@ -174,8 +174,8 @@ class CocoInstanceSource(_FileSource):
         ]
         super().__init__(pairs, soft, str(annotations))
 
-    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        coded = RLEMasks.from_runs([_runs(*one, _size) for one in label], _size)
+    def _label(self, label: Any, size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+        coded = RLEMasks.from_runs([_runs(name, one, size) for name, one in label], size)
         masks = [coded.mask(index) for index in range(len(coded))]
         if not self.soft:
             return _exact(boundary_from_masks(masks))
@@ -205,17 +205,17 @@ class MaskSource(_FileSource):
         ]
         super().__init__(pairs, soft, str(masks))
 
-    def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
+    def _label(self, label: Any, size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
         masks = read_masks(label) if label.suffix == ".npz" else read_sa1b(label)
         if self.soft:
             return edge_strength(masks), True
         if not len(masks):
-            return np.zeros(_size, np.uint8), False
+            return np.zeros(size, np.uint8), False
         return _exact(boundary_from_masks([masks.mask(index) for index in range(len(masks))]))
 
 
 class LabelMapSource(_FileSource):
-    """A folder of images and a folder of label PNGs of the same stem (any integers, one a region).
+    """Images and label PNGs of the same stem, a number for each region.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ class LabelMapSource(_FileSource):
 
 
 class TeacherSource(_FileSource):
-    """Boundary maps of a teacher: grey PNGs, 255 = boundary, of the same stem as the images.
+    """Images and grey boundary maps of a teacher, PNGs of the same stem; 255 is a boundary.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ _KINDS: dict[str, tuple[Callable[..., BoundarySource], int]] = {
 
 
 def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
-    """Build a source from ``KIND:FOLDER[,FOLDER…]``, as the command line takes it.
+    """Build a source from the command line's ``KIND:FOLDER[,FOLDER…]``.
 
     Parameters
     ----------

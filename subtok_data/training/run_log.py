@@ -1,4 +1,4 @@
-"""Logs of a run: a CSV file, and TensorBoard if asked."""
+"""Log of a run: a CSV file, and TensorBoard events on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS: tuple[str, ...] = (
 
 
 class RunLog:
-    """Rows of ``log.csv``; a run that goes on drops the rows after its checkpoint.
+    """Writer of ``log.csv``; a resumed run drops the rows after its checkpoint.
 
     Parameters
     ----------

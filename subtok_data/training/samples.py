@@ -1,4 +1,4 @@
-"""Labelled images to train on, and the check before a run.
+"""Labelled images, and the check of all of them before a run.
 
 A source is a map-style dataset: it reads one image and builds its label when asked, and keeps
 nothing, so that its size does not matter. `check_sources` looks at every sample once, reports those
@@ -42,12 +42,12 @@ class Sample(NamedTuple):
 
 
 class BoundarySource(Protocol):
-    """What the trainer reads."""
+    """A map-style dataset of labelled images."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Where a sample comes from, for messages."""
+        """Name where a sample comes from, for messages."""
         ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -55,7 +55,7 @@ class BoundarySource(Protocol):
 
 @dataclass(frozen=True)
 class CheckedSamples:
-    """Samples that passed the check.
+    """Samples that passed the check, in memory where they fit.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class CheckedSamples:
         return len(self.places)
 
     def name(self, index: int) -> str:
-        """Where a sample comes from."""
+        """Name where a sample comes from."""
         source, inner = self.places[index]
         return self.sources[source].name(inner)
 
@@ -86,7 +86,7 @@ class CheckedSamples:
 def check_sources(
     sources: Sequence[BoundarySource], *, cache_bytes: int = 2 << 30, progress: bool = False
 ) -> CheckedSamples:
-    """Read every sample once; leave out what cannot be trained on.
+    """Read every sample once and leave out those that cannot be trained on.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from subtok_data.errors import ConfigError
 from subtok_data.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from subtok_data.training.config import TrainConfig
-from subtok_data.training.crops import Draws
+from subtok_data.training.crops import Crops
 from subtok_data.training.learner import Learner
 from subtok_data.training.networks import build_network
 from subtok_data.training.run_log import RunLog
@@ -37,7 +37,7 @@ _FREE = ("checkpoint_every", "validate_every", "log_every", "workers")
 
 
 class Trainer:
-    """One run.
+    """A training run; it goes on where an earlier one in the same folder stopped.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Trainer:
     sources : sequence of BoundarySource
         Labelled images.
     output : path
-        Folder of checkpoint, logs, pictures and, at the end, ``final``.
+        Folder of checkpoint, logs, images of validation and, at the end, ``final``.
     validation : sequence of BoundarySource
         Labelled images to validate on; none by default.
     init : path, optional
@@ -107,7 +107,7 @@ class Trainer:
         self._stop = False
 
     def stop(self) -> None:
-        """Finish the step that is under way, write a checkpoint and leave `run`."""
+        """Make `run` return after the step under way, with a checkpoint."""
         self._stop = True
 
     def run(self, on_step: Callable[[int, float], None] | None = None) -> Path | None:
@@ -159,11 +159,11 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
         per_step = config.batch_size * config.accumulate * self._accelerator.num_processes
-        draws = Draws(
+        crops = Crops(
             self._samples, config, self.step * per_step, (config.steps - self.step) * per_step
         )
         loader: Any = DataLoader(
-            draws,
+            crops,
             batch_size=config.batch_size,
             num_workers=config.workers,
             multiprocessing_context="forkserver" if config.workers else None,
@@ -186,13 +186,13 @@ class Trainer:
     def _validate(self, samples: CheckedSamples) -> None:
         if not self._accelerator.is_main_process:
             return
-        picture = self.output / "pictures" / f"step_{self.step:06d}.png"
+        preview = self.output / "validation" / f"step_{self.step:06d}.png"
         with self._learner.averaged() as predict:
-            loss = validate(predict, samples, self.config, picture)
+            loss = validate(predict, samples, self.config, preview)
         self._log.write(self.step, validation_loss=loss)
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a run to go on."""
+        """Collect what must be equal for a run to go on."""
         names = hashlib.sha256()
         for index in range(len(self._samples)):
             names.update(Path(self._samples.name(index)).name.encode() + b"\0")
@@ -235,7 +235,7 @@ def train(
     output: str | Path,
     **options: Any,
 ) -> Path:
-    """Train, or go on with the run in `output`, to the end.
+    """Train to the end, from the start or from the checkpoint in `output`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Validation during training: the loss on fixed crops, and a picture to look at."""
+"""Validation during training: the loss on fixed crops, and a preview of some."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def validate(
     predict: Callable[[torch.Tensor], torch.Tensor],
     samples: CheckedSamples,
     config: TrainConfig,
-    picture: Path,
+    preview: Path,
 ) -> float:
-    """Mean cross entropy over one unaltered crop an image; draw the first few.
+    """Compute the mean cross entropy over a fixed crop of each image, and draw the first few.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def validate(
         Images held out.
     config : TrainConfig
         Crop size and label form.
-    picture : Path
+    preview : Path
         PNG: a row an image, with crop, label and prediction side by side.
 
     Returns
@@ -75,12 +75,12 @@ def validate(
                     ]
                 )
             )
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.vstack(rows)).save(picture)
+    preview.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.vstack(rows)).save(preview)
     return total / len(samples)
 
 
 def _grey(values: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
-    """Dark lines on white, as RGB of the given side."""
-    levels = Image.fromarray(np.rint(255 * (1 - values)).astype(np.uint8))
-    return np.repeat(np.asarray(levels.resize((side, side)))[..., None], 3, axis=2)
+    """Draw dark lines on white, (side, side, 3) RGB."""
+    grey = Image.fromarray(np.rint(255 * (1 - values)).astype(np.uint8))
+    return np.repeat(np.asarray(grey.resize((side, side)))[..., None], 3, axis=2)

@@ -193,7 +193,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_the_command_prints_tables_or_json(folder: Path, capsys: pytest.CaptureFixture[str]):
     common = ["--labels", f"{folder}/images", f"{folder}/labels", "--limit", "2", "--counts", "6"]
-    assert run_eval(parse(*common, "--maps", "sobel", "--levels", "5")) == 0
+    assert run_eval(parse(*common, "--maps", "sobel", "--ods-thresholds", "5")) == 0
     table = capsys.readouterr().out
     assert "### labels, 2 images" in table
     assert "| sobel |" in table

@@ -106,8 +106,8 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     model = BoundaryModel.from_pretrained(parts, device="cpu")
     assert model.predict([np.zeros((50, 70, 3), np.uint8)])[0].shape == (50, 70)
     assert {one.dtype for one in got.values() if one.is_floating_point()} == {torch.float16}
-    pictures = sorted((tmp_path / "whole" / "pictures").iterdir())
-    assert [one.name for one in pictures] == ["step_000002.png", "step_000004.png"]
+    previews = sorted((tmp_path / "whole" / "validation").iterdir())
+    assert [one.name for one in previews] == ["step_000002.png", "step_000004.png"]
 
 
 def test_a_run_that_crashed_goes_on_from_its_checkpoint(source: LabelMapSource, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""``RegionDataset``: rows with regions as samples with prompts and one text for each."""
+"""``RegionDataset``: rows with regions to samples with prompts and one text for each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TEXTS, _ORDER, _POINTS = 1, 2, 3
 
 
 class NoRegionError(SampleError):
-    """No region of a sample is left in the picture."""
+    """No region of a sample is left in the image."""
 
 
 class RegionDataset(SubobjectDataset):
@@ -60,12 +60,12 @@ class RegionDataset(SubobjectDataset):
     train : bool, optional
         Training or evaluation.
     max_regions : int, optional
-        In training: regions of a sample at most, a random choice of those left in the picture.
+        In training: regions of a sample at most, a random choice of those left in the image.
     shuffle_regions : bool, optional
         In training: whether the order is new each time.
     prompt : {"mask", "box", "point"}, optional
-        What asks for a region: its mask, with its box (box alone without a mask); its box alone; or
-        a point of it, drawn from mask or box in training, in its middle in evaluation.
+        How a region is prompted: by its mask, with its box (box alone without a mask); by its box
+        alone; or by a point of it, drawn from mask or box in training, in its middle in evaluation.
     min_side : float, optional
         In training: regions whose shorter side is below this many pixels after the transform are
         lost, as are those of whose mask nothing is left. In evaluation none is.
@@ -85,7 +85,7 @@ class RegionDataset(SubobjectDataset):
 
     Notes
     -----
-    Samples get the columns ``regions_annotated``, ``regions_lost`` (out of the picture, or too
+    Samples get the columns ``regions_annotated``, ``regions_lost`` (outside the image, or too
     small) and ``regions_capped``; the regions of a sample are what is left. In evaluation they also
     get ``region_ids`` and ``region_phrases``, lists that ``region_prompt`` of the batch indexes.
 
@@ -188,7 +188,7 @@ class RegionDataset(SubobjectDataset):
         annotated = sample.columns["regions_annotated"]
         if not len(chosen) and self.empty != "keep":
             raise NoRegionError(
-                f"none of {annotated} regions is left in the picture",
+                f"none of {annotated} regions is left in the image",
                 index=index,
                 path=sample.path,
                 stage="decode",
@@ -226,7 +226,7 @@ class RegionDataset(SubobjectDataset):
         return kept | added
 
     def _visible(self, prompts: Prompts, masked: NDArray[np.int64]) -> Prompts:
-        """Regions that are large enough, and of whose mask there is something left."""
+        """Keep the regions that are large enough, and of whose mask something is left."""
         if not self.train or not len(prompts):
             return prompts
         # The corner of a box that is left of a slanted thing may show nothing of it.
@@ -253,12 +253,12 @@ class RegionDataset(SubobjectDataset):
 
 
 def _masked(prompts: Prompts) -> NDArray[np.int64]:
-    """Places in the row of the regions that have a mask."""
+    """List the places in the row of the regions that have a mask."""
     return prompts.ids[prompts.has_mask]
 
 
 def as_boxes(prompts: Prompts) -> Prompts:
-    """Ask by boxes alone; a region without a box gets that of its mask.
+    """Keep boxes alone; a region without a box gets that of its mask.
 
     Examples
     --------
@@ -273,7 +273,7 @@ def as_boxes(prompts: Prompts) -> Prompts:
 
 
 def as_points(prompts: Prompts, random: np.random.Generator | None = None) -> Prompts:
-    """Ask by one point in each region, instead of box and mask.
+    """Replace box and mask by one point in each region.
 
     Parameters
     ----------

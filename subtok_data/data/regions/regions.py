@@ -1,4 +1,4 @@
-"""Annotated regions of one picture, and how they become prompts."""
+"""Annotated regions of one image, and their conversion to prompts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from subtok_data.segment import Prompts, RLEMasks, segmentation_runs
 
 __all__ = ["Regions"]
 _SAME_SHAPE = 0.02
-"""How far the ratio of sides of a picture may be from the annotation's: re-encoding rounds."""
+"""How far the ratio of sides of an image may be from the annotation's: re-encoding rounds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Regions of one picture as a data set has them: boxes, masks, texts, still unchecked.
+    """Regions of one image as a data set has them: boxes, masks, texts, still unchecked.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Regions:
     ids : sequence of P int or str, optional
         Names of the annotations; their places if not given.
     size : (H, W), optional
-        Picture that the coordinates are of, px; the picture as decoded if not given.
+        Image that the coordinates are of, px; the image as decoded if not given.
     source : str, optional
         File of the annotations, for messages.
 
@@ -84,19 +84,19 @@ class Regions:
     def prompts(
         self, size: tuple[int, int], texts: Sequence[str], *, keep_all: bool = False
     ) -> Prompts:
-        """Return the regions as prompts of the decoded picture.
+        """Convert the regions to prompts of the decoded image.
 
-        Boxes are clipped to the picture. A picture that is larger or smaller than the annotation
+        Boxes are clipped to the image. An image that is larger or smaller than the annotation
         says, but of its shape, has the regions scaled.
 
         Parameters
         ----------
         size : (H, W)
-            Of the picture as decoded, px.
+            Of the image as decoded, px.
         texts : sequence of P str
             The one text of each region.
         keep_all : bool
-            Widen a box that is empty, or outside the picture, to the nearest pixel, instead of
+            Widen a box that is empty, or outside the image, to the nearest pixel, instead of
             leaving the region out.
 
         Returns
@@ -108,7 +108,7 @@ class Regions:
         ------
         PromptError
             A mask that cannot be read, a box with infinite values, a region with neither box nor
-            mask, or a picture of another shape than annotated. The message names the annotation.
+            mask, or an image of another shape than annotated. The message names the annotation.
         """
         annotated = self.size or size
         self._check_shape(annotated, size)
@@ -128,8 +128,8 @@ class Regions:
         stretch = (size[0] / annotated[0]) / (size[1] / annotated[1])
         if abs(stretch - 1) > _SAME_SHAPE:
             raise PromptError(
-                f"the picture has {size[0]} × {size[1]} pixels (height × width), the annotations"
-                f"{self._of} are of {annotated[0]} × {annotated[1]}: another picture, or one that "
+                f"the image has {size[0]} × {size[1]} pixels (height × width), the annotations"
+                f"{self._of} are of {annotated[0]} × {annotated[1]}: another image, or one that "
                 "was turned after it was annotated"
             )
 

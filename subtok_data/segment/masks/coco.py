@@ -79,9 +79,7 @@ def decode_counts(text: str | bytes) -> NDArray[np.int64]:
     return runs
 
 
-def segmentation_runs(
-    segmentation: Mapping[str, Any] | Sequence[Any] | NDArray[Any], size: tuple[int, int]
-) -> NDArray[np.int32]:
+def segmentation_runs(segmentation: Any, size: tuple[int, int]) -> NDArray[np.int32]:
     """Read one mask, whatever it is written as, to run lengths.
 
     Parameters

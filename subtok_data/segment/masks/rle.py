@@ -263,7 +263,7 @@ class RLEMasks:
         return cls.from_masks(unpacked, scores, fields, size=size)
 
     def to_evidence(self) -> dict[str, NDArray[Any]]:
-        """Named arrays, for the way to a segment worker."""
+        """Convert to named arrays, for the way to a segment worker."""
         return {
             "mask_size": np.array(self.size, np.int64),
             "mask_counts": self.counts,

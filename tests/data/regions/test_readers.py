@@ -114,7 +114,7 @@ def test_coco_files_that_cannot_be_read_say_where(tmp_path, entries, message):
         CocoRegions(path, tmp_path)
 
 
-def test_bad_masks_and_pictures_name_image_file_and_annotation(tmp_path):
+def test_bad_masks_and_images_name_image_file_and_annotation(tmp_path):
     path = change(write_coco(tmp_path, ROWS), annotations={"segmentation": [[0, 0, 1, 1]]})
     data = json.loads(path.read_text())
     name = data["annotations"][0]["id"]
@@ -129,7 +129,7 @@ def test_bad_masks_and_pictures_name_image_file_and_annotation(tmp_path):
     assert len(RegionDataset(rows, prompt="box")[0].prompts[0])  # masks are never read
 
 
-def test_pictures_of_another_shape_are_refused_and_smaller_ones_scaled(tmp_path):
+def test_images_of_another_shape_are_refused_and_smaller_ones_scaled(tmp_path):
     path = write_coco(tmp_path, ROWS)
     file = next(iter(CocoRegions(path, tmp_path)))["image"]
     with Image.open(file) as picture:
@@ -139,7 +139,7 @@ def test_pictures_of_another_shape_are_refused_and_smaller_ones_scaled(tmp_path)
     rows = CocoRegions(path, tmp_path)
     assert shows_its_colours(RegionDataset(rows, train=False)) == TOTAL
     turned.crop((0, 0, turned.width, turned.height // 2)).save(file)
-    with pytest.raises(SampleError, match="another picture, or one that was turned"):
+    with pytest.raises(SampleError, match="another image, or one that was turned"):
         RegionDataset(rows)[0]
 
 

@@ -144,13 +144,13 @@ class PanopticRegions(RegionRows):
         )
 
     def segmentations(self, index: int, part: slice) -> Sequence[Any]:
-        """Masks of an image: its PNG is read when the first of them is."""
+        """Give the masks of an image; its PNG is read when the first of them is."""
         path = self._maps[self._image_ids[index].as_py()]
         return _PanopticMasks(path, self._ids[part].to_pylist(), self.source)
 
 
 class _PanopticMasks(Sequence[Any]):
-    """Run lengths of the segments of one PNG, read on first use: boxes alone need none."""
+    """Run lengths of the segments of one PNG, read on first use; boxes alone need none."""
 
     def __init__(self, path: str, wanted: list[int], source: str) -> None:
         self._path, self._wanted, self._source = path, wanted, source

@@ -1,4 +1,4 @@
-"""Rows of any layout: where their regions are, and how a region is written."""
+"""Regions from the columns of rows, in the layouts of published data sets."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def _first(region: Mapping[str, Any], named: str | None, kind: str, default: Any
 
 
 def _drawn(mask: Any) -> Any:
-    """A mask that is a picture (anything above 0 is inside) as an array; others as they are."""
+    """Convert a mask that is an image (above 0 is inside) to an array; pass others through."""
     if isinstance(mask, Mapping) and "bytes" in mask:  # as Hugging Face keeps images undecoded
         with Image.open(mask["path"] if mask["bytes"] is None else BytesIO(mask["bytes"])) as file:
             return np.asarray(file.convert("L")) > 0

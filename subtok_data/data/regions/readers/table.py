@@ -129,7 +129,7 @@ class RegionRows(Dataset[dict[str, Any]]):
         }
 
     def segmentations(self, index: int, part: slice) -> Sequence[Any] | None:
-        """Masks of an image, as annotated; None if the file has none."""
+        """Read the masks of an image, as annotated; None if the file has none."""
         del index  # for readers that keep masks elsewhere, one file an image
         if self._segmentations is None:
             return None

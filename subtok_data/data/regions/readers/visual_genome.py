@@ -88,7 +88,7 @@ class _Files:
         self._roots = roots
 
     def path(self, name: Any) -> str:
-        """Return the file of an image; one that is missing is remembered."""
+        """Find the file of an image; note one that is missing."""
         found = self._found.get(str(name))
         if found is None:
             self._missing.append(name)
