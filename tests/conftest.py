@@ -77,6 +77,8 @@ def _shared_memory() -> set[str]:
 
 def _descriptors() -> int:
     """Sockets and anonymous memory of this process; pipes and files of torch come and go."""
+    if not os.path.isdir("/proc/self/fd"):
+        return 0
     links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
     targets = [os.readlink(link) for link in links if os.path.islink(link)]
     return sum(target.startswith(("socket:", "/memfd:")) for target in targets)

@@ -83,7 +83,7 @@ def test_help_is_fast_since_it_imports_no_torch():
 
 def test_python_m_is_the_same_command():
     done = subprocess.run(
-        [sys.executable, "-m", "subtok_data.cli", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "subtok_data", "--version"], capture_output=True, text=True
     )
     assert done.returncode == 0
     assert done.stdout.startswith("subtok-data ")

@@ -41,6 +41,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"data"},
         {"imagefree", "integrations"},
         {"cli"},
+        {"__main__"},
     ],
     "subtok_data.segment": [
         {"kernels"},
