@@ -1,8 +1,12 @@
-"""The real photos, and a check that a test leaves no process, thread or memory behind."""
+"""The real photos, the order of files, and a check that a test leaves nothing behind.
+
+Nothing is a process, thread, descriptor or shared memory.
+"""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import threading
@@ -15,6 +19,23 @@ import pytest
 
 # Idle threads of torch that spin would slow everything down where cores are scarce.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# DataLoader workers are forks of one process per session, which imports this once; without, each
+# worker would import torch anew, and there are hundreds of workers.
+multiprocessing.set_forkserver_preload(
+    ["torch", "torchvision.transforms.v2", "transformers", "subtok_data.data.collation.collator"]
+)
+
+# The longest file and the one that compiles the kernels for all others run first, side by side.
+FIRST = ("tests/properties/test_types.py", "tests/segment/kernels/test_kernels.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.split("::")[0]
+        return FIRST.index(file) if file in FIRST else len(FIRST)
+
+    items.sort(key=rank)
 
 
 def find_data() -> Path | None:
@@ -62,6 +83,8 @@ def _shared_memory() -> set[str]:
         return set()
     # By inode: a semaphore is mapped under the name it had before it got its own.
     named = {entry.inode(): entry.name for entry in os.scandir("/dev/shm")}
+    if not named:
+        return set()
     family = {os.getpid(), *(c.pid for c in psutil.Process().children(recursive=True))}
     for process in psutil.process_iter():
         if process.pid in family or not named:
