@@ -6,7 +6,6 @@ Nothing is a process, thread, descriptor or shared memory.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import re
 import threading
@@ -16,15 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.workers import preload_worker_imports
 
 # Idle threads of torch that spin would slow everything down where cores are scarce.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# DataLoader workers are forks of one process per session, which imports this once; without, each
-# worker would import torch anew, and there are hundreds of workers.
-multiprocessing.set_forkserver_preload(
-    ["torch", "torchvision.transforms.v2", "transformers", "subtok_data.data.collation.collator"]
-)
+preload_worker_imports()
 
 # The longest file and the one that compiles the kernels for all others run first, side by side.
 FIRST = ("tests/properties/test_types.py", "tests/segment/kernels/test_kernels.py")

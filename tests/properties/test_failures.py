@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from helpers.faulty import (
     KillsDecoder,
     coded_image,
 )
+from helpers.workers import start_fork_server
 
 from subtok_data import (
     SampleError,
@@ -209,7 +209,7 @@ def test_replacement_is_the_same_in_a_rebuilt_loader(tmp_path):
 
 
 def test_text_that_does_not_fit(tmp_path):
-    from helpers.text_fixtures import word_tokenizer
+    from helpers.tiny_tokenizers import word_tokenizer
 
     text = TextConfig(word_tokenizer(), caption="caption", max_length=5)
     images = SubobjectDataset(CodedImages(8), on_error="replace")
@@ -246,10 +246,7 @@ def test_error_in_a_dataloader_worker_is_no_crash(tmp_path):
 
 
 def test_hung_dataloader_worker(tmp_path):
-    # Workers are forks of a server whose own start is not what is timed.
-    ready = multiprocessing.get_context("forkserver").Process(target=int)
-    ready.start()
-    ready.join()
+    start_fork_server()
     with SubobjectLoader(
         HangsDecoder(8),
         faulty_tokenizer(tmp_path),

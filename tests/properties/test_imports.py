@@ -310,7 +310,12 @@ def text_files() -> Iterator[Path]:
     folders = ["subtok_data", "tests", "docs", "examples", "benchmarks", ".ci", ".github"]
     files = [file for folder in folders for file in (ROOT / folder).rglob("*")]
     for file in [*files, *ROOT.glob("*")]:
-        if file.name != ".git" and file.is_file() and file.suffix in suffixes and "__pycache__" not in file.parts:
+        if (
+            file.name != ".git"
+            and file.is_file()
+            and file.suffix in suffixes
+            and "__pycache__" not in file.parts
+        ):
             yield file
 
 
