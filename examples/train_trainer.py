@@ -14,7 +14,7 @@ from skimage import data
 from transformers import Trainer, TrainingArguments
 
 from subtok_data import SubobjectCollator, SubobjectTokenizer
-from subtok_data.integrations.trainer import SubobjectTrainerMixin
+from subtok_data.integrations import SubobjectTrainerMixin
 
 
 class PhotoModel(Classifier):

@@ -1,4 +1,7 @@
-"""The real photos, and a check that a test leaves no process, thread or memory behind."""
+"""The real photos, the order of files, and a check that a test leaves nothing behind.
+
+Nothing is a process, thread, descriptor or shared memory.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,23 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers.workers import preload_worker_imports
 
 # Idle threads of torch that spin would slow everything down where cores are scarce.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+preload_worker_imports()
+
+# The longest file and the one that compiles the kernels for all others run first, side by side.
+FIRST = ("tests/properties/test_types.py", "tests/segment/kernels/test_kernels.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.split("::")[0]
+        return FIRST.index(file) if file in FIRST else len(FIRST)
+
+    items.sort(key=rank)
 
 
 def find_data() -> Path | None:
@@ -62,6 +79,8 @@ def _shared_memory() -> set[str]:
         return set()
     # By inode: a semaphore is mapped under the name it had before it got its own.
     named = {entry.inode(): entry.name for entry in os.scandir("/dev/shm")}
+    if not named:
+        return set()
     family = {os.getpid(), *(c.pid for c in psutil.Process().children(recursive=True))}
     for process in psutil.process_iter():
         if process.pid in family or not named:
@@ -77,6 +96,8 @@ def _shared_memory() -> set[str]:
 
 def _descriptors() -> int:
     """Sockets and anonymous memory of this process; pipes and files of torch come and go."""
+    if not os.path.isdir("/proc/self/fd"):
+        return 0
     links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
     targets = [os.readlink(link) for link in links if os.path.islink(link)]
     return sum(target.startswith(("socket:", "/memfd:")) for target in targets)

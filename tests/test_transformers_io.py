@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import panoptic, promptable
 from safetensors.torch import save_file
 
 import subtok_data

@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
       from label PNGs, with a loss on held-out images, and previews in run/validation
   subtok train run --preset epoc --data masks:sa1b,sa1b
       the paper's recipe; SA-1B's JSON files lie beside its images
-  accelerate launch -m subtok_data.cli train run --data masks:photos,masks
+  accelerate launch -m subtok_data train run --data masks:photos,masks
       on all devices that accelerate is configured for
 The same command again goes on where the run was interrupted. Then:
 BoundaryModel.from_pretrained("run/final").

@@ -3,6 +3,7 @@ from .cutters import (
     CountCutter as CountCutter,
     FelzenszwalbCutter as FelzenszwalbCutter,
     PatchCutter as PatchCutter,
+    SegmenterCutter as SegmenterCutter,
     SlicCutter as SlicCutter,
     ThresholdCutter as ThresholdCutter,
 )

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import panoptic, promptable
+from helpers import tiny_panoptic, tiny_sam
 from helpers.faulty import KillsDecoder
 from helpers.tiny_efficient_sam import make_model, save_torchscript
 from PIL import Image
@@ -83,7 +83,7 @@ def test_help_is_fast_since_it_imports_no_torch():
 
 def test_python_m_is_the_same_command():
     done = subprocess.run(
-        [sys.executable, "-m", "subtok_data.cli", "--version"], capture_output=True, text=True
+        [sys.executable, "-m", "subtok_data", "--version"], capture_output=True, text=True
     )
     assert done.returncode == 0
     assert done.stdout.startswith("subtok-data ")
@@ -259,11 +259,11 @@ def test_models_cut_photos_from_the_command_line(photos, tmp_path, capsys, segme
     model = tmp_path / "model"
     model.mkdir()
     if segmenter == "panoptic":
-        panoptic.save_model("mask2former", model)
+        tiny_panoptic.save_model("mask2former", model)
     elif segmenter == "efficient-sam":
         save_torchscript(make_model(), model / "efficient_sam_vitt_torchscript.pt")
     else:
-        promptable.save_model("sam", model)
+        tiny_sam.save_model("sam", model)
     out = tmp_path / "tokens"
     arguments = ["--segmenter", segmenter, "--segmenter-model", str(model), *options]
     common = [*arguments, "--size", "64", "--max-tokens", "5"]

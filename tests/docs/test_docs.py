@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 import subtok_data
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.md")), *sorted((ROOT / "examples").glob("*.py"))]
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+_OBJECT = re.compile(r"(?<!-m )\bsubtok_data(?:\.[A-Za-z_]\w*)+(?!\w|/|\.py)")
 
 
 def code_of(page: Path) -> str:
@@ -44,6 +47,33 @@ def test_links_lead_somewhere(page):
     for target in _LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "#")):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES + EXAMPLES, ids=lambda p: p.name)
+def test_objects_are_named_by_the_face_of_their_folder(page):
+    for found in _OBJECT.finditer(page.read_text(encoding="utf-8")):
+        parts = found[0].split(".")
+        for depth in range(3, len(parts) + 1):
+            file = ROOT.joinpath(*parts[:depth]).with_suffix(".py")
+            assert not file.is_file(), f"{page.name}: {found[0]}"
+        assert _exists(parts), f"{page.name}: there is no {found[0]}"
+
+
+def _exists(parts: list[str]) -> bool:
+    value = importlib.import_module(parts[0])
+    for depth, name in enumerate(parts[1:], start=2):
+        if not hasattr(value, name) and importlib.util.find_spec(".".join(parts[:depth])):
+            importlib.import_module(".".join(parts[:depth]))
+        if not hasattr(value, name):
+            return False
+        value = getattr(value, name)
+    return True
+
+
+def test_paths_of_tests_lead_somewhere():
+    for page in PAGES:
+        for found in re.findall(r"`(tests/[\w/.]+)", page.read_text(encoding="utf-8")):
+            assert (ROOT / found).exists(), f"{page.name}: {found}"
 
 
 def test_readme_leads_to_every_page():

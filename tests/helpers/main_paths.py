@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from helpers.text_fixtures import byte_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer
 
 from subtok_data import (
     ImageFreeDataset,

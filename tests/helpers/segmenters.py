@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import panoptic, promptable
+from helpers import tiny_panoptic, tiny_sam
 from helpers.tiny_efficient_sam import make_model, save_onnx, save_torchscript
 
 from subtok_data import (
@@ -39,7 +39,7 @@ class Models:
     def folder(self, name: str) -> Path:
         folder = self.root / name
         if not folder.exists():
-            home = promptable if name in promptable.MODELS else panoptic
+            home = tiny_sam if name in tiny_sam.MODELS else tiny_panoptic
             home.save_model(name, folder)
         return folder
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.batches import assert_same, assert_same_batches, faulty_tokenizer
 from helpers.faulty import CodedImages
-from helpers.tiny_model import TinyModel
+from helpers.tiny_trainee import TinyModel
 from torchvision.transforms import v2
 
 from subtok_data import SubobjectCollator, SubobjectDataset, SubobjectLoader
@@ -244,7 +244,7 @@ def ranks(tmp_path_factory) -> list[dict]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(str(here / "helpers" / "two_ranks.py"), str(folder)),
+            *(str(here / "helpers" / "frameworks_on_two_ranks.py"), str(folder)),
         ],
         env={**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.text_fixtures import byte_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer
 from torch import nn
 from transformers import (
     CLIPVisionConfig,

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.memory import peak, reset_peak
+from helpers.peak_memory import peak, reset_peak
 from hypothesis import given, settings, strategies as st
 
 from subtok_data.errors import ConfigError

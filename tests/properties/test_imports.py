@@ -41,6 +41,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"data"},
         {"imagefree", "integrations"},
         {"cli"},
+        {"__main__"},
     ],
     "subtok_data.segment": [
         {"kernels"},
@@ -260,6 +261,16 @@ def test_light_parts_import_no_torch(modules):
     )
 
 
+def test_a_loader_starts_without_what_only_some_need():
+    """torchvision brings torch's compiler along, which doubles the start of every worker."""
+    fresh(
+        "import sys, subtok_data\n"
+        "subtok_data.SubobjectLoader, subtok_data.SubobjectTokenizer, subtok_data.BoundaryModel\n"
+        "heavy = {'torchvision', 'transformers', 'datasets', 'matplotlib', 'torch._dynamo'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+
+
 def test_kernels_run_without_torch():
     fresh(
         "import sys, numpy as np\n"
@@ -295,11 +306,16 @@ def test_public_names_are_lazy_and_documented():
 
 
 def text_files() -> Iterator[Path]:
-    suffixes = {".py", ".md", ".toml", ".json", ".txt", ".yml", ".cfg", ""}
-    folders = ["subtok_data", "tests", "tools", "docs", "examples", "benchmarks", ".ci"]
+    suffixes = {".py", ".pyi", ".md", ".toml", ".json", ".txt", ".yml", ".yaml", ".cfg", ".cff", ""}
+    folders = ["subtok_data", "tests", "tools", "docs", "examples", "benchmarks", ".ci", ".github"]
     files = [file for folder in folders for file in (ROOT / folder).rglob("*")]
     for file in [*files, *ROOT.glob("*")]:
-        if file.is_file() and file.suffix in suffixes and "__pycache__" not in file.parts:
+        if (
+            file.name != ".git"
+            and file.is_file()
+            and file.suffix in suffixes
+            and "__pycache__" not in file.parts
+        ):
             yield file
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import panoptic, promptable
+from helpers import tiny_panoptic, tiny_sam
 from helpers.batches import assert_same
 from helpers.segmenters import MAKERS, Models, sam, unsure
 from skimage import data
@@ -116,9 +116,9 @@ def test_the_generator_of_torch_is_left_alone(models):
         assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("name", [*promptable.MODELS, *panoptic.MODELS])
+@pytest.mark.parametrize("name", [*tiny_sam.MODELS, *tiny_panoptic.MODELS])
 def test_files_in_half_precision_run_as_they_are(models, name, tmp_path):
-    make, folder = (sam if name in promptable.MODELS else unsure), tmp_path / name
+    make, folder = (sam if name in tiny_sam.MODELS else unsure), tmp_path / name
     make(models, name).model.to(torch.bfloat16).save_pretrained(folder)
     for file in models.folder(name).glob("*.json"):
         if not (folder / file.name).exists():
@@ -127,7 +127,7 @@ def test_files_in_half_precision_run_as_they_are(models, name, tmp_path):
     assert segmenter.model.dtype == torch.bfloat16
     tokenizer = SubobjectTokenizer(segmenter, max_tokens=MAX_TOKENS, size=96)
     assert tokenizer(data.chelsea()).num_tokens >= 1
-    if name in promptable.MODELS:
+    if name in tiny_sam.MODELS:
         image = np.ascontiguousarray(data.chelsea()[::4, ::4])
         mask = np.zeros(image.shape[:2], bool)
         mask[20:50, 20:60] = True

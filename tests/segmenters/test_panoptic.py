@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.batches import assert_same
 from helpers.faulty import coded_image
-from helpers.panoptic import MODELS, save_model
+from helpers.tiny_panoptic import MODELS, save_model
 
 from subtok_data import (
     BoundaryModel,

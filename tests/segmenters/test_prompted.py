@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.batches import assert_same_batches
-from helpers.promptable import tiny_sam
+from helpers.tiny_sam import tiny_sam
 from skimage import data
 
 from subtok_data import (

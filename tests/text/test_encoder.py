@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers.text_fixtures import CHATML, LLAMA, TAGS, byte_tokenizer, word_tokenizer
+from helpers.tiny_tokenizers import CHATML, LLAMA, TAGS, byte_tokenizer, word_tokenizer
 from hypothesis import given, settings, strategies as st
 
 from subtok_data.errors import ConfigError, SampleError

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.text_fixtures import byte_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer
 from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.text_fixtures import byte_tokenizer, word_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer, word_tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -145,7 +145,7 @@ def test_two_processes_learn_from_the_same_crops(source: LabelMapSource, tmp_pat
     images = Path(source.name(0)).parent
     data = f"labels:{images},{images.parent / 'labels'}"
     common = ["--data", data, "--steps", "10", "--crop", "64", "--cpu"]
-    module = ["-m", "subtok_data.cli", "train"]
+    module = ["-m", "subtok_data", "train"]
     alone = [sys.executable, *module, str(tmp_path / "one"), "--batch-size", "4", *common]
     both = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *module,
             str(tmp_path / "two"), "--batch-size", "2", *common]  # fmt: skip

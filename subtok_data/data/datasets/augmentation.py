@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision import tv_tensors
 
 from subtok_data.data.datasets.sample import Sample
 from subtok_data.errors import ConfigError
@@ -65,6 +64,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
     Prompts of which nothing is left in the image are dropped; ``Prompts.ids`` of the others tells
     which they are.
     """
+    from torchvision import tv_tensors  # takes seconds to import, which few workers need
+
     for place, image in enumerate(sample.images):
         transformed: dict[str, Any] = {
             "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
@@ -142,6 +143,8 @@ def prompts_to_tensors(prompts: Prompts) -> dict[str, Any]:
     >>> sorted(prompts_to_tensors(prompts))
     ['boxes', 'texts']
     """
+    from torchvision import tv_tensors
+
     tensors: dict[str, Any] = {}
     if prompts.has_box.any():
         boxes = torch.from_numpy(prompts.boxes[prompts.has_box])
@@ -207,6 +210,8 @@ def prompts_from_tensors(
 
 
 def _key_points(points: NDArray[np.float32], size: tuple[int, int]) -> Any:
+    from torchvision import tv_tensors
+
     kind: Any = getattr(tv_tensors, "KeyPoints", None)
     if kind is None:
         raise ConfigError(

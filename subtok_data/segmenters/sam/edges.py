@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import WatershedPartitioner, check_count
@@ -67,6 +66,8 @@ def edge_map(
     (H, W) uint8
         255 at the strongest edge; zeros if no mask has one.
     """
+    from torchvision.ops import nms  # takes seconds to import, which few processes need
+
     (embedding,) = decoder.encode([image])
     points = point_grid(points_per_side) * (image.shape[1], image.shape[0])
     logits: list[Tensor] = []

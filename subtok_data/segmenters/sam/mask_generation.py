@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import nms
 
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segment import check_count
@@ -180,6 +179,8 @@ def _across_crops(parts: Sequence[GeneratedMasks], options: GenerationOptions) -
 
 def _suppress(boxes: NDArray[Any], scores: NDArray[Any], threshold: float) -> NDArray[np.int64]:
     """Greedy suppression by box overlap, on the CPU, where equal scores keep their order."""
+    from torchvision.ops import nms  # takes seconds to import, which few processes need
+
     return nms(
         torch.from_numpy(boxes), torch.from_numpy(scores.astype(np.float32)), threshold
     ).numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.text_fixtures import CHATML, byte_tokenizer
+from helpers.tiny_tokenizers import CHATML, byte_tokenizer
 from torch.utils.data import DataLoader
 
 from subtok_data import (

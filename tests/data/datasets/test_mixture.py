@@ -164,7 +164,11 @@ def test_two_ranks_are_disjoint_complete_and_keep_the_ratio(monkeypatch):
 def test_two_processes_share_each_epoch(tmp_path):
     here = Path(__file__).parents[2]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc_per_node=2", str(here / "helpers" / "mixture_ranks.py"), str(tmp_path)]
+    launch += [
+        "--nproc_per_node=2",
+        str(here / "helpers" / "mixture_on_two_ranks.py"),
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,7 @@ import inspect
 import pytest
 from helpers.batches import assert_same_batches, faulty_tokenizer
 from helpers.faulty import RAISE, CodedImages
-from helpers.text_fixtures import word_tokenizer
+from helpers.tiny_tokenizers import word_tokenizer
 
 from subtok_data import SubobjectCollator, SubobjectLoader, TextConfig
 from subtok_data.errors import ConfigError, SampleError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.batches import assert_same_batches
-from helpers.text_fixtures import byte_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer
 from torchvision.transforms import v2
 
 from subtok_data import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.batches import assert_same_batches
 from helpers.region_rows import COLOURS, colour_of, coloured_row
-from helpers.text_fixtures import byte_tokenizer
+from helpers.tiny_tokenizers import byte_tokenizer
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torchvision.transforms import v2
 

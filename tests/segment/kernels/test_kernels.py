@@ -21,10 +21,12 @@ from subtok_data.segment.kernels.flood import flood_pixels
 from subtok_data.segment.kernels.merging import merge_neighbours
 
 PACKAGE = Path(subtok_data.__file__).parent
-CUT = (
+# Decorates all kernels of the flood, and compiles a small one.
+CALL = (
     "import numpy as np\n"
     "from subtok_data import watershed_tokens\n"
-    "print(watershed_tokens(np.array([[0, 255, 0]], np.uint8)).tolist())\n"
+    "from subtok_data.segment.kernels.components import find_root\n"
+    "print(find_root(np.array([0, 0, 1], np.int32), 2))\n"
 )
 
 
@@ -52,38 +54,53 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+def test_warm_up_leaves_nothing_to_compile() -> None:
+    warm_up()
+    kernels = (flood_pixels, merge_neighbours, relabel)
+    before = [len(k.signatures) for k in kernels]
+    levels = smooth_noise(np.random.default_rng(0), (60, 70), 2)
+    watershed_tokens(levels, 0.3, max_tokens=5)
+    watershed_tokens(levels, num_tokens=[4, 2], merge="boundary", order="raster", min_area=5)
+    frozen = levels.copy()
+    frozen.flags.writeable = False
+    watershed_tokens(frozen[:, ::2], 0.2)
+    assert [len(k.signatures) for k in kernels] == before
+
+
 def test_read_only_install_caches_in_the_users_folder(installed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     site = str(installed)
-    assert run(CUT, PYTHONPATH=site, XDG_CACHE_HOME=str(cache)) == "[[0, 0, 1]]\n"
-    assert list(cache.rglob("flood*.nbc"))
+    assert run(CALL, PYTHONPATH=site, XDG_CACHE_HOME=str(cache)) == "0\n"
+    assert list(cache.rglob("components.find_root*.nbc"))
 
 
 def test_no_writable_folder_compiles_anew(installed: Path) -> None:
-    code = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n" + CUT
+    code = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n" + CALL
     nowhere = "/dev/null/cache"
     out = run(code, PYTHONPATH=str(installed), XDG_CACHE_HOME=nowhere, HOME="/dev/null")
-    assert out == "[[0, 0, 1]]\n"
+    assert out == "0\n"
 
 
 def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> None:
-    kernels = tmp_path / "subtok_data" / "segment" / "kernels"
+    """Also of code that another kernel of another file was built into."""
     skip = shutil.ignore_patterns("__pycache__", "boundary", "training")
     shutil.copytree(PACKAGE, tmp_path / "subtok_data", ignore=skip)
-    code = (
-        "import numpy as np\n"
-        "from subtok_data.segment.watershed.minima import minima_seeds\n"
-        "print(minima_seeds(np.array([[0, 9, 0]], np.uint8), 2).count)\n"
-    )
-    assert run(code, PYTHONPATH=str(tmp_path)) == "2\n"
-    components = (kernels / "components.py").read_text()
-    assert "    return runs, first_run, labels, count\n" in components
-    changed = components.replace(
-        "    return runs, first_run, labels, count\n",
-        "    labels[:] = 0\n    return runs, first_run, labels, 1\n",
-    )
-    (kernels / "components.py").write_text(changed)
-    assert run(code, PYTHONPATH=str(tmp_path)) == "1\n"
+    kernels = tmp_path / "subtok_data" / "segment" / "kernels"
+    head = "from subtok_data.segment.kernels.jit import kernel\n"
+    inner = "@kernel\ndef inner(x):\n    return x + {}\n"
+    outer = "from subtok_data.segment.kernels.inner import inner\n"
+    outer += "@kernel\ndef outer(x):\n    return 10 * inner(x)\n"
+    (kernels / "inner.py").write_text(head + inner.format(1))
+    (kernels / "outer.py").write_text(head + outer)
+    code = "from subtok_data.segment.kernels.outer import outer as f\n"
+    code += "print(f(1), sum(f.stats.cache_hits.values()))\n"
+    assert run(code, PYTHONPATH=str(tmp_path)) == "20 0\n"
+    assert run(code, PYTHONPATH=str(tmp_path)) == "20 1\n"  # from the cache
+    (kernels / "inner.py").write_text(head + inner.format(2))
+    assert run(code, PYTHONPATH=str(tmp_path)) == "30 0\n"
+    assert run(code, PYTHONPATH=str(tmp_path)) == "30 1\n"
+    (kernels / "flood.py").write_text((kernels / "flood.py").read_text() + "\n")
+    assert run(code, PYTHONPATH=str(tmp_path)) == "30 0\n"
 
 
 def test_describing_a_partition_loads_neither_torch_nor_a_compiler() -> None:
@@ -96,19 +113,6 @@ def test_describing_a_partition_loads_neither_torch_nor_a_compiler() -> None:
         + "import sys\nprint([n for n in ('torch', 'numba', 'skimage') if n in sys.modules])"
     )
     assert run(code, PYTHONPATH=str(PACKAGE.parent)) == "[]\n"
-
-
-def test_warm_up_leaves_nothing_to_compile() -> None:
-    warm_up()
-    kernels = (flood_pixels, merge_neighbours, relabel)
-    before = [len(k.signatures) for k in kernels]
-    levels = smooth_noise(np.random.default_rng(0), (60, 70), 2)
-    watershed_tokens(levels, 0.3, max_tokens=5)
-    watershed_tokens(levels, num_tokens=[4, 2], merge="boundary", order="raster", min_area=5)
-    frozen = levels.copy()
-    frozen.flags.writeable = False
-    watershed_tokens(frozen[:, ::2], 0.2)
-    assert [len(k.signatures) for k in kernels] == before
 
 
 def test_threads_run_kernels_at_the_same_time() -> None:

@@ -164,7 +164,7 @@ def test_no_call_is_larger_than_the_chunk(file):
 PEAK = """
 import sys
 import numpy as np, torch
-from helpers.memory import peak, reset_peak
+from helpers.peak_memory import peak, reset_peak
 torch.set_num_threads(1)
 from subtok_data.segmenters import EfficientSAMSegmenter
 from subtok_data.segmenters import GenerationOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.promptable import MODELS, save_model
+from helpers.tiny_sam import MODELS, save_model
 from skimage import data
 
 from subtok_data import SAMSegmenter

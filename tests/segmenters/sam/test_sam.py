@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.batches import assert_same
 from helpers.faulty import coded_image
-from helpers.promptable import MODELS, save_model
+from helpers.tiny_sam import MODELS, save_model
 from hypothesis import example, given, settings, strategies as st
 from scipy import ndimage
 from torchvision.ops import nms

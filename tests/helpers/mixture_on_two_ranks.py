@@ -1,4 +1,4 @@
-"""What each of two ranks sees of a mixture; run by torchrun from test_mixture.py."""
+"""What each of two ranks sees of a mixture; run by torchrun from tests/data/datasets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from helpers.mixtures import loader, mixture
+from helpers.workers import preload_worker_imports
 
 if __name__ == "__main__":
+    preload_worker_imports()
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     epochs = []

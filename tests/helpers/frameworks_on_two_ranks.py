@@ -1,4 +1,4 @@
-"""What each of two ranks sees; run by torchrun from test_integrations.py."""
+"""What each of two ranks sees; run by torchrun from tests/integrations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from helpers.batches import faulty_tokenizer
 from helpers.faulty import CodedImages, shard_rows
-from helpers.tiny_model import TinyModel
+from helpers.tiny_trainee import TinyModel
+from helpers.workers import preload_worker_imports
 
 from subtok_data import BatchPlan, SubobjectLoader
 
@@ -112,6 +113,7 @@ def with_lightning(out: dict, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    preload_worker_imports()
     target = Path(sys.argv[1])
     found: dict = {}
     with_accelerate(found)
