@@ -50,7 +50,6 @@ from subtok_data.segmenters import (
     GenerationOptions,
     PromptedSegmenter,
     SAMPrompter,
-    takes_prompts,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -115,7 +114,7 @@ class Contenders:
             if self.args.published_sizes:
                 save_published(name, folder)
             else:
-                (promptable if name in SAM_LIKE else panoptic).save_model(name, folder)
+                (tiny_sam if name in SAM_LIKE else tiny_panoptic).save_model(name, folder)
         return folder, f"random, {how}"
 
     def options(self, weights: str) -> GenerationOptions:
@@ -174,7 +173,7 @@ def save_published(name: str, folder: Path) -> None:
     import transformers as t
 
     if name == "oneformer":
-        panoptic.tiny_oneformer(folder)  # for the tokenizer; the rest is replaced
+        tiny_panoptic.tiny_oneformer(folder)  # for the tokenizer; the rest is replaced
         file = folder / "processor_config.json"
         saved = json.loads(file.read_text())
         saved["image_processor"]["size"] = {"shortest_edge": 800, "longest_edge": 1333}
@@ -231,7 +230,7 @@ def measure(name: str, segmenter: Any, weights: str, photos: list, size: int) ->
     images = [tokenizer.canvas.fit(photo) for photo in photos]
     sizes = [image.shape[:2] for image in images]
     prompts = [
-        five_boxes(size, seed) if takes_prompts(segmenter) else None
+        five_boxes(size, seed) if segmenter.takes_prompts else None
         for seed, size in enumerate(sizes)
     ]
     task = tokenizer.segment_task()
