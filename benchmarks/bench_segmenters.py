@@ -54,7 +54,7 @@ from subtok_data.segmenters import (
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers import tiny_efficient_sam
+from helpers import tiny_efficient_sam, tiny_panoptic, tiny_sam
 
 SAM_LIKE = ("sam", "sam2", "edgetam")
 PANOPTIC = ("mask2former", "oneformer", "eomt")

@@ -99,7 +99,9 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.viz.mean_color_image",
         "subtok_data.viz.boundary_image",
     ],
-    "Mask generation": [
+    "Segmenters of your own, mask generation": [
+        "subtok_data.segmenters.Segmenter",
+        "subtok_data.segmenters.as_segmenter",
         "subtok_data.segmenters.GenerationOptions",
         "subtok_data.segmenters.generate_masks",
         "subtok_data.segmenters.PointDecoder",

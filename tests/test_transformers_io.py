@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_panoptic, tiny_sam
 from safetensors.torch import save_file
 
 import subtok_data

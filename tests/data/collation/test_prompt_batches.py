@@ -226,7 +226,7 @@ def test_the_tokenizer_matches_prompts_of_one_image() -> None:
     assert both[1].prompt_tokens.tolist() == tokens.prompt_tokens.tolist()
     with pytest.raises(PromptError, match="image 0 has 400 × 600 pixels, its prompts are for 4 ×"):
         tokenizer()(image, prompts=Prompts.of((4, 4), boxes=[[0, 0, 1, 1]]))
-    with pytest.raises(PromptError, match="1 prompts for 2 images"):
+    with pytest.raises(PromptError, match="1 entries of prompts for 2 images"):
         tokenizer()([image, image], prompts=[prompts])
 
 

@@ -233,7 +233,11 @@ def test_scores_fields_and_other_sizes():
         "class": [-1, 9, -1, -1],
     }
     turned = {**evidence, "label_map": evidence["label_map"].T, **prompts.to_evidence()}
+<<<<<<< HEAD
     with pytest.raises(PromptError, match="6 × 4 pixels, its prompts are for 4 × 6: .* resize"):
+=======
+    with pytest.raises(PromptError, match="image has 6 × 4 pixels, its prompts are for 4 × 6"):
+>>>>>>> hb
         PromptedPartitioner(base)(turned, (6, 4))
 
 
@@ -244,6 +248,8 @@ def test_options_of_the_partitioner():
     assert partitioner.has_cost_map
     assert partitioner.for_num_tokens(7).base == WatershedPartitioner(num_tokens=7)
     assert not PromptedPartitioner(GridPartitioner(patch=8)).has_cost_map
+    with pytest.raises(ConfigError, match="threshold=0.2 and num_tokens=7"):
+        PromptedPartitioner(WatershedPartitioner(0.2)).for_num_tokens(7)
     with pytest.raises(ConfigError, match="min_iou=2"):
         PromptedPartitioner(GridPartitioner(patch=8), min_iou=2)
     with pytest.raises(ConfigError, match="GridPartitioner has no cost map"):
