@@ -233,11 +233,7 @@ def test_scores_fields_and_other_sizes():
         "class": [-1, 9, -1, -1],
     }
     turned = {**evidence, "label_map": evidence["label_map"].T, **prompts.to_evidence()}
-<<<<<<< HEAD
     with pytest.raises(PromptError, match="6 × 4 pixels, its prompts are for 4 × 6: .* resize"):
-=======
-    with pytest.raises(PromptError, match="image has 6 × 4 pixels, its prompts are for 4 × 6"):
->>>>>>> hb
         PromptedPartitioner(base)(turned, (6, 4))
 
 
