@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Required
 
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -14,7 +14,8 @@ class Batch(TypedDict, total=False, extra_items=Any):
     """A finished batch: a plain dict with the keys of :data:`subtok_data.batch.KEYS`.
 
     Columns of the dataset stand beside them, under their own names. Shapes, dtypes and meanings are
-    in ``docs/batch_format.md``; :func:`~subtok_data.validate_batch` checks them.
+    in ``docs/batch_format.md``; :func:`~subtok_data.validate_batch` checks them. Three keys are in
+    every batch; for the others type checkers ask whether the key is there.
 
     Examples
     --------
@@ -28,9 +29,9 @@ class Batch(TypedDict, total=False, extra_items=Any):
     mm_token_type_ids: Tensor
     pixel_values: Tensor
     valid_sizes: Tensor
-    visual_token_map: Tensor
+    visual_token_map: Required[Tensor]
     map_sizes: Tensor
-    num_visual_tokens: Tensor
+    num_visual_tokens: Required[Tensor]
     visual_token_mask: Tensor
     visual_token_boxes: Tensor
     visual_token_centers: Tensor
@@ -41,7 +42,7 @@ class Batch(TypedDict, total=False, extra_items=Any):
     visual_token_prompt: Tensor
     source_sizes: Tensor
     image_to_sample: Tensor
-    sample_index: Tensor
+    sample_index: Required[Tensor]
     region_to_image: Tensor
     region_to_token: Tensor
     region_prompt: Tensor

@@ -38,6 +38,8 @@ def test_the_type_of_a_batch_has_the_keys_of_the_table():
     expected = {name: types.get(key.dtypes[0], torch.Tensor) for name, key in KEYS.items()}
     assert get_type_hints(Batch) == expected
     assert list(Batch.__annotations__) == list(KEYS)
+    everywhere = {name for name, key in KEYS.items() if key.required and len(key.layouts) == 2}
+    assert Batch.__required_keys__ == everywhere
 
 
 def test_every_dtype_can_be_moved_between_processes():

@@ -34,7 +34,7 @@ def visual_batch(maps: list[np.ndarray], side: int) -> dict[str, torch.Tensor]:
             images, 3, side, side, generator=torch.Generator().manual_seed(0)
         ),
         "valid_sizes": torch.tensor([m.shape for m in maps]),
-        "visual_token_map": torch.full((images, side, side), -1, dtype=torch.int16),
+        "visual_token_map": torch.full((images, side, side), -1, dtype=torch.int32),
         "map_sizes": torch.tensor([m.shape for m in maps]),
         "num_visual_tokens": counts,
         "visual_token_mask": torch.arange(widest) < counts[:, None],
@@ -43,7 +43,7 @@ def visual_batch(maps: list[np.ndarray], side: int) -> dict[str, torch.Tensor]:
     }
     for i, (token, found) in enumerate(zip(maps, geometry, strict=True)):
         h, w = token.shape
-        batch["visual_token_map"][i, :h, :w] = torch.from_numpy(token.astype(np.int16))
+        batch["visual_token_map"][i, :h, :w] = torch.from_numpy(token.astype(np.int32))
         n = len(found.areas)
         boxes = torch.from_numpy(found.boxes).float()
         batch["visual_token_boxes"][i, :n] = boxes / torch.tensor([w, h, w, h])

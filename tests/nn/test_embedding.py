@@ -55,7 +55,7 @@ def make_batch(
         "pixel_values": torch.randn(images, 3, canvas, canvas),
         "valid_sizes": torch.tensor(sizes),
         "map_sizes": torch.tensor(sizes),
-        "visual_token_map": token_map.to(torch.int16),
+        "visual_token_map": token_map.to(torch.int32),
         "num_visual_tokens": torch.tensor(counts),
         "visual_token_mask": mask,
         "visual_token_boxes": boxes,
@@ -292,7 +292,7 @@ def test_bf16_neither_empties_nor_misplaces_a_token(mode):
     boxes[0, 0] = torch.tensor([0, 0, 1.0, 1.0])
     batch = {
         "pixel_values": torch.zeros(1, 3, 1024, 1024),
-        "visual_token_map": token.to(torch.int16),
+        "visual_token_map": token.to(torch.int32),
         "num_visual_tokens": torch.tensor([3]),
         "visual_token_mask": torch.ones(1, 3, dtype=torch.bool),
         "visual_token_boxes": boxes,

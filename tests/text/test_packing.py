@@ -39,7 +39,7 @@ def visual_keys(counts: list[list[int]], multiple: int = 1) -> dict[str, torch.T
     classes = torch.randint(0, 9, (len(flat), width), generator=generator)
     return {
         "pixel_values": torch.rand(len(flat), 3, 4, 4, generator=generator),
-        "visual_token_map": torch.zeros(len(flat), 4, 4, dtype=torch.int16),
+        "visual_token_map": torch.zeros(len(flat), 4, 4, dtype=torch.int32),
         "num_visual_tokens": torch.tensor(flat),
         "visual_token_mask": mask,
         "visual_token_boxes": boxes,
