@@ -1,7 +1,5 @@
 """``Batch``: the type of a batch, so that editors complete its keys."""
 
-from __future__ import annotations
-
 from typing import Any, Required
 
 from torch import Tensor
