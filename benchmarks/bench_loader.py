@@ -44,7 +44,7 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
 )
-from subtok_data.segment import DEFAULT_THRESHOLD, run_task
+from subtok_data.segment import DEFAULT_THRESHOLD, segment_image
 
 BATCH = 8
 PHOTOS = 40
@@ -149,7 +149,7 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
         for sample in batch.samples
         for one, image in zip(sample.evidence, sample.images, strict=True)
     ]
-    found["segment"] = per_image(lambda: [run_task(task, e, s) for e, s in pairs], len(pairs))
+    found["segment"] = per_image(lambda: [segment_image(task, e, s) for e, s in pairs], len(pairs))
     torch.set_num_threads(1)
     for batch in batches:
         stages.segment(batch)

@@ -43,7 +43,7 @@ from subtok_data import (
     SubobjectTokenizer,
     SuperpixelSegmenter,
 )
-from subtok_data.segment import Prompts, RLEMasks, run_task
+from subtok_data.segment import Prompts, RLEMasks, segment_image
 from subtok_data.segmenters import (
     EfficientSAMPrompter,
     EfficientSAMSegmenter,
@@ -244,14 +244,14 @@ def measure(name: str, segmenter: Any, weights: str, photos: list, size: int) ->
             for one, asked in zip(evidence, prompts[own], strict=True)
         ]
 
-    run_task(task, infer(0, 1)[0], sizes[0], images[0])  # loads and compiles
+    segment_image(task, infer(0, 1)[0], sizes[0], images[0])  # loads and compiles
     started = time.process_time()
     evidence = [
         one for start in range(0, len(images), BATCH) for one in infer(start, start + BATCH)
     ]
     inferred = time.process_time()
     cuts = [
-        run_task(task, one, size, image)
+        segment_image(task, one, size, image)
         for one, size, image in zip(evidence, sizes, images, strict=True)
     ]
     ended = time.process_time()

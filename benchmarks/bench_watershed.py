@@ -41,7 +41,7 @@ from skimage.segmentation import watershed
 
 from subtok_data.boundary import BoundaryModel
 from subtok_data.images import resize, to_rgb
-from subtok_data.segment import Budget, WatershedPartitioner, segment_image, warm_up
+from subtok_data.segment import Budget, SegmentTask, WatershedPartitioner, segment_image, warm_up
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.seeds import threshold_seeds
 
@@ -85,13 +85,13 @@ def original_procedure(levels: Levels, threshold: float) -> NDArray[np.bool_]:
 
 def contenders(levels: Levels, threshold: float) -> dict[str, Call]:
     """Name and call of each; the plain watersheds get their seeds for nothing."""
-    partitioner = WatershedPartitioner(threshold)
+    task = SegmentTask(WatershedPartitioner(threshold))
     evidence = {"boundary_map": levels}
     markers = label(levels / 255 < threshold, connectivity=1)
     floats = levels / 255
     calls: dict[str, Call] = {
         "subtok_data: seeds, flood, order, geometry": lambda: segment_image(
-            partitioner, evidence, levels.shape
+            task, evidence, levels.shape
         ),
         "scikit-image watershed, uint8": lambda: watershed(levels, markers),
         "scikit-image watershed, float64": lambda: watershed(floats, markers),
@@ -154,11 +154,11 @@ def exact_counts(args: argparse.Namespace) -> None:
     maps = BoundaryModel.from_pretrained().predict(photos(args.photos, 1024))
     print("\n1024 x 1024, num_tokens=60: median ms")
     for backend in ("numba", "skimage"):
-        partitioner = WatershedPartitioner(num_tokens=60, backend=backend)
+        task = SegmentTask(WatershedPartitioner(backend=backend), Budget(num_tokens=60))
         values = [
             seconds(
-                lambda levels=levels, partitioner=partitioner: segment_image(
-                    partitioner, {"boundary_map": levels}, levels.shape, Budget(num_tokens=60)
+                lambda levels=levels, task=task: segment_image(
+                    task, {"boundary_map": levels}, levels.shape
                 )
             )
             for levels in maps
@@ -170,7 +170,7 @@ def exact_counts(args: argparse.Namespace) -> None:
 def ranked_noise(side: int, scale: float) -> Levels:
     """Smooth noise in which each level has the same number of pixels.
 
-    So a threshold floods the same share of the picture whatever the size of the hills.
+    So a threshold floods the same share of the image whatever the size of the hills.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -193,16 +193,16 @@ def scaling(args: argparse.Namespace) -> dict[str, list[tuple[float, float, floa
         cases["tokens"].append((ranked_noise(1024, scale), 0.35))
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for name, maps in cases.items():
-        partitioners = [WatershedPartitioner(threshold) for _, threshold in maps]
+        tasks = [SegmentTask(WatershedPartitioner(threshold)) for _, threshold in maps]
         times = np.array(
             [
                 [
                     seconds(
-                        lambda levels=levels, partitioner=partitioner: segment_image(
-                            partitioner, {"boundary_map": levels}, levels.shape
+                        lambda levels=levels, task=task: segment_image(
+                            task, {"boundary_map": levels}, levels.shape
                         )
                     )
-                    for (levels, _), partitioner in zip(maps, partitioners, strict=True)
+                    for (levels, _), task in zip(maps, tasks, strict=True)
                 ]
                 for _ in range(args.rounds + 1)
             ]

@@ -92,12 +92,12 @@ DEEPER: dict[str, list[str]] = {
     "Features": [
         "subtok_data.nn.FeatureEncoder",
     ],
-    "Pictures": [
+    "Visualisation": [
         "subtok_data.viz.plot_tokens",
         "subtok_data.viz.plot_thresholds",
         "subtok_data.viz.outline_image",
         "subtok_data.viz.mean_color_image",
-        "subtok_data.viz.boundary_picture",
+        "subtok_data.viz.boundary_image",
     ],
     "Mask generation": [
         "subtok_data.segmenters.GenerationOptions",

@@ -28,7 +28,7 @@ class SubtokError(Exception):
 
 
 class ConfigError(SubtokError, ValueError):
-    """Options that cannot work, or cannot work together."""
+    """Options that cannot work, alone or together."""
 
 
 class ImageError(SubtokError, ValueError):
@@ -36,7 +36,7 @@ class ImageError(SubtokError, ValueError):
 
 
 class PromptError(SubtokError, ValueError):
-    """Prompts that do not fit their picture: outside it, empty, not finite, of another size."""
+    """Prompts that do not fit their image: outside it, empty, not finite, of another size."""
 
 
 class WeightsError(SubtokError, OSError):
@@ -96,7 +96,7 @@ class SampleError(SubtokError, RuntimeError):
     def of(
         cls, error: BaseException, *, index: int | None, path: str | None, stage: str
     ) -> SampleError:
-        """Put a sample's name on an error; one that has a name keeps it."""
+        """Wrap an error with the name of its sample; a named error stays as it is."""
         if isinstance(error, cls) and error.index is not None:
             return error
         cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"
@@ -105,7 +105,7 @@ class SampleError(SubtokError, RuntimeError):
         return named
 
     def _read_place(self, message: str) -> None:
-        """Take the place out of a message that torch's workers wrapped in a traceback."""
+        """Parse the place from a message that torch's workers wrapped in a traceback."""
         found = _PLACE.search(message)
         if found is not None:
             self.index = None if found["index"] is None else int(found["index"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,9 +20,10 @@ from subtok_data.segment import (
     Overflow,
     Prompts,
     SegmentTask,
+    add_prompts,
     fit_prompts,
     picture_size,
-    run_task,
+    segment_image,
 )
 from subtok_data.segmenters import (
     EPOCSegmenter,
@@ -150,10 +151,7 @@ class SubobjectTokenizer:
         max_tokens : int, optional
             A limit below the tokenizer's own, for one image that has less room.
         """
-        budget = self.budget
-        if max_tokens is not None and (budget.limit is None or max_tokens < budget.limit):
-            name = "max_tokens" if budget.num_tokens is None else "num_tokens"
-            budget = replace(budget, **{name: max_tokens})
+        budget = self.budget if max_tokens is None else self.budget.capped(max_tokens)
         return SegmentTask(self.segmenter.partitioner, budget, self.order, shape_size)
 
     @overload
@@ -220,9 +218,8 @@ class SubobjectTokenizer:
         for source, image, size, one, evidence in zip(
             sources, images, sizes, fitted, self.segmenter.infer(images, sizes, taken), strict=True
         ):
-            if one is not None:
-                evidence = {**one.to_evidence(), **evidence}
-            segmented = run_task(task, evidence, size, image)
+            evidence = add_prompts(evidence, one)
+            segmented = segment_image(task, evidence, size, image)
             found.append(TokenizedImage.of(image, segmented, evidence, picture_size(source)))
         return found
 

@@ -155,14 +155,14 @@ def _measure(
 ) -> tuple[_Timing, TokenizedImage]:
     """Cut an image once to warm up and to draw, then stage by stage with a clock."""
     from subtok_data.images import to_rgb
-    from subtok_data.segment import picture_size, run_task
+    from subtok_data.segment import picture_size, segment_image
 
     tokenized = tokenizer(value)
     size = picture_size(tokenized.image)
     segmenter, task = tokenizer.segmenter, tokenizer.segment_task()
     image, decode_ms = _timed(lambda: tokenizer.canvas.fit(to_rgb(value)))
     evidence, infer_ms = _timed(lambda: segmenter.infer([image], [size])[0])
-    _, segment_ms = _timed(lambda: run_task(task, evidence, size, image))
+    _, segment_ms = _timed(lambda: segment_image(task, evidence, size, image))
     timing = _Timing(
         image=name,
         source_size=tokenized.source_size,

@@ -12,6 +12,7 @@ from subtok_data.segment import (
     MergeCost,
     SuperpixelPartitioner,
     apply_budget,
+    as_partitioner,
     picture_size,
     watershed_tokens,
 )
@@ -157,9 +158,7 @@ class SegmenterCutter:
         evidence = self.segmenter.infer([image], [size])[0]
         found: dict[str, NDArray[Any]] = {}
         for count in self.counts:
-            partitioner: Any = self.segmenter.partitioner
-            if hasattr(partitioner, "for_num_tokens"):
-                partitioner = partitioner.for_num_tokens(count)
+            partitioner = as_partitioner(self.segmenter.partitioner).for_num_tokens(count)
             partition = partitioner(evidence, size)
             found[str(count)] = apply_budget(partition, Budget(num_tokens=count), image).token_map
         return found

@@ -11,3 +11,4 @@ from .convert import (
     image_path as image_path,
     to_rgb as to_rgb,
 )
+from .size import image_size as image_size

@@ -1,16 +1,4 @@
-"""Everything a dataset row may hold as an image becomes RGB uint8.
-
-The rules, one place for all callers:
-
-* EXIF (or TIFF, or XMP) orientation is applied; colour profiles are not.
-* Transparency, in every form Pillow knows, is composited over a background colour.
-* 16-bit samples are scaled to 8 bits (``round(value / 257)``), never clipped.
-* Of an animation the first frame is read; a Pillow image counts as the frame it stands at.
-* The pixel limit is compared with the size in the header, before anything is decoded.
-
-Pillow's global settings are neither read nor written, except that a process which sets
-``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` itself has asked for truncated files to load.
-"""
+"""Resizing of images to the canvas that the boundary model sees."""
 
 from __future__ import annotations
 
@@ -21,14 +9,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from subtok_data.errors import ConfigError
+from subtok_data.images.size import image_size
 
 __all__ = ["DEFAULT_SIZE", "Canvas", "canvas_size", "resize"]
+
+DEFAULT_SIZE = 512
+"""Longest side of an image in pixels, where no size is given."""
 
 
 def canvas_size(
     height: int, width: int, size: int | None, *, multiple: int = 32, square: bool = False
 ) -> tuple[int, int]:
-    """Size to which an image is resized before the boundary model sees it.
+    """Compute the size to which an image is resized for the boundary model.
 
     Parameters
     ----------
@@ -96,6 +88,11 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     uint8 ndarray (height, width, 3)
         C-contiguous; `image` itself where it has that size already.
 
+    Raises
+    ------
+    ConfigError
+        A side below 1.
+
     Examples
     --------
     >>> import numpy as np
@@ -103,29 +100,26 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     (2, 3, 3)
     """
     height, width = size
-    if image.shape[:2] == (height, width):
+    if image_size(image) == (height, width):
         return image
     if height < 1 or width < 1:
         raise ConfigError(f"size=({height}, {width}): both sides must be at least 1 pixel")
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
-
-
-DEFAULT_SIZE = 512
+    source = Image.fromarray(np.ascontiguousarray(image))
+    return np.array(source.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """To which size images are brought before they are cut into tokens.
+    """Rule for resizing images before segmentation.
 
     Parameters
     ----------
     size : int or None
-        Longest side in pixels; None keeps images as they are.
+        Longest side in pixels; None keeps the native size.
     square : bool, optional
         Squash to (size, size), as the paper does, instead of keeping the aspect ratio.
     multiple : int, optional
-        Both sides become multiples of this, which is what the boundary model's strides ask for.
+        Round both sides to multiples of this, as the strides of the boundary model need.
     """
 
     size: int | None = DEFAULT_SIZE
@@ -136,13 +130,13 @@ class Canvas:
         if self.size is not None and self.size < self.multiple:
             raise ConfigError(
                 f"size={self.size} is smaller than one step of the boundary model; "
-                f"give at least {self.multiple} pixels, or None to keep images as they are"
+                f"give at least {self.multiple} pixels, or None for the native size"
             )
         if self.square and self.size is None:
             raise ConfigError("square=True needs a size: give size=768, for instance")
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an (H, W, 3) uint8 image; the result depends on that image alone."""
-        height, width = image.shape[:2]
+        """Resize an (H, W, 3) uint8 image to its canvas, which depends on that image alone."""
+        height, width = image_size(image)
         target = canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)
         return resize(image, target)

@@ -1,4 +1,4 @@
-"""Everything a dataset row may hold as an image becomes RGB uint8.
+"""Conversion of everything a dataset row may hold as an image to RGB uint8.
 
 The rules, one place for all callers:
 
@@ -52,7 +52,7 @@ def to_rgb(
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     background: tuple[int, int, int] = _WHITE,
 ) -> NDArray[np.uint8]:
-    """Turn any usual representation of an image into RGB.
+    """Convert any usual representation of an image to RGB.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def to_rgb(
     Notes
     -----
     A channel value v of 16 bits becomes ``round(v / 257)``, a float ``round(v * 255)``. Floats that
-    round to a level outside 0 to 255 are refused. CMYK, YCbCr, LAB and HSV are converted by Pillow.
+    round to a value outside 0 to 255 are refused. CMYK, YCbCr, LAB and HSV are converted by Pillow.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def to_rgb(
 
 
 def image_path(value: object) -> str | None:
-    """Name the file an image value comes from, for messages.
+    """Name the file of an image value, for messages.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def image_path(value: object) -> str | None:
     Returns
     -------
     str or None
-        None where the value does not know.
+        None where the value has no file name.
 
     Examples
     --------
@@ -143,5 +143,5 @@ def image_path(value: object) -> str | None:
 def _check_options(max_pixels: int | None, background: tuple[int, int, int]) -> None:
     if max_pixels is not None and max_pixels < 1:
         raise ConfigError(f"max_pixels={max_pixels} must be at least 1, or None for no limit")
-    if len(background) != 3 or not all(0 <= level <= 255 for level in background):
-        raise ConfigError(f"background={background!r} must be three levels in 0 to 255")
+    if len(background) != 3 or not all(0 <= value <= 255 for value in background):
+        raise ConfigError(f"background={background!r} must be three numbers from 0 to 255")

@@ -108,7 +108,7 @@ class Decoder:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
     def _wide_grey(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Modes of more than 8 bits; Pillow's own conversion clips them at 255."""
+        """Convert modes of more than 8 bits, which Pillow's own conversion clips at 255."""
         values = np.asarray(image)
         if image.mode == "F":
             _check_finite(values)
@@ -230,7 +230,7 @@ def _from_16_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _from_float(values: NDArray[Any], top: int) -> NDArray[np.uint8]:
-    """Levels of floats in [0, top]; what rounds to a level outside 0..255 is refused."""
+    """Quantise floats in [0, top]; raise ImageError for values that round outside 0..255."""
     levels = np.rint(values.astype(np.float32) * np.float32(255 / top))
     if levels.min() < 0 or levels.max() > 255:
         raise ImageError(

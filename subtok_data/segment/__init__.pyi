@@ -28,6 +28,7 @@ from .partition import (
     Partition as Partition,
     Partitioner as Partitioner,
     TokenMap as TokenMap,
+    as_partitioner as as_partitioner,
     token_dtype as token_dtype,
 )
 from .partitioners import (
@@ -44,11 +45,12 @@ from .partitioners import (
 from .prompts import (
     BoxFormat as BoxFormat,
     Prompts as Prompts,
+    add_prompts as add_prompts,
     fit_prompts as fit_prompts,
     pixel_box as pixel_box,
     prompt_regions as prompt_regions,
 )
-from .task import SegmentTask as SegmentTask, run_task as run_task, segment_image as segment_image
+from .task import SegmentTask as SegmentTask, segment_image as segment_image
 from .warmup import warm_up as warm_up
 from .watershed import (
     DEFAULT_THRESHOLD as DEFAULT_THRESHOLD,

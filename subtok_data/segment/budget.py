@@ -1,8 +1,8 @@
-"""How many tokens a picture may have, and how a partition is brought to that number."""
+"""Limits on the tokens of an image, and merging of a partition down to them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +19,7 @@ Overflow = Literal["merge", "drop"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on the tokens of one picture.
+    """Limits on the tokens of one image.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ class Budget:
         Cost by which neighbours merge, see
         :func:`~subtok_data.segment.merging.merge_hierarchy`.
     overflow : {"merge", "drop"}
-        What becomes of tokens beyond ``max_tokens``. ``"drop"`` is the procedure of the paper
-        (EPOC): the largest ``max_tokens`` stay, protected ones before others, and the pixels of
-        the rest belong to no token.
+        Merge the tokens beyond ``max_tokens``, or drop them as in the paper (EPOC): the largest
+        ``max_tokens`` stay, protected ones before others, and the pixels of the rest belong to no
+        token.
 
     Raises
     ------
@@ -44,8 +44,8 @@ class Budget:
 
     Examples
     --------
-    >>> Budget(max_tokens=256).limit
-    256
+    >>> Budget(max_tokens=256).capped(100)
+    Budget(num_tokens=None, max_tokens=100, min_area=0, merge='balanced', overflow='merge')
     """
 
     num_tokens: int | None = None
@@ -73,13 +73,39 @@ class Budget:
             )
 
     @property
-    def limit(self) -> int | None:
-        """The most tokens that may be left; None without a limit."""
-        return self.max_tokens if self.num_tokens is None else self.num_tokens
+    def merges(self) -> bool:
+        """Whether tokens may have to merge."""
+        limited = self.num_tokens is not None or self.max_tokens is not None
+        return self.min_area > 1 or (limited and self.overflow == "merge")
+
+    def capped(self, max_tokens: int) -> Budget:
+        """Return the budget for an image that has room for ``max_tokens`` only.
+
+        Parameters
+        ----------
+        max_tokens : int
+            At least 1. It lowers ``num_tokens`` where that is given, else ``max_tokens``.
+
+        Returns
+        -------
+        Budget
+            Of the same options; itself where it stays within ``max_tokens`` already.
+
+        Examples
+        --------
+        >>> Budget(num_tokens=60).capped(40).num_tokens
+        40
+        """
+        own = self.max_tokens if self.num_tokens is None else self.num_tokens
+        if own is not None and own <= max_tokens:
+            return self
+        if self.num_tokens is None:
+            return replace(self, max_tokens=max_tokens)
+        return replace(self, num_tokens=max_tokens)
 
 
 def check_count(name: str, count: object, *, least: int = 1, optional: bool = True) -> None:
-    """Raise ConfigError unless an option is a whole number that is large enough, or None."""
+    """Raise ConfigError unless an option is a whole number of at least ``least``, or None."""
     if count is None and optional:
         return
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
@@ -92,7 +118,7 @@ def check_count(name: str, count: object, *, least: int = 1, optional: bool = Tr
 def apply_budget(
     partition: Partition, budget: Budget, image: NDArray[np.uint8] | None = None
 ) -> Partition:
-    """Bring a partition within a budget.
+    """Merge, or drop, tokens of a partition until it is within a budget.
 
     Parameters
     ----------
@@ -101,7 +127,7 @@ def apply_budget(
     budget : Budget
         The limits.
     image : (H, W, 3) uint8, optional
-        Pixels of the picture, for partitions without a cost map: tokens merge by colour.
+        For partitions without a cost map: their tokens merge by colour.
 
     Returns
     -------
@@ -120,26 +146,30 @@ def apply_budget(
     >>> apply_budget(partition, Budget(max_tokens=2)).num_tokens
     2
     """
-    limit = budget.limit
-    over = limit is not None and partition.num_tokens > limit
-    merging = over and budget.overflow == "merge"
-    if merging or budget.min_area > 1:
-        target = limit if merging and limit is not None else partition.num_tokens
+    num_tokens = partition.num_tokens
+    max_tokens = budget.max_tokens if budget.num_tokens is None else budget.num_tokens
+    if max_tokens is not None and budget.overflow == "merge":
+        num_tokens = min(num_tokens, max_tokens)
+    if num_tokens < partition.num_tokens or budget.min_area > 1:
         hierarchy = merge_hierarchy(
-            partition, merge=budget.merge, min_area=budget.min_area, down_to=target, image=image
+            partition,
+            merge=budget.merge,
+            min_area=budget.min_area,
+            num_tokens=num_tokens,
+            image=image,
         )
-        partition = hierarchy.cut(target)
-        if merging and partition.num_tokens > target:
+        partition = hierarchy.cut(num_tokens)
+        if partition.num_tokens > num_tokens:
             raise ValueError(
                 f"{partition.num_tokens} groups of tokens do not touch each other, so they cannot "
-                f'be merged to {target}: allow more, or use overflow="drop"'
+                f'be merged to {num_tokens}: allow more, or use overflow="drop"'
             )
-    if budget.overflow == "drop" and limit is not None and partition.num_tokens > limit:
-        return _drop(partition, limit)
+    if max_tokens is not None and partition.num_tokens > max_tokens:
+        return _drop(partition, max_tokens)
     return partition
 
 
-def _drop(partition: Partition, limit: int) -> Partition:
+def _drop(partition: Partition, max_tokens: int) -> Partition:
     from subtok_data.segment.kernels import relabel
 
     geometry = measure(partition.token_map, partition.num_tokens)
@@ -147,9 +177,9 @@ def _drop(partition: Partition, limit: int) -> Partition:
     protected = partition.protected
     if protected is not None:
         order = order[np.argsort(~protected[order], kind="stable")]
-    kept = np.sort(order[:limit])
+    kept = np.sort(order[:max_tokens])
     labels = np.full(partition.num_tokens, -1, np.int64)
-    labels[kept] = np.arange(limit)
+    labels[kept] = np.arange(max_tokens)
     token_map = np.empty_like(partition.token_map)
     relabel(np.require(partition.token_map, requirements=["C", "W"]), labels, token_map)
     fields: dict[str, NDArray[Any]] = {
@@ -157,7 +187,7 @@ def _drop(partition: Partition, limit: int) -> Partition:
     }
     return Partition(
         token_map,
-        limit,
+        max_tokens,
         partition.cost_map,
         fields,
         partition.field_rules,

@@ -1,4 +1,4 @@
-"""Area, box, center and shape of tokens, in pixels."""
+"""Geometry of tokens, in pixels, and their order in the sequence."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ __all__ = [
     "picture_size",
     "token_shapes",
 ]
+Order = Literal["area", "raster"]
 
 
 def picture_size(array: NDArray[Any]) -> tuple[int, int]:
-    """Height and width of a picture or a map, whatever its channels.
+    """Return the height and width of an image or a map, whatever its channels.
 
     Examples
     --------
@@ -38,7 +39,7 @@ def picture_size(array: NDArray[Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class TokenGeometry:
-    """Where the tokens of one picture are.
+    """Area, box, center and first pixel of the tokens of one image.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class TokenGeometry:
     first_pixels: NDArray[np.int64]
 
     def take(self, tokens: NDArray[np.int64]) -> TokenGeometry:
-        """Geometry of some tokens, in the order asked.
+        """Return the geometry of some tokens, in the order given.
 
         Parameters
         ----------
@@ -76,7 +77,7 @@ class TokenGeometry:
 
 
 def measure(token_map: TokenMap, num_tokens: int) -> TokenGeometry:
-    """Measure all tokens in one pass over the map.
+    """Measure area, box, center and first pixel of every token, in one pass over the map.
 
     Parameters
     ----------
@@ -122,7 +123,7 @@ def measure(token_map: TokenMap, num_tokens: int) -> TokenGeometry:
 
 
 def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> NDArray[np.bool_]:
-    """Each token's region, cropped to its box and sampled to a small square.
+    """Sample each token's region inside its box on a small square grid.
 
     Parameters
     ----------
@@ -161,22 +162,14 @@ def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> ND
     return shapes
 
 
-def _readable(token_map: TokenMap) -> TokenMap:
-    # The compiled code is specialised for contiguous, writable arrays.
-    return np.require(token_map, requirements=["C", "W"])
-
-
-Order = Literal["area", "raster"]
-
-
 def check_order(order: str) -> None:
-    """Raise ConfigError for an order that does not exist."""
+    """Raise ConfigError unless an order is known."""
     if order not in get_args(Order):
         raise ConfigError(f"order={order!r}: expected one of {get_args(Order)}")
 
 
 def order_tokens(geometry: TokenGeometry, order: Order = "area") -> NDArray[np.int64]:
-    """Sort tokens; ties go by the raster position of their first pixels, so there are none left.
+    """Sort tokens by area or by position; ties go by the raster position of their first pixels.
 
     Parameters
     ----------
@@ -211,7 +204,7 @@ def order_tokens(geometry: TokenGeometry, order: Order = "area") -> NDArray[np.i
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """The tokens of one picture, numbered in the order of their sequence.
+    """Tokens of one image, numbered in the order of their sequence.
 
     Parameters
     ----------
@@ -225,10 +218,10 @@ class Segmented:
         Values per token.
     shapes : (N, r, r) bool, optional
         Each token's region, cropped to its box.
-    requested : int, optional
-        The exact number of tokens asked for.
+    shortfall : int
+        Tokens fewer than the exact number of the budget, because the image gave no more.
     prompt_tokens : (P,) int64, optional
-        The token that fits each prompt best, where there are prompts
+        Best token for each prompt, where there are prompts
         (:func:`~subtok_data.segment.match_regions`).
     """
 
@@ -237,13 +230,8 @@ class Segmented:
     geometry: TokenGeometry
     token_fields: Mapping[str, NDArray[Any]]
     shapes: NDArray[np.bool_] | None = None
-    requested: int | None = None
+    shortfall: int = 0
     prompt_tokens: NDArray[np.int64] | None = None
-
-    @property
-    def shortfall(self) -> int:
-        """How many tokens fewer than requested the picture gave."""
-        return 0 if self.requested is None else max(self.requested - self.num_tokens, 0)
 
 
 def arrange(
@@ -251,7 +239,6 @@ def arrange(
     order: Order = "area",
     *,
     shape_size: int | None = None,
-    requested: int | None = None,
     overwrite: bool = False,
 ) -> Segmented:
     """Measure the tokens of a partition and number them in an order.
@@ -264,10 +251,8 @@ def arrange(
         See :func:`~subtok_data.segment.geometry.order_tokens`.
     shape_size : int, optional
         r, to sample the shapes too.
-    requested : int, optional
-        Kept in the result.
     overwrite : bool
-        Number the tokens in ``partition.token_map`` itself, which saves fresh memory.
+        Renumber the tokens in ``partition.token_map`` itself, which saves memory.
 
     Returns
     -------
@@ -285,7 +270,7 @@ def arrange(
     tokens = order_tokens(raw, order)
     labels = np.empty_like(tokens)
     labels[tokens] = np.arange(len(tokens))
-    source = np.require(partition.token_map, requirements=["C", "W"])
+    source = _readable(partition.token_map)
     dtype = token_dtype(partition.num_tokens)
     token_map: TokenMap = source
     if not overwrite or source.dtype != dtype:
@@ -298,5 +283,9 @@ def arrange(
         geometry,
         {name: values[tokens] for name, values in partition.token_fields.items()},
         None if shape_size is None else token_shapes(token_map, geometry.boxes, shape_size),
-        requested,
     )
+
+
+def _readable(token_map: TokenMap) -> TokenMap:
+    # The compiled code is specialised for contiguous, writable arrays.
+    return np.require(token_map, requirements=["C", "W"])

@@ -1,4 +1,4 @@
-"""Merging of neighbouring tokens: one sequence of merges, and its cuts."""
+"""Neighbouring tokens: their common borders, and the order in which they merge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLOUR_STEPS = 16
 
 
 def check_merge(merge: str) -> None:
-    """Raise ConfigError for a merge cost that does not exist."""
+    """Raise ConfigError for a merge cost that is unknown."""
     if merge not in get_args(MergeCost):
         raise ConfigError(f"merge={merge!r}: expected one of {get_args(MergeCost)}")
 
@@ -54,7 +54,7 @@ class Hierarchy:
     forced: int
 
     def cut(self, num_tokens: int) -> Partition:
-        """Partition with a number of tokens; cuts of one hierarchy are nested.
+        """Cut the hierarchy at a number of tokens; cuts of one hierarchy are nested.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ def merge_hierarchy(
     *,
     merge: MergeCost = "balanced",
     min_area: int = 0,
-    down_to: int = 1,
+    num_tokens: int = 1,
     image: NDArray[np.uint8] | None = None,
 ) -> Hierarchy:
     """Merge neighbouring tokens by ascending cost.
@@ -113,8 +113,8 @@ def merge_hierarchy(
     merge : {"balanced", "boundary"}
         Cost of a pair.
     min_area : int
-        Tokens of fewer pixels merge first, whatever else is asked.
-    down_to : int
+        Tokens of fewer pixels merge first, below ``num_tokens`` too.
+    num_tokens : int
         Stop at so many tokens.
     image : (H, W, 3) uint8, optional
         Needed for colour distances only.
@@ -150,7 +150,7 @@ def merge_hierarchy(
     if protected is None:
         protected = np.zeros(partition.num_tokens, np.bool_)
     merges, forced = merge_neighbours(
-        borders.pairs, borders.lengths, sums, areas, protected, rule, min_area, down_to
+        borders.pairs, borders.lengths, sums, areas, protected, rule, min_area, num_tokens
     )
     return Hierarchy(partition, areas, merges, forced)
 
@@ -207,7 +207,7 @@ def _merge_field(
 
 @dataclass(frozen=True, eq=False)
 class Adjacency:
-    """Pairs of touching tokens, sorted.
+    """Region adjacency graph: pairs of touching tokens and their borders.
 
     A border is made of cracks, one between each two 4-neighbours of different tokens; a crack is as
     strong as the stronger of its two pixels.
@@ -236,7 +236,7 @@ class Adjacency:
 
 
 def region_adjacency(token_map: TokenMap, cost_map: NDArray[np.uint8] | None = None) -> Adjacency:
-    """Find the pairs of tokens that share a border.
+    """Find the pairs of touching tokens, and measure their common borders.
 
     Parameters
     ----------
@@ -257,8 +257,8 @@ def region_adjacency(token_map: TokenMap, cost_map: NDArray[np.uint8] | None = N
 
     Examples
     --------
-    >>> levels = np.array([[9, 4], [3, 5]], np.uint8)
-    >>> borders = region_adjacency(np.array([[0, 1], [0, 1]], np.int16), levels)
+    >>> cost_map = np.array([[9, 4], [3, 5]], np.uint8)
+    >>> borders = region_adjacency(np.array([[0, 1], [0, 1]], np.int16), cost_map)
     >>> borders.pairs, borders.lengths, borders.mean, borders.lowest
     (array([[0, 1]], dtype=int32), array([2]), array([7.]), array([5], dtype=uint8))
     """

@@ -1,23 +1,31 @@
-"""A picture cut into tokens, and what cuts it."""
+"""Partition of an image into tokens, and what a partitioner is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Evidence", "FieldRule", "Partition", "Partitioner", "TokenMap", "token_dtype"]
+__all__ = [
+    "Evidence",
+    "FieldRule",
+    "Partition",
+    "Partitioner",
+    "TokenMap",
+    "as_partitioner",
+    "token_dtype",
+]
 Evidence = Mapping[str, NDArray[Any]]
 FieldRule = Literal["largest", "max", "min", "mean"]
 TokenMap = NDArray[np.int16 | np.int32]
-_RULES = ("largest", "max", "min", "mean")
 
 
 def token_dtype(num_tokens: int) -> type[np.int16] | type[np.int32]:
-    """Smallest dtype of a token map: int16, or int32 above 32,767 tokens.
+    """Choose the smallest dtype of a token map: int16, or int32 above 32,767 tokens.
 
     Examples
     --------
@@ -29,7 +37,7 @@ def token_dtype(num_tokens: int) -> type[np.int16] | type[np.int32]:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Every pixel of a picture in one token.
+    """Assignment of every pixel of an image to one token.
 
     Parameters
     ----------
@@ -39,17 +47,17 @@ class Partition:
     num_tokens : int
         Number of tokens, at least 1.
     cost_map : (H, W) uint8, optional
-        Boundary strength. Neighbours merge in the order of what this map shows along their common
-        border; without it, by colour or by area (:func:`~subtok_data.segment.apply_budget`).
+        Boundary strength, by which neighbours merge; without it they merge by colour or by area
+        (:func:`~subtok_data.segment.apply_budget`).
     token_fields : mapping of str to (N, ...) array
         Values per token: class, source, prompt, score.
     field_rules : mapping of str to {"largest", "max", "min", "mean"}
         What a merged token gets: the value of its largest part (default; a protected part goes
         before all others), or the highest, lowest or area-weighted mean value of its parts.
     protected : (N,) bool, optional
-        Tokens that were asked for. They are neither too small nor too many while others can merge
-        instead: a budget merges the others with one another first, then those that are left with a
-        protected neighbour, and two protected ones only where the limit cannot be kept otherwise.
+        Prompted tokens. They are neither too small nor too many while others can merge instead: a
+        budget merges the others with one another first, then those that are left with a protected
+        neighbour, and two protected ones only where the limit cannot be kept otherwise.
 
     Raises
     ------
@@ -98,31 +106,121 @@ class Partition:
                 f"expected ({self.num_tokens},) bool, one per token"
             )
         for name, rule in self.field_rules.items():
-            if rule not in _RULES:
-                raise ValueError(f"field_rules[{name!r}]={rule!r}: expected one of {_RULES}")
+            if rule not in get_args(FieldRule):
+                raise ValueError(
+                    f"field_rules[{name!r}]={rule!r}: expected one of {get_args(FieldRule)}"
+                )
 
 
-@runtime_checkable
-class Partitioner(Protocol):
-    """Cuts a picture from named evidence; picklable, and free of torch.
+class Partitioner(ABC):
+    """Base class of what turns evidence into a partition; picklable, and free of torch.
 
-    A partitioner may also have ``for_num_tokens(n) -> Partitioner``, which gives one that cuts
-    finely enough for ``n`` tokens to remain after merging.
+    A subclass defines :meth:`__call__`, and overrides the rest where it can do better. A plain
+    function, or an object with some of these members, serves too (:func:`as_partitioner`).
+
+    Examples
+    --------
+    >>> class OneToken(Partitioner):
+    ...     def __call__(self, evidence, size):
+    ...         return Partition(np.zeros(size, np.int16), 1)
+    >>> OneToken()({}, (2, 3)).num_tokens, OneToken().has_cost_map
+    (1, False)
     """
 
-    def __call__(self, evidence: Evidence, size: tuple[int, int], /) -> Partition:
-        """Cut a picture.
+    @property
+    def name(self) -> str:
+        """Name in messages."""
+        return type(self).__name__
+
+    @property
+    def has_cost_map(self) -> bool:
+        """Whether its partitions have a cost map; False by default."""
+        return False
+
+    def for_num_tokens(self, num_tokens: int) -> Partitioner:  # noqa: ARG002
+        """Return a partitioner fine enough for a number of tokens to remain after merging.
+
+        Parameters
+        ----------
+        num_tokens : int
+            Tokens wanted after merging, at least 1.
+
+        Returns
+        -------
+        Partitioner
+            By default this one: it is as fine as it can be.
+
+        Raises
+        ------
+        ConfigError
+            The partitioner was given another control of granularity.
+        """
+        return self
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
+        """Partition an image.
 
         Parameters
         ----------
         evidence : mapping of str to array
-            What a model, or the caller, found in this picture.
+            What a model, or the caller, found in this image. The class says what it reads.
         size : (H, W)
-            Size of the picture in pixels.
+            Size of the image in pixels.
 
         Returns
         -------
         Partition
             Its token map is (H, W), and not used elsewhere: the caller may overwrite it.
+
+        Raises
+        ------
+        ValueError
+            Evidence that is missing, malformed, or of another size than the image.
         """
-        ...
+
+
+@dataclass(frozen=True)
+class _Adapter(Partitioner):
+    """A partitioner that does not inherit from the base class, with its defaults."""
+
+    function: Callable[[Evidence, tuple[int, int]], Partition]
+
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def has_cost_map(self) -> bool:
+        return bool(getattr(self.function, "has_cost_map", False))
+
+    def for_num_tokens(self, num_tokens: int) -> Partitioner:
+        refine = getattr(self.function, "for_num_tokens", None)
+        return self if refine is None else as_partitioner(refine(num_tokens))
+
+    def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
+        return self.function(evidence, size)
+
+
+def as_partitioner(
+    partitioner: Callable[[Evidence, tuple[int, int]], Partition],
+) -> Partitioner:
+    """Adapt a callable from evidence and size to a partition.
+
+    Parameters
+    ----------
+    partitioner : callable
+        A :class:`Partitioner`, a function, or an object that may have ``has_cost_map`` and
+        ``for_num_tokens``.
+
+    Returns
+    -------
+    Partitioner
+        The argument itself where it is one already.
+
+    Examples
+    --------
+    >>> as_partitioner(lambda evidence, size: Partition(np.zeros(size, np.int16), 1)).has_cost_map
+    False
+    """
+    return partitioner if isinstance(partitioner, Partitioner) else _Adapter(partitioner)

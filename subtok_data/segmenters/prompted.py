@@ -15,6 +15,7 @@ from subtok_data.segment import (
     PromptedPartitioner,
     Prompts,
     RLEMasks,
+    add_prompts,
     default_rules,
     fit_prompts,
 )
@@ -219,7 +220,4 @@ def _with_masks(prompts: Prompts, found: RLEMasks) -> Prompts:
 
 
 def _join(evidence: Sequence[Evidence], asked: Sequence[Prompts | None]) -> list[Evidence]:
-    return [
-        found if one is None else {**found, **one.to_evidence()}
-        for found, one in zip(evidence, asked, strict=True)
-    ]
+    return [add_prompts(found, one) for found, one in zip(evidence, asked, strict=True)]

@@ -1,5 +1,5 @@
 from .plots import (
-    boundary_picture as boundary_picture,
+    boundary_image as boundary_image,
     mean_color_image as mean_color_image,
     outline_image as outline_image,
     plot_thresholds as plot_thresholds,

@@ -1,4 +1,4 @@
-"""Pages of pictures with captions: the layout that all figures of the library share."""
+"""Layout of figures: rows of captioned images on one page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["Panel", "PictureFigure", "Row", "picture_page"]
+__all__ = ["NotebookFigure", "Panel", "Row", "image_page"]
 _INK = "#1c1e21"
 _SOFT = "#6b7178"
 _FRAME = "#d5d8dc"
@@ -22,7 +22,7 @@ _HEADING = 0.42
 _TITLE = 0.46
 
 
-class PictureFigure(Figure):
+class NotebookFigure(Figure):
     """A figure that notebooks show although ``pyplot`` never saw it."""
 
     def _repr_png_(self) -> bytes:
@@ -33,11 +33,11 @@ class PictureFigure(Figure):
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One picture and the two halves of its caption.
+    """One image and the two halves of its caption.
 
     Parameters
     ----------
-    picture : (H, W, 3) uint8 array
+    image : (H, W, 3) uint8 array
         Drawn as it is.
     label : str
         Left, dark.
@@ -45,7 +45,7 @@ class Panel:
         Right, grey.
     """
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     label: str
     detail: str = ""
 
@@ -59,10 +59,10 @@ class Row:
     remark: str = ""
 
 
-def picture_page(
+def image_page(
     rows: Sequence[Row], *, panel_width: float = 4.0, title: str = "", subtitle: str = ""
 ) -> Figure:
-    """Lay out rows of pictures on one page.
+    """Lay out rows of images on one page.
 
     Parameters
     ----------
@@ -81,10 +81,10 @@ def picture_page(
     Examples
     --------
     >>> panel = Panel(np.zeros((20, 40, 3), np.uint8), "nothing")
-    >>> len(picture_page([Row([panel, panel])], panel_width=2).axes)
+    >>> len(image_page([Row([panel, panel])], panel_width=2).axes)
     2
     """
-    first = rows[0].panels[0].picture
+    first = rows[0].panels[0].image
     panel_height = panel_width * first.shape[0] / first.shape[1]
     columns = max(len(row.panels) for row in rows)
     heads = [_HEADING if row.heading else 0.0 for row in rows]
@@ -92,7 +92,7 @@ def picture_page(
     width = 2 * _MARGIN + columns * panel_width + (columns - 1) * _GAP
     height = 2 * _MARGIN + head + sum(heads) + len(rows) * (panel_height + _CAPTION)
     height += (len(rows) - 1) * _GAP
-    figure = PictureFigure(figsize=(width, height), dpi=200, facecolor="white")
+    figure = NotebookFigure(figsize=(width, height), dpi=200, facecolor="white")
     place = _Place(figure, width, height)
     top = _MARGIN
     if title:
@@ -111,7 +111,7 @@ def picture_page(
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Puts things on a figure by inches from its top left."""
+    """Places text and panels on a figure, in inches from its top left."""
 
     figure: Figure
     width: float
@@ -133,7 +133,7 @@ class _Place:
         bottom = self.height - top - height
         box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(box)
-        axes.imshow(panel.picture, extent=(0, 1, 0, 1), aspect="auto", interpolation="antialiased")
+        axes.imshow(panel.image, extent=(0, 1, 0, 1), aspect="auto", interpolation="antialiased")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():

@@ -1,7 +1,7 @@
-"""Pictures of tokens: outlines, mean colours, and pages to look at or to compare settings by.
+"""Visualisation of tokens: outlines, mean colours, and figures that compare settings.
 
-matplotlib is loaded when a page is drawn; the picture functions need only numpy and scipy. No page
-touches ``pyplot``, so nothing depends on a display or on global state.
+matplotlib is loaded when a figure is drawn; the functions that return an image need only numpy and
+scipy. No figure touches ``pyplot``, so nothing depends on a display or on global state.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import resize
-from subtok_data.segment import Budget, WatershedPartitioner, picture_size, segment_image
+from subtok_data.segment import (
+    Budget,
+    SegmentTask,
+    WatershedPartitioner,
+    picture_size,
+    segment_image,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
     "HasTokens",
-    "boundary_picture",
+    "boundary_image",
     "mean_color_image",
     "outline_image",
     "plot_thresholds",
@@ -63,7 +69,7 @@ def outline_image(
     Parameters
     ----------
     image : (H, W, 3) uint8 array
-        The picture below.
+        Image under the outlines.
     token_map : (H, W) integer array
         Token of each pixel.
     color : three int, optional
@@ -71,7 +77,7 @@ def outline_image(
     width : float, optional
         Line width in pixels of ``image``, above 0.
     scale : int, optional
-        The result is so many times larger, which lets lines be finer than pixels.
+        Enlargement of the result, for lines finer than pixels.
 
     Returns
     -------
@@ -95,7 +101,7 @@ def outline_image(
         raise ConfigError(f"width={width}, scale={scale}: width must be above 0, scale at least 1")
     canvas = resize(image, (image.shape[0] * scale, image.shape[1] * scale)).astype(np.float32)
     borders = _borders(token_map, scale).astype(np.float32)
-    # A blurred hairline is a smooth line: its profile is cut at the height that gives the width.
+    # A blurred hairline is a smooth line: clipping its profile at a height gives it the width.
     spread = max(0.5, width * scale / 2.355)
     line = np.clip(gaussian_filter(borders, spread) * spread * 2.6, 0, 1)[..., None]
     rim = np.clip(gaussian_filter(borders, 2.2 * spread) * spread * 3.0, 0, 1)[..., None]
@@ -105,7 +111,7 @@ def outline_image(
 
 
 def _borders(token_map: NDArray[Any], scale: int) -> NDArray[np.bool_]:
-    """One-pixel lines between different tokens, on a grid ``scale`` times finer."""
+    """Mark one-pixel lines between different tokens, on a grid ``scale`` times finer."""
     fine = np.repeat(np.repeat(token_map, scale, axis=0), scale, axis=1)
     borders = np.zeros(fine.shape, np.bool_)
     borders[:, 1:] = fine[:, 1:] != fine[:, :-1]
@@ -119,12 +125,12 @@ def mean_color_image(
     *,
     empty: tuple[int, int, int] = (255, 255, 255),
 ) -> NDArray[np.uint8]:
-    """Paint each token in its mean colour: what is left of an image at one colour per token.
+    """Paint each token of an image in its mean colour.
 
     Parameters
     ----------
     image : (H, W, 3) uint8 array
-        Where colours come from.
+        Image whose colours are averaged.
     token_map : (H, W) integer array
         Token of each pixel; −1 for none.
     empty : three int, optional
@@ -154,13 +160,13 @@ def mean_color_image(
     return colors[labels].reshape(image.shape)
 
 
-def boundary_picture(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Show boundary probabilities as ink on paper.
+def boundary_image(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Render a boundary map as an image, dark where the probability is high.
 
     Parameters
     ----------
     boundary_map : (H, W) uint8 array
-        Probability × 255.
+        Quantised probability: 255 for 1.
 
     Returns
     -------
@@ -168,7 +174,7 @@ def boundary_picture(boundary_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Examples
     --------
-    >>> boundary_picture(np.array([[0, 255]], np.uint8)).tolist()
+    >>> boundary_image(np.array([[0, 255]], np.uint8)).tolist()
     [[[252, 252, 250], [16, 32, 66]]]
     """
     # The exponent lifts faint boundaries, which decide where small tokens end.
@@ -182,10 +188,10 @@ def plot_tokens(tokenized: HasTokens, *, title: str = "") -> Figure:
     Parameters
     ----------
     tokenized : TokenizedImage
-        What :class:`~subtok_data.SubobjectTokenizer` gave; without a boundary map (patches,
+        Result of :class:`~subtok_data.SubobjectTokenizer`; without a boundary map (patches,
         superpixels) that panel is left out.
     title : str, optional
-        Above the pictures.
+        Above the panels.
 
     Returns
     -------
@@ -199,16 +205,14 @@ def plot_tokens(tokenized: HasTokens, *, title: str = "") -> Figure:
     >>> len(plot_tokens(tokenizer(np.zeros((48, 64, 3), np.uint8))).axes)
     3
     """
-    from subtok_data.viz.pages import Panel, Row, picture_page
+    from subtok_data.viz.pages import Panel, Row, image_page
 
     height, width = tokenized.token_map.shape
     image, token_map, count = tokenized.image, tokenized.token_map, tokenized.num_tokens
     panels = [Panel(image, "image", f"{width} × {height}")]
     if tokenized.boundary_map is not None:
         panels.append(
-            Panel(
-                boundary_picture(tokenized.boundary_map), "boundary probability", "paper 0, ink 1"
-            )
+            Panel(boundary_image(tokenized.boundary_map), "boundary probability", "paper 0, ink 1")
         )
     largest = float(tokenized.areas.max()) / token_map.size
     panels += [
@@ -224,7 +228,7 @@ def plot_tokens(tokenized: HasTokens, *, title: str = "") -> Figure:
     else:
         rows = [Row(panels)]
     panel_width = 4.2 if len(rows) == 2 else 3.0
-    return picture_page(rows, panel_width=panel_width, title=title)
+    return image_page(rows, panel_width=panel_width, title=title)
 
 
 def plot_thresholds(
@@ -234,7 +238,7 @@ def plot_thresholds(
     num_tokens: Sequence[int] = TOKEN_COUNTS,
     title: str = "",
 ) -> Figure:
-    """Compare both controls of granularity on one page: thresholds above, exact counts below.
+    """Compare both controls of granularity in one figure: thresholds above, exact counts below.
 
     Parameters
     ----------
@@ -245,7 +249,7 @@ def plot_thresholds(
     num_tokens : sequence of int, optional
         Exact numbers of tokens; may be empty.
     title : str, optional
-        Above the pictures.
+        Above the panels.
 
     Returns
     -------
@@ -256,7 +260,7 @@ def plot_thresholds(
     ConfigError
         If there is no boundary map, or nothing to compare.
     """
-    from subtok_data.viz.pages import Panel, Row, picture_page
+    from subtok_data.viz.pages import Panel, Row, image_page
 
     boundary = tokenized.boundary_map
     if boundary is None:
@@ -266,17 +270,20 @@ def plot_thresholds(
         )
     if not thresholds and not num_tokens:
         raise ConfigError("thresholds and num_tokens are both empty: give at least one value")
-    by_threshold = [(f"t = {t:g}", WatershedPartitioner(threshold=t), Budget()) for t in thresholds]
-    by_count = [(f"N = {n}", WatershedPartitioner(), Budget(num_tokens=n)) for n in num_tokens]
+    by_threshold = [
+        (f"t = {t:g}", SegmentTask(WatershedPartitioner(threshold=t))) for t in thresholds
+    ]
+    by_count = [
+        (f"N = {n}", SegmentTask(WatershedPartitioner(), Budget(num_tokens=n))) for n in num_tokens
+    ]
 
-    def row(settings: Sequence[Any], heading: str, remark: str) -> Row:
+    def row(settings: Sequence[tuple[str, SegmentTask]], heading: str, remark: str) -> Row:
         panels: list[Panel] = []
-        for label, partitioner, budget in settings:
-            size = picture_size(boundary)
-            cut = segment_image(partitioner, {"boundary_map": boundary}, size, budget)
-            flat = mean_color_image(tokenized.image, cut.token_map)
-            picture = outline_image(flat, cut.token_map, color=(255, 255, 255), width=0.7)
-            panels.append(Panel(picture, label, f"{cut.num_tokens} {_tokens(cut.num_tokens)}"))
+        for label, task in settings:
+            found = segment_image(task, {"boundary_map": boundary}, picture_size(boundary))
+            flat = mean_color_image(tokenized.image, found.token_map)
+            outlined = outline_image(flat, found.token_map, color=(255, 255, 255), width=0.7)
+            panels.append(Panel(outlined, label, f"{found.num_tokens} {_tokens(found.num_tokens)}"))
         return Row(panels, heading, remark)
 
     rows: list[Row] = []
@@ -286,7 +293,7 @@ def plot_thresholds(
         rows.append(
             row(by_count, "num_tokens", "exactly N, neighbours merged by boundary strength")
         )
-    return picture_page(rows, panel_width=3.0, title=title)
+    return image_page(rows, panel_width=3.0, title=title)
 
 
 def _tokens(count: int) -> str:

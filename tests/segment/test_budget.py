@@ -1,9 +1,7 @@
-"""Exact counts, limits and least areas of any partition; grids and superpixels."""
+"""Exact counts, limits and least areas of any partition."""
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,11 @@ from helpers.boundary_maps import smooth_noise
 from subtok_data.errors import ConfigError
 from subtok_data.segment import (
     Budget,
-    GridPartitioner,
     Partition,
-    SuperpixelPartitioner,
     WatershedPartitioner,
     apply_budget,
     arrange,
     measure,
-    segment_image,
 )
 
 LEVELS = smooth_noise(np.random.default_rng(0), (90, 110), 2)
@@ -76,6 +71,27 @@ def test_islands_cannot_merge() -> None:
         apply_budget(islands, Budget(max_tokens=2))
 
 
+def test_a_cap_lowers_the_count_that_is_given() -> None:
+    for budget, capped in (
+        (Budget(), Budget(max_tokens=9)),
+        (Budget(max_tokens=20), Budget(max_tokens=9)),
+        (Budget(num_tokens=20, min_area=3), Budget(num_tokens=9, min_area=3)),
+        (Budget(num_tokens=20, max_tokens=30), Budget(num_tokens=9, max_tokens=30)),
+        (Budget(max_tokens=4), Budget(max_tokens=4)),
+        (Budget(num_tokens=9), Budget(num_tokens=9)),
+    ):
+        assert budget.capped(9) == capped
+
+
+def test_only_budgets_that_merge_need_colours() -> None:
+    assert not Budget().merges
+    assert not Budget(max_tokens=3, overflow="drop").merges
+    assert not Budget(min_area=1).merges
+    for budget in (Budget(num_tokens=3), Budget(max_tokens=3), Budget(min_area=2)):
+        assert budget.merges
+    assert Budget(max_tokens=3, min_area=2, overflow="drop").merges
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,143 +108,6 @@ def test_islands_cannot_merge() -> None:
 def test_contradictions_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Budget(**options)
-
-
-def test_partitions_are_checked() -> None:
-    token_map = np.zeros((2, 3), np.int16)
-    for arguments, message in (
-        ((token_map.astype(np.int64), 1), "dtype int64: expected"),
-        ((token_map[0], 1), r"shape \(3,\)"),
-        ((token_map, 0), "num_tokens=0"),
-        ((token_map, 1, np.zeros((3, 2), np.uint8)), r"cost_map of shape \(3, 2\)"),
-        ((token_map, 1, None, {"a": np.zeros(2)}), r"token_fields\['a'\] has 2 rows"),
-        ((token_map, 1, None, {}, {"a": "sum"}), r"field_rules\['a'\]='sum'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Partition(*arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 1000), (224, 224), (333, 250)])
-@pytest.mark.parametrize("patch", [1, 16, 60, 5000])
-def test_patches_cover_every_pixel(size: tuple[int, int], patch: int) -> None:
-    partition = GridPartitioner(patch=patch)({}, size)
-    rows, columns = -(-size[0] // patch), -(-size[1] // patch)
-    geometry = measure(partition.token_map, rows * columns)
-    assert partition.num_tokens == rows * columns
-    assert geometry.areas.sum() == size[0] * size[1]
-    assert geometry.areas[0] == min(patch, size[0]) * min(patch, size[1])
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 300), (300, 7), (224, 224), (333, 250)])
-@pytest.mark.parametrize("count", [1, 2, 7, 64, 100, 1000, 2100])
-def test_grids_of_an_exact_count(size: tuple[int, int], count: int) -> None:
-    partition = GridPartitioner(patch=16).for_num_tokens(count)({}, size)
-    expected = min(count, size[0] * size[1])
-    assert partition.num_tokens == expected
-    geometry = measure(partition.token_map, expected)
-    boxes = geometry.boxes
-    assert np.array_equal((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), geometry.areas)
-    if expected == 64 and size == (224, 224):
-        assert geometry.areas.min() == geometry.areas.max()
-
-
-def test_grid_needs_one_size() -> None:
-    for options in ({}, {"patch": 8, "num_tokens": 8}, {"patch": 0}):
-        with pytest.raises(ConfigError, match="patch="):
-            GridPartitioner(**options)
-
-
-def photo() -> np.ndarray:
-    from skimage.data import astronaut
-
-    return astronaut()[::4, ::3].copy()
-
-
-@pytest.mark.parametrize("method", ["slic", "felzenszwalb"])
-def test_superpixels_are_connected(method: Any) -> None:
-    from skimage.measure import label
-
-    image = photo()
-    partition = SuperpixelPartitioner(method)({"image": image}, image.shape[:2])
-    assert partition.num_tokens > 20
-    parts = label(partition.token_map, background=-1, connectivity=1)
-    assert parts.max() == partition.num_tokens == len(np.unique(partition.token_map))
-
-
-@pytest.mark.parametrize("method", ["slic", "felzenszwalb"])
-def test_superpixels_of_an_exact_count(method: Any) -> None:
-    image = photo()
-    for count in (1, 50, 200):
-        segmented = segment_image(
-            SuperpixelPartitioner(method),
-            {"image": image},
-            image.shape[:2],
-            Budget(num_tokens=count),
-        )
-        assert segmented.num_tokens == count
-        assert segmented.requested == count
-        assert segmented.shortfall == 0
-
-
-def test_superpixels_need_an_image() -> None:
-    partitioner = SuperpixelPartitioner()
-    with pytest.raises(ValueError, match='no "image"'):
-        partitioner({}, (4, 4))
-    with pytest.raises(ValueError, match=r"expected \(4, 4, 3\) uint8"):
-        partitioner({"image": np.zeros((4, 4, 3), np.float32)}, (4, 4))
-    for options in ({"method": "quick"}, {"compactness": 0.0}, {"sigma": -1.0}, {"scale": np.nan}):
-        with pytest.raises(ConfigError, match=f"{next(iter(options))}=.*expected"):
-            SuperpixelPartitioner(**options)
-
-
-@dataclass(frozen=True)
-class Halves:
-    """A partitioner with fields, and no way to be finer."""
-
-    def __call__(self, evidence: Any, size: tuple[int, int]) -> Partition:
-        token_map = np.zeros(size, np.int16)
-        token_map[:, size[1] // 3 :] = 1
-        return Partition(token_map, 2, None, {"name": np.array(["left", "right"])})
-
-
-def test_segment_image_does_all_steps() -> None:
-    for partitioner in (WatershedPartitioner(), GridPartitioner(patch=8), Halves()):
-        again = pickle.loads(pickle.dumps(partitioner))
-        cut = segment_image(again, EVIDENCE, LEVELS.shape, Budget(num_tokens=9), "raster", 4)
-        count = cut.num_tokens
-        assert count == (2 if isinstance(partitioner, Halves) else 9)
-        assert cut.shortfall == 9 - count
-        assert cut.shapes is not None
-        assert cut.shapes.shape == (count, 4, 4)
-        assert np.array_equal(np.unique(cut.token_map), np.arange(count))
-        fresh = measure(cut.token_map, count)
-        assert np.array_equal(fresh.boxes, cut.geometry.boxes)
-        assert np.array_equal(fresh.centers, cut.geometry.centers)
-        assert np.array_equal(fresh.areas, cut.geometry.areas)
-        pickle.loads(pickle.dumps(cut))
-    by_area = segment_image(Halves(), {}, (4, 9))
-    assert by_area.token_fields["name"].tolist() == ["right", "left"]
-    assert by_area.shortfall == 0
-    with pytest.raises(ValueError, match="resize the map"):
-        segment_image(WatershedPartitioner(), EVIDENCE, (5, 5))
-
-
-def test_a_partition_of_another_size_is_refused() -> None:
-    def wrong(evidence: Any, size: tuple[int, int]) -> Partition:
-        return Partition(np.zeros((1, 1), np.int16), 1)
-
-    with pytest.raises(ValueError, match=r"cut a picture of \(1, 1\) pixels: expected \(4, 4\)"):
-        segment_image(wrong, {}, (4, 4))
-
-
-def test_arranging_leaves_the_partition_alone() -> None:
-    partition = cut()
-    before = partition.token_map.copy()
-    arranged = arrange(partition)
-    assert np.array_equal(partition.token_map, before)
-    overwritten = arrange(partition, overwrite=True)
-    assert overwritten.token_map is partition.token_map
-    assert np.array_equal(overwritten.token_map, arranged.token_map)
 
 
 def test_protected_tokens_outlast_the_others():

@@ -1,27 +1,24 @@
-"""Areas, boxes, centers, shapes, order and neighbours against their definitions."""
+"""Areas, boxes, centers, shapes and order against their definitions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from helpers.boundary_maps import random_map
+from helpers.token_maps import token_maps
 from hypothesis import given, settings, strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment import TokenMap, measure, region_adjacency, token_dtype, token_shapes
+from subtok_data.segment import (
+    Partition,
+    TokenMap,
+    arrange,
+    measure,
+    region_adjacency,
+    token_dtype,
+    token_shapes,
+)
 from subtok_data.segment.geometry import order_tokens
-
-
-@st.composite
-def token_maps(draw: st.DrawFn, lowest: int = 0) -> TokenMap:
-    shape = draw(array_shapes(min_dims=2, max_dims=2, max_side=20))
-    labels = draw(arrays(np.int64, shape, elements=st.integers(lowest, 4)))
-    labels = np.kron(labels, np.ones((1, draw(st.integers(1, 5))), np.int64))
-    values = np.unique(labels)
-    numbers = np.arange(len(values)) - int(values[0] < 0)
-    dtype = draw(st.sampled_from([np.int16, np.int32]))
-    return numbers[np.searchsorted(values, labels)].astype(dtype)
 
 
 @settings(deadline=None)
@@ -76,39 +73,6 @@ def test_a_full_box_has_a_full_shape() -> None:
 
 
 @settings(deadline=None)
-@given(token_maps(lowest=-1))
-def test_adjacency_follows_its_definition(token_map: TokenMap) -> None:
-    rng = np.random.default_rng(0)
-    levels = rng.integers(0, 256, token_map.shape, np.uint8)
-    cracks: dict[tuple[int, int], list[int]] = {}
-    for axis in (0, 1):
-        length = token_map.shape[axis]
-        first, second = np.arange(length - 1), np.arange(1, length)
-        a, b = token_map.take(first, axis), token_map.take(second, axis)
-        value = np.maximum(levels.take(first, axis), levels.take(second, axis))
-        for here, there, v in zip(a.flat, b.flat, value.flat, strict=True):
-            if here != there and min(here, there) >= 0:
-                pair = (int(min(here, there)), int(max(here, there)))
-                cracks.setdefault(pair, []).append(int(v))
-    borders = region_adjacency(token_map, levels)
-    assert [tuple(pair) for pair in borders.pairs.tolist()] == sorted(cracks)
-    values = [cracks[pair] for pair in sorted(cracks)]
-    assert borders.lengths.tolist() == [len(v) for v in values]
-    assert borders.sums.tolist() == [sum(v) for v in values]
-    assert borders.lowest.tolist() == [min(v) for v in values]
-    np.testing.assert_allclose(borders.mean, [np.mean(v) for v in values])
-
-
-def test_adjacency_of_very_many_tokens() -> None:
-    token_map = np.arange(200 * 300, dtype=np.int32).reshape(200, 300)
-    borders = region_adjacency(token_map)
-    assert len(borders.pairs) == 199 * 300 + 200 * 299
-    assert (borders.lengths == 1).all()
-    with pytest.raises(ValueError, match=r"cost_map is \(1, 1\), token_map \(200, 300\)"):
-        region_adjacency(token_map, np.zeros((1, 1), np.uint8))
-
-
-@settings(deadline=None)
 @given(token_maps())
 def test_orders_are_total(token_map: TokenMap) -> None:
     geometry = measure(token_map, int(token_map.max()) + 1)
@@ -140,3 +104,14 @@ def test_maps_in_any_memory_layout() -> None:
     frozen.flags.writeable = False
     assert np.array_equal(measure(frozen, count).areas, measure(token_map, count).areas)
     assert np.array_equal(region_adjacency(frozen).pairs, region_adjacency(token_map).pairs)
+
+
+def test_arranging_leaves_the_partition_alone() -> None:
+    token_map = np.array([[0, 1, 1], [0, 1, 2]], np.int16)
+    partition = Partition(token_map, 3)
+    before = partition.token_map.copy()
+    arranged = arrange(partition)
+    assert np.array_equal(partition.token_map, before)
+    overwritten = arrange(partition, overwrite=True)
+    assert overwritten.token_map is partition.token_map
+    assert np.array_equal(overwritten.token_map, arranged.token_map)

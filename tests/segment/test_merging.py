@@ -1,4 +1,4 @@
-"""Merging: against its definition, nested cuts, fields, time."""
+"""Borders of tokens and merging: against their definitions, nested cuts, fields, time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,49 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.boundary_maps import random_map, smooth_noise
+from helpers.token_maps import token_maps
+from hypothesis import given, settings
 from skimage.measure import label
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment import Partition, region_adjacency
+from subtok_data.segment import Partition, TokenMap, region_adjacency
 from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
 from subtok_data.segment.merging import merge_hierarchy
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
+
+
+@settings(deadline=None)
+@given(token_maps(lowest=-1))
+def test_adjacency_follows_its_definition(token_map: TokenMap) -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, token_map.shape, np.uint8)
+    cracks: dict[tuple[int, int], list[int]] = {}
+    for axis in (0, 1):
+        length = token_map.shape[axis]
+        first, second = np.arange(length - 1), np.arange(1, length)
+        a, b = token_map.take(first, axis), token_map.take(second, axis)
+        value = np.maximum(levels.take(first, axis), levels.take(second, axis))
+        for here, there, v in zip(a.flat, b.flat, value.flat, strict=True):
+            if here != there and min(here, there) >= 0:
+                pair = (int(min(here, there)), int(max(here, there)))
+                cracks.setdefault(pair, []).append(int(v))
+    borders = region_adjacency(token_map, levels)
+    assert [tuple(pair) for pair in borders.pairs.tolist()] == sorted(cracks)
+    values = [cracks[pair] for pair in sorted(cracks)]
+    assert borders.lengths.tolist() == [len(v) for v in values]
+    assert borders.sums.tolist() == [sum(v) for v in values]
+    assert borders.lowest.tolist() == [min(v) for v in values]
+    np.testing.assert_allclose(borders.mean, [np.mean(v) for v in values])
+
+
+def test_adjacency_of_very_many_tokens() -> None:
+    token_map = np.arange(200 * 300, dtype=np.int32).reshape(200, 300)
+    borders = region_adjacency(token_map)
+    assert len(borders.pairs) == 199 * 300 + 200 * 299
+    assert (borders.lengths == 1).all()
+    with pytest.raises(ValueError, match=r"cost_map is \(1, 1\), token_map \(200, 300\)"):
+        region_adjacency(token_map, np.zeros((1, 1), np.uint8))
 
 
 def cut_up(rng: np.random.Generator, side: int = 24) -> Partition:
@@ -138,7 +173,7 @@ def test_protected_tokens_give_the_merged_token_its_fields() -> None:
 def test_stopping_early_changes_nothing() -> None:
     partition = cut_up(np.random.default_rng(4), 60)
     whole = merge_hierarchy(partition)
-    part = merge_hierarchy(partition, down_to=5)
+    part = merge_hierarchy(partition, num_tokens=5)
     assert np.array_equal(part.merges, whole.merges[: len(part.merges)])
     assert np.array_equal(part.cut(5).token_map, whole.cut(5).token_map)
 

@@ -16,7 +16,7 @@ from subtok_data import PatchSegmenter, SubobjectTokenizer
 from subtok_data.errors import ConfigError
 from subtok_data.segment import SegmentTask
 from subtok_data.viz import (
-    boundary_picture,
+    boundary_image,
     mean_color_image,
     outline_image,
     plot_thresholds,
@@ -81,8 +81,8 @@ def test_image_and_map_must_match():
         mean_color_image(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), int))
 
 
-def test_boundary_picture_darkens_with_probability():
-    ramp = boundary_picture(np.arange(256, dtype=np.uint8)[None])
+def test_boundary_image_darkens_with_probability():
+    ramp = boundary_image(np.arange(256, dtype=np.uint8)[None])
     assert (np.diff(ramp.astype(int).sum(axis=2)) <= 0).all()
 
 
@@ -128,8 +128,8 @@ def test_drawing_needs_no_pyplot():
         "outline_image(image, tokens), mean_color_image(image, tokens)\n"
         "assert 'matplotlib' not in sys.modules\n"
         "assert 'torch' not in sys.modules\n"
-        "from subtok_data.viz.pages import Panel, Row, picture_page\n"
-        "picture_page([Row([Panel(image, 'x')], 'row', 'remark')], title='t', subtitle='s')\n"
+        "from subtok_data.viz.pages import Panel, Row, image_page\n"
+        "image_page([Row([Panel(image, 'x')], 'row', 'remark')], title='t', subtitle='s')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

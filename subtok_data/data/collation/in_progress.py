@@ -16,7 +16,7 @@ from subtok_data.data.pool import SegmentJob, SegmentPool
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SampleError, SubtokError
-from subtok_data.segment import Segmented, SegmentTask, picture_size
+from subtok_data.segment import Segmented, SegmentTask, add_prompts, picture_size
 from subtok_data.segmenters import Evidence, PendingInference
 
 __all__ = ["BatchInProgress", "SampleInProgress"]
@@ -79,7 +79,7 @@ class SampleInProgress:
         prompts = self.raw.prompts
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
             if prompts is not None:
-                found = {**prompts[place].to_evidence(), **found}
+                found = add_prompts(found, prompts[place])
             self.futures.append(pool.submit(SegmentJob(task, found, picture_size(image), image)))
 
     def collect(self) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment import Evidence, Segmented, SegmentTask, run_task
+from subtok_data.segment import Evidence, Segmented, SegmentTask, segment_image
 
 __all__ = ["SegmentJob", "SegmentPool"]
 
@@ -39,7 +39,7 @@ class SegmentJob:
 
     def run(self) -> Segmented:
         """Partition the image in this thread."""
-        return run_task(self.task, self.evidence, self.size, self.image)
+        return segment_image(self.task, self.evidence, self.size, self.image)
 
 
 class SegmentPool(ABC):

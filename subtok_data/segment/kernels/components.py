@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, kernel
 
 __all__ = ["label_runs", "paint_runs"]
-Ints = NDArray[np.int32]
 
 
 @kernel
 def find_root(parent: Ints, item: int) -> int:
-    """Root of an item; halves the path on the way."""
+    """Find the root of an item; halve the path on the way."""
     while parent[item] != item:
         parent[item] = parent[parent[item]]
         item = parent[item]
@@ -21,8 +19,33 @@ def find_root(parent: Ints, item: int) -> int:
 
 
 @kernel
-def find_runs(levels: NDArray[np.uint8], limit: Scalar, runs: Ints, first_run: Ints) -> int:
-    """Cut every row into its maximal runs of pixels below ``limit``.
+def unite(parent: Ints, one: int, other: int) -> None:
+    """Unite the sets of two items; the smaller root becomes the root of both."""
+    a = find_root(parent, one)
+    b = find_root(parent, other)
+    if a < b:
+        parent[b] = a
+    else:
+        parent[a] = b
+
+
+@kernel
+def number_sets(parent: Ints) -> int:
+    """Number the sets in the order of their roots, in place; return how many there are."""
+    count = 0
+    for i in range(parent.size):
+        # A parent comes before its children, so it has its final number already.
+        if parent[i] == i:
+            parent[i] = count
+            count += 1
+        else:
+            parent[i] = parent[parent[i]]
+    return count
+
+
+@kernel
+def find_runs(levels: Bytes, limit: Scalar, runs: Ints, first_run: Ints) -> int:
+    """Split every row into its maximal runs of pixels below ``limit``.
 
     ``runs[i]`` becomes (first column, column after the last); the runs of row y are
     ``first_run[y]`` to ``first_run[y + 1]``. Returns the number of runs.
@@ -62,12 +85,7 @@ def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> None:
         end_above, end_here = here, first_run[y + 1]
         while above < end_above and here < end_here:
             if runs[above, 0] < runs[here, 1] and runs[here, 0] < runs[above, 1]:
-                a = find_root(parent, above)
-                b = find_root(parent, here)
-                if a < b:
-                    parent[b] = a
-                else:
-                    parent[a] = b
+                unite(parent, above, here)
             if runs[above, 1] < runs[here, 1]:
                 above += 1
             else:
@@ -75,9 +93,7 @@ def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> None:
 
 
 @kernel
-def label_runs(
-    levels: NDArray[np.uint8], limit: Scalar, scratch: Ints
-) -> tuple[Ints, Ints, Ints, int]:
+def label_runs(levels: Bytes, limit: Scalar, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
     """Label the 4-connected components of the pixels below a limit.
 
     Parameters
@@ -105,19 +121,12 @@ def label_runs(
     runs = scratch[:size].copy()
     labels = np.empty(size, np.int32)
     join_rows(runs, first_run, labels)
-    count = 0
-    for i in range(size):
-        # A parent comes before its children, so it has its final label already.
-        if labels[i] == i:
-            labels[i] = count
-            count += 1
-        else:
-            labels[i] = labels[labels[i]]
+    count = number_sets(labels)
     return runs, first_run, labels, count
 
 
 @kernel
-def paint_runs(runs: Ints, first_run: Ints, labels: Ints, image: NDArray[np.signedinteger]) -> None:
+def paint_runs(runs: Ints, first_run: Ints, labels: Ints, image: Labels) -> None:
     """Write each run's label to its pixels; runs with a negative label are left out."""
     for y in range(first_run.size - 1):
         for i in range(first_run[y], first_run[y + 1]):

@@ -14,13 +14,10 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, kernel
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
-Ints = NDArray[np.int32]
-State = NDArray[np.signedinteger]
 
 # The queues are chains of chunks of this many pixels, read one after the other: a chain of single
 # pixels would make every step wait for the last one. Emptied chunks are used again, which keeps the
@@ -28,12 +25,12 @@ State = NDArray[np.signedinteger]
 CHUNK = 64
 SHIFT = 6
 
-# The queues jump about the picture, but where they go is known a few pixels before.
+# The queues jump about the image, but where they go is known a few pixels before.
 AHEAD = 4
 
 
 def scratch_slots(pixels: int) -> int:
-    """Slots that a flood can take: each pixel once, and two chunks of each queue part empty.
+    """Count the slots of a flood: each pixel once, and two chunks of each queue part empty.
 
     Examples
     --------
@@ -45,7 +42,7 @@ def scratch_slots(pixels: int) -> int:
 
 @kernel
 def next_chunk(links: Ints, spare: Ints, full: int) -> int:
-    """Append a chunk behind the chunk ``full``; returns its first slot."""
+    """Append a chunk behind the chunk ``full``; return its first slot."""
     chunk = spare[0]
     if chunk >= 0:
         spare[0] = links[chunk]
@@ -58,8 +55,8 @@ def next_chunk(links: Ints, spare: Ints, full: int) -> int:
 
 @kernel
 def queue_seeds(
-    state: State,
-    levels: NDArray[np.uint8],
+    state: Labels,
+    levels: Bytes,
     imposed: bool,
     slots: Ints,
     links: Ints,
@@ -95,9 +92,9 @@ def queue_seeds(
 
 @kernel
 def run_queues(
-    pixels: State, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
+    pixels: Labels, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
 ) -> None:
-    """Empty the queues from the lowest level up, labelling and queueing what waits beside."""
+    """Empty the queues from the lowest level up, labelling and queueing unlabelled neighbours."""
     # Lowest set bit of a set of neighbours -> step to that neighbour: up, left, right, down.
     steps = np.empty(16, np.int64)
     for some in range(16):
@@ -146,14 +143,14 @@ def run_queues(
 
 @kernel
 def flood_pixels(
-    levels: NDArray[np.uint8],
+    levels: Bytes,
     runs: Ints,
     first_run: Ints,
     labels: Ints,
     imposed: bool,
-    state: State,
+    state: Labels,
     slots: Ints,
-    token_map: State,
+    token_map: Labels,
 ) -> None:
     """Flood a map from seeds, in the order of the standard priority-queue watershed.
 
@@ -206,7 +203,7 @@ FOR_WRITING, KEEP_IN_ALL_CACHES, DATA = 1, 3, 1
 
 
 def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
-    """Have ``array[index]`` brought into the cache; an index outside the array does no harm."""
+    """Prefetch ``array[index]`` into the cache; an index outside the array does no harm."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type = signature.args[0]

@@ -1,4 +1,4 @@
-"""How the loops are compiled: without the GIL, and kept on disk where a folder allows it."""
+"""Compilation of the kernels, cached on disk where a folder allows it; types of their arguments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Scalar", "kernel"]
+__all__ = ["Bytes", "Flags", "Floats", "Ints", "Labels", "Longs", "Scalar", "kernel"]
 Function = TypeVar("Function", bound=Callable[..., object])
 
-# What a kernel takes as a number: a Python number, or an element of an array.
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int32]
+Longs = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Labels = NDArray[np.signedinteger]
+"""Tokens, or other regions, of pixels: int16 or int32."""
 Scalar = Any
+"""A Python number, or an element of an array."""
 _log = logging.getLogger(__name__)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.components import find_root
-from subtok_data.segment.kernels.jit import Scalar, kernel
+from subtok_data.segment.kernels.components import number_sets, unite
+from subtok_data.segment.kernels.jit import Flags, Ints, Longs, Scalar, kernel
 
 __all__ = ["label_parts", "paint_masks"]
-Ints = NDArray[np.int32]
 
 
 @kernel
-def paint_masks(
-    counts: Ints, offsets: NDArray[np.int64], order: NDArray[np.int64], canvas: Ints
-) -> None:
+def paint_masks(counts: Ints, offsets: Longs, order: Longs, canvas: Ints) -> None:
     """Paint masks over one another; a pixel keeps the number of the last one that covers it.
 
     Parameters
@@ -44,7 +40,7 @@ def paint_masks(
 
 @kernel
 def find_parts(painted: Ints, num_runs: Scalar, runs: Ints, values: Ints, first_run: Ints) -> None:
-    """Cut every row into its maximal runs of one value; ``num_runs`` is their number."""
+    """Split every row into its maximal runs of one value; ``num_runs`` is their number."""
     height, width = painted.shape
     run = -1
     for y in range(height):
@@ -62,19 +58,8 @@ def find_parts(painted: Ints, num_runs: Scalar, runs: Ints, values: Ints, first_
 
 
 @kernel
-def unite(parent: Ints, one: int, other: int) -> None:
-    """Unite two runs; the smaller index is the root."""
-    a = find_root(parent, one)
-    b = find_root(parent, other)
-    if a < b:
-        parent[b] = a
-    else:
-        parent[a] = b
-
-
-@kernel
 def join_parts(runs: Ints, values: Ints, first_run: Ints, labels: Ints) -> int:
-    """Number the 4-connected parts of equal value in raster order; returns how many there are."""
+    """Number the 4-connected parts of equal value in raster order; return how many there are."""
     size = runs.shape[0]
     for i in range(size):
         labels[i] = i
@@ -96,21 +81,11 @@ def join_parts(runs: Ints, values: Ints, first_run: Ints, labels: Ints) -> int:
                 above += 1
             if ends_here <= ends_above:
                 here += 1
-    count = 0
-    for i in range(size):
-        # A parent comes before its children, so it has its final label already.
-        if labels[i] == i:
-            labels[i] = count
-            count += 1
-        else:
-            labels[i] = labels[labels[i]]
-    return count
+    return number_sets(labels)
 
 
 @kernel
-def measure_parts(
-    runs: Ints, values: Ints, labels: Ints, areas: NDArray[np.int64], of: Ints
-) -> None:
+def measure_parts(runs: Ints, values: Ints, labels: Ints, areas: Longs, of: Ints) -> None:
     """Add up the area of each part, and note its value."""
     for i in range(runs.shape[0]):
         areas[labels[i]] += runs[i, 1] - runs[i, 0]
@@ -118,8 +93,8 @@ def measure_parts(
 
 
 @kernel
-def spare_parts(areas: NDArray[np.int64], of: Ints, spared: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which parts stay however small; see :func:`label_parts`."""
+def spare_parts(areas: Longs, of: Ints, spared: Longs) -> Flags:
+    """Mark the parts that stay however small; see :func:`label_parts`."""
     stays = np.zeros(areas.size, np.bool_)
     largest = np.full(spared.size, -1, np.int32)
     for part in range(areas.size):
@@ -142,9 +117,9 @@ def label_parts(
     num_runs: Scalar,
     min_area: Scalar,
     gap_area: Scalar,
-    spared: NDArray[np.int64],
+    spared: Longs,
 ) -> tuple[Ints, Ints, Ints, Ints, Scalar]:
-    """Connected parts that are large enough to be tokens.
+    """Label the connected parts that are large enough to be tokens.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Merging of neighbours by ascending cost.
+"""Merging of neighbouring tokens by ascending cost.
 
 A lazy heap holds the edges. The cost of an edge that no merge has joined with another only grows,
 so an old entry is a lower bound: it is checked when it comes up, and put back if its cost has
@@ -11,10 +11,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.graph import Graph, build_graph, contract
-from subtok_data.segment.kernels.jit import Scalar, kernel
+from subtok_data.segment.kernels.jit import Flags, Floats, Ints, Longs, Scalar, kernel
 
 __all__ = [
     "AREA",
@@ -28,10 +27,6 @@ __all__ = [
     "push",
 ]
 
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 BOUNDARY, BALANCED, AREA = 0, 1, 2
 
@@ -40,13 +35,13 @@ ANY = np.iinfo(np.int64).max  # more than any area
 
 @kernel
 def smaller_area(graph: Graph, edge: Scalar) -> int:
-    """Area of the smaller token of an edge."""
+    """Return the area of the smaller token of an edge."""
     return int(min(graph.areas[graph.ends[edge, 0]], graph.areas[graph.ends[edge, 1]]))
 
 
 @kernel
 def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
-    """Cost of merging the two tokens of an edge."""
+    """Compute the cost of merging the two tokens of an edge."""
     length = graph.lengths[edge]
     if rule == AREA:
         # Smallest token first, then longest border: 26 + 27 bits fit a float64 exactly.
@@ -59,9 +54,9 @@ def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
 
 @kernel
 def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
-    """Whether an edge has more than ``most`` protected tokens, or no other of an area ``below``.
+    """Test for more than ``most`` protected tokens, or no other of an area ``below``.
 
-    Kept out of the way of pictures without protected tokens (``most`` 2 throughout): asked inside a
+    Kept out of the way of images without protected tokens (``most`` 2 throughout): asked inside a
     function of its own together with the area, it would take a third of the time of all merging.
     """
     a, b = graph.ends[edge, 0], graph.ends[edge, 1]
@@ -109,9 +104,9 @@ def merge_phase(
     rule: Scalar,
     below: Scalar,
     most: Scalar,
-    stop: Scalar,
+    num_tokens: Scalar,
 ) -> int:
-    """Merge pairs until ``stop`` tokens are left, or none is open to it.
+    """Merge pairs until ``num_tokens`` tokens are left, or none is open to it.
 
     Open are those with a token of an area ``below``, and ``most`` protected ones at most; protected
     tokens do not count as one of that area. With ``most`` 2, protection is not looked at.
@@ -119,7 +114,7 @@ def merge_phase(
     ``node[t]`` is the number of the node that token ``t`` stands for. Returns the number of merges
     done so far.
     """
-    num_tokens, num_edges = node.size, graph.lengths.size
+    finest, num_edges = node.size, graph.lengths.size
     # Every edge once, and once more for each time that two edges become one.
     heap = empty_heap(2 * num_edges + 1)
     queued = np.full(num_edges, np.inf)
@@ -129,7 +124,7 @@ def merge_phase(
             continue
         if most == 2 or not spares(graph, edge, below, most):
             enter(graph, heap, queued, edge, rule)
-    while num_tokens - done > stop:
+    while finest - done > num_tokens:
         edge = cheapest(graph, heap, queued, rule, below, most)
         if edge < 0:
             break
@@ -137,7 +132,7 @@ def merge_phase(
         merges[done, 0] = min(a, b)
         merges[done, 1] = max(a, b)
         token, count = contract(graph, edge, joined)
-        node[token] = num_tokens + done
+        node[token] = finest + done
         done += 1
         for i in range(count):
             edge = int(joined[i])
@@ -157,13 +152,13 @@ def merge_neighbours(
     protected: Flags,
     rule: Scalar,
     min_area: Scalar,
-    stop: Scalar,
+    num_tokens: Scalar,
 ) -> tuple[Longs, int]:
-    """Merge the cheapest pair, again and again.
+    """Merge the cheapest pair until few enough tokens are left.
 
     First only pairs with a token below ``min_area``, until there is none; then all pairs, until
-    ``stop`` tokens are left. Equal costs: the pair that comes first in ``pairs`` goes first; two
-    pairs that a merge joins count as the earlier one.
+    ``num_tokens`` tokens are left. Equal costs: the pair that comes first in ``pairs`` goes first;
+    two pairs that a merge joins count as the earlier one.
 
     Protected tokens are never below ``min_area``. In both steps pairs without a protected token go
     first; then, when there is none left, pairs with one; then, in the second step, pairs of two.
@@ -180,7 +175,7 @@ def merge_neighbours(
         Tokens that are to be kept apart as long as possible.
     rule : int
         BOUNDARY, BALANCED or AREA.
-    min_area, stop : int
+    min_area, num_tokens : int
         See above.
 
     Returns
@@ -188,7 +183,7 @@ def merge_neighbours(
     merges : (M, 2) int64
         Nodes merged; tokens are nodes 0..N-1, merge k makes node N + k.
     forced : int
-        How many of the merges ``min_area`` asked for.
+        How many of the merges ``min_area`` made necessary.
     """
     graph = build_graph(pairs, lengths, sums, areas, protected)
     node = np.arange(areas.size)
@@ -205,14 +200,14 @@ def merge_neighbours(
     done = forced
     for most in range(first, 3):
         done = np.int64(
-            merge_phase(graph, node, merges, done, rule, np.int64(ANY), np.int64(most), stop)
+            merge_phase(graph, node, merges, done, rule, np.int64(ANY), np.int64(most), num_tokens)
         )
     return merges[:done], int(forced)
 
 
 @kernel
 def cut_merges(num_tokens: Scalar, merges: Longs) -> tuple[Longs, int]:
-    """Group of each token after some merges, numbered in the order of their first tokens.
+    """Compute the group of each token after some merges, numbered by their first tokens.
 
     Returns (N,) int64 groups, and how many there are.
     """
@@ -236,14 +231,14 @@ def cut_merges(num_tokens: Scalar, merges: Longs) -> tuple[Longs, int]:
 class Heap(NamedTuple):
     """Entries in heap order; ``size[0]`` of them are in use."""
 
-    keys: NDArray[np.float64]
-    items: NDArray[np.int32]
-    size: NDArray[np.int64]
+    keys: Floats
+    items: Ints
+    size: Longs
 
 
 @kernel
 def empty_heap(capacity: Scalar) -> Heap:
-    """Heap with room for ``capacity`` entries."""
+    """Allocate a heap with room for ``capacity`` entries."""
     return Heap(np.empty(capacity, np.float64), np.empty(capacity, np.int32), np.zeros(1, np.int64))
 
 

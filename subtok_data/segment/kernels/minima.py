@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.components import find_root, label_runs
-from subtok_data.segment.kernels.jit import kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Longs, kernel
 
 __all__ = ["depths", "regional_minima", "smooth"]
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int32]
 
 
 @kernel
@@ -41,7 +38,7 @@ def smooth(levels: Bytes) -> Bytes:
 
 @kernel
 def not_lowest(levels: Bytes) -> Bytes:
-    """1 where a pixel has a lower 4-neighbour, 0 elsewhere."""
+    """Mark the pixels with a lower 4-neighbour by 1, the others by 0."""
     height, width = levels.shape
     has_lower = np.empty((height, width), np.uint8)
     for y in range(height):
@@ -58,7 +55,7 @@ def not_lowest(levels: Bytes) -> Bytes:
 
 @kernel
 def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
-    """Plateaus without a lower 4-neighbour, as labelled runs.
+    """Find the plateaus without a lower 4-neighbour, as labelled runs.
 
     Takes the same ``scratch`` and returns the same four as
     :func:`~subtok_data.segment.kernels.components.label_runs`; runs with the label -1 belong to no
@@ -97,8 +94,8 @@ def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int
 
 
 @kernel
-def depths(floors: NDArray[np.int64], pairs: Ints, passes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How far the water in each minimum rises before it flows over into a lower one.
+def depths(floors: Longs, pairs: Ints, passes: Longs) -> Longs:
+    """Compute how far the water in each minimum rises before it flows over into a lower one.
 
     Parameters
     ----------

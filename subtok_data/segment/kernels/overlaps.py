@@ -1,20 +1,18 @@
-"""How many pixels of each region lie in each token, run by run."""
+"""Regions and tokens: the pixels they share, and unions of tokens as run lengths."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Longs, Scalar, kernel
 
 __all__ = ["CLIPPED", "DIVIDED", "WHOLE", "count_overlaps", "union_runs"]
-Ints = NDArray[np.int32]
-Longs = NDArray[np.int64]
 
 
 @kernel
 def add_column(
-    column: NDArray[np.signedinteger],
+    column: Labels,
     top: Scalar,
     bottom: Scalar,
     inside: Longs,
@@ -41,9 +39,9 @@ def add_column(
 
 @kernel
 def count_overlaps(
-    counts: Ints, offsets: Longs, token_map: NDArray[np.signedinteger], num_tokens: Scalar
+    counts: Ints, offsets: Longs, token_map: Labels, num_tokens: Scalar
 ) -> tuple[Longs, Ints, Longs]:
-    """Pixels that each region shares with each token that it meets.
+    """Count the pixels that each region shares with each token.
 
     Time grows with the pixels of the regions, not with regions times tokens.
 
@@ -109,7 +107,7 @@ CLIPPED, WHOLE, DIVIDED = 1, 2, 3
 
 @kernel
 def is_nearer(y: Scalar, x: Scalar, points: Longs, labels: NDArray[np.int8]) -> bool:
-    """Whether a pixel is no farther from a point of label 1 than from all of label 0."""
+    """Return whether a pixel is no farther from a point of label 1 than from all of label 0."""
     inside, outside = np.int64(1) << 62, np.int64(1) << 62
     for i in range(labels.size):
         distance = (points[i, 0] - y) ** 2 + (points[i, 1] - x) ** 2
@@ -122,17 +120,17 @@ def is_nearer(y: Scalar, x: Scalar, points: Longs, labels: NDArray[np.int8]) -> 
 
 @kernel
 def union_runs(
-    token_map: NDArray[np.signedinteger],
+    token_map: Labels,
     num_tokens: Scalar,
     boxes: Ints,
     first: Longs,
     tokens: Ints,
-    kinds: NDArray[np.uint8],
+    kinds: Bytes,
     clips: Ints,
     points: Longs,
     labels: NDArray[np.int8],
 ) -> tuple[Ints, Longs]:
-    """Runs of each region that is made of tokens; time grows with the boxes around them.
+    """Encode unions of tokens as run lengths; time grows with the boxes around them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Scratch memory that a thread keeps from one picture to the next.
+"""Scratch memory that a thread keeps from one image to the next.
 
 Fresh memory is handed out page by page as it is written, which takes as long as a third of the
 whole flood; memory that was used before is there at once.
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 __all__ = ["borrow"]
 Number = TypeVar("Number", bound=np.generic)
 
-# Larger arrays are made for the picture and given back. Pictures of 4096 x 4096 need no more; pages
-# that no picture has written to take no memory.
+# Larger arrays are allocated per image. Images of 4096 x 4096 need no more than this; pages that no
+# image has written to take no memory.
 _LARGEST = 80 << 20
 
 
@@ -29,7 +29,7 @@ _scratch = _Scratch()
 
 
 def borrow(purpose: str, size: int, dtype: type[Number]) -> NDArray[Number]:
-    """Array of arbitrary content, valid until the thread borrows for the same purpose again.
+    """Return an array of any content, valid until the thread borrows for the same purpose again.
 
     Parameters
     ----------

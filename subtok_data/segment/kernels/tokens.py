@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import kernel
+from subtok_data.segment.kernels.jit import Bytes, Flags, Ints, Labels, Longs, kernel
 
 __all__ = ["measure_tokens", "relabel", "sample_shapes"]
-TokenMap = NDArray[np.signedinteger]
 
 
 @kernel
-def mark_changes(row: NDArray[np.signedinteger], changes: NDArray[np.uint8]) -> None:
+def mark_changes(row: Labels, changes: Bytes) -> None:
     """Set the bytes of a row's last pixel and of those whose right neighbour differs.
 
     Read eight at a time, they find the runs of a row several times faster than pixel by pixel.
@@ -25,13 +23,13 @@ def mark_changes(row: NDArray[np.signedinteger], changes: NDArray[np.uint8]) -> 
 
 @kernel
 def measure_tokens(
-    token_map: TokenMap,
-    areas: NDArray[np.int64],
-    boxes: NDArray[np.int32],
-    sums: NDArray[np.int64],
-    first: NDArray[np.int64],
+    token_map: Labels,
+    areas: Longs,
+    boxes: Ints,
+    sums: Longs,
+    first: Longs,
 ) -> bool:
-    """Area, box, twice the sums of (y + 1/2, x + 1/2), and first pixel of each token.
+    """Measure area, box, twice the sums of (y + 1/2, x + 1/2), and first pixel of each token.
 
     The arrays come zeroed. Returns False for a map with a label out of range; labels below 0 are
     no token.
@@ -69,7 +67,7 @@ def measure_tokens(
 
 
 @kernel
-def relabel(token_map: TokenMap, labels: NDArray[np.int64], renamed: TokenMap) -> None:
+def relabel(token_map: Labels, labels: Longs, renamed: Labels) -> None:
     """Write ``labels[token]`` for every token; labels below 0 stay as they are."""
     height, width = token_map.shape
     for y in range(height):
@@ -86,7 +84,7 @@ def relabel(token_map: TokenMap, labels: NDArray[np.int64], renamed: TokenMap) -
 
 
 @kernel
-def sample_shapes(token_map: TokenMap, boxes: NDArray[np.int32], shapes: NDArray[np.bool_]) -> None:
+def sample_shapes(token_map: Labels, boxes: Ints, shapes: Flags) -> None:
     """Sample each token inside its box at the centres of a grid of r x r cells."""
     side = shapes.shape[1]
     for token in range(boxes.shape[0]):

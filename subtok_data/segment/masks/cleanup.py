@@ -1,4 +1,4 @@
-"""Cleaning of masks: small holes and islands, and duplicates that cleaning makes."""
+"""Cleaning of masks: small holes, small islands, and the duplicates that result."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.
 
 
 def suppress_boxes(boxes: NDArray[Any], scores: NDArray[Any], overlap: float) -> NDArray[np.int64]:
-    """Greedy non-maximum suppression.
+    """Select boxes by greedy non-maximum suppression.
 
     Parameters
     ----------

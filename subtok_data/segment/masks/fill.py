@@ -1,4 +1,4 @@
-"""From incomplete labels to a partition: connected parts, gaps as tokens, the rest flooded."""
+"""Tokens from labels with gaps: connected parts, large gaps, and the flood of the other pixels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, TokenMap, token_dtype
 from subtok_data.segment.watershed import Seeds, flood_from
 
-__all__ = ["Fill", "FillRules", "edge_levels", "fill_parts"]
+__all__ = ["Fill", "FillRules", "fill_parts", "pick", "read_cost_map"]
 Fill = Literal["nearest", "boundary"]
 
 
 @dataclass(frozen=True)
 class FillRules:
-    """Which connected parts of labels become tokens, and who gets the pixels of the others.
+    """Rules for turning connected parts of labels into tokens, and for filling the rest.
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ class FillRules:
         Parts of a label with fewer pixels are no tokens: they count as gap.
     gap_area : int or None
         Parts of the gap, the pixels without a label, become tokens from this many pixels on. None:
-        never, unless the picture has no label at all.
+        never, unless the image has no label at all.
     fill : {"nearest", "boundary"}
-        What is left joins the nearest token (city-block distance), or is flooded along
+        Give the other pixels to the nearest token (city-block distance), or flood them along
         ``evidence["boundary_map"]``.
 
     Raises
@@ -55,21 +55,21 @@ class FillRules:
 
     @property
     def has_cost_map(self) -> bool:
-        """Whether tokens merge along a boundary map."""
+        """Whether partitions made by these rules have a boundary map."""
         return self.fill == "boundary"
 
 
-def edge_levels(
+def read_cost_map(
     evidence: Evidence, size: tuple[int, int], rules: FillRules
 ) -> NDArray[np.uint8] | None:
-    """Boundary map that the rules ask for; None for the nearest token.
+    """Read the boundary map from evidence; None where the rules need none.
 
     Parameters
     ----------
     evidence : mapping of str to array
         ``boundary_map`` (H, W) uint8 where ``rules.fill`` is ``"boundary"``.
     size : (H, W)
-        Size of the picture.
+        Size of the image in pixels.
     rules : FillRules
         Whether a map is needed.
 
@@ -84,29 +84,29 @@ def edge_levels(
 
     Examples
     --------
-    >>> edge_levels({}, (2, 2), FillRules()) is None
+    >>> read_cost_map({}, (2, 2), FillRules()) is None
     True
     """
     if rules.fill == "nearest":
         return None
-    levels = evidence.get("boundary_map")
-    if levels is None:
+    boundary_map = evidence.get("boundary_map")
+    if boundary_map is None:
         raise ValueError(
             'fill="boundary" floods along evidence["boundary_map"], which is missing; use '
             'fill="nearest", or a segmenter that gives a boundary map'
         )
-    if levels.shape != tuple(size) or levels.dtype != np.uint8:
+    if boundary_map.shape != tuple(size) or boundary_map.dtype != np.uint8:
         raise ValueError(
-            f"boundary_map of shape {levels.shape}, dtype {levels.dtype}: expected {tuple(size)} "
-            "uint8, as the picture"
+            f"boundary_map of shape {boundary_map.shape}, dtype {boundary_map.dtype}: expected "
+            f"{tuple(size)} uint8, as the image"
         )
-    return np.ascontiguousarray(levels)
+    return np.ascontiguousarray(boundary_map)
 
 
 def fill_parts(
     painted: NDArray[np.int32],
     rules: FillRules,
-    levels: NDArray[np.uint8] | None = None,
+    cost_map: NDArray[np.uint8] | None = None,
     spared: NDArray[np.int64] | None = None,
 ) -> tuple[TokenMap, NDArray[np.int32]]:
     """Make tokens of the connected parts of labels, and give every other pixel to one of them.
@@ -117,7 +117,7 @@ def fill_parts(
         Label of each pixel, −1 for a gap.
     rules : FillRules
         Which parts become tokens.
-    levels : (H, W) uint8, optional
+    cost_map : (H, W) uint8, optional
         Boundary map along which the rest is flooded, tokens being the minima. Without it the rest
         joins the nearest token; among equally near ones, the one that a breadth-first search in
         raster order reaches first.
@@ -155,14 +155,14 @@ def fill_parts(
         token_map: TokenMap = np.empty(painted.shape, token_dtype(count))
         paint_runs(runs, first_run, parts, token_map)
         return token_map, labels
-    if levels is None:  # on a flat map the flood is a breadth-first search from all tokens
-        levels = np.zeros(painted.shape, np.uint8)
-    token_map, _ = flood_from(levels, Seeds(runs, first_run, parts, count, imposed=True))
+    if cost_map is None:  # on a flat map the flood is a breadth-first search from all tokens
+        cost_map = np.zeros(painted.shape, np.uint8)
+    token_map, _ = flood_from(cost_map, Seeds(runs, first_run, parts, count, imposed=True))
     return token_map, labels
 
 
 def pick(values: NDArray[Any], labels: NDArray[np.int32], name: str) -> NDArray[Any]:
-    """Value of each token's label; for gaps 0 if the value is a score, else −1.
+    """Look up the value of each token's label; for gaps 0 if the value is a score, else −1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Which tokens a region meets, and which of them fits it best."""
+"""Overlap of regions with tokens, and the best token for each region."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def match_regions(
     regions: RLEMasks,
     areas: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Find the token that fits each region best: that of the highest IoU.
+    """Find the token of the highest IoU with each region.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def match_regions(
 
 
 def _nearest_token(token_map: TokenMap, region: NDArray[np.bool_]) -> int:
-    """Token of the pixel nearest to the middle one of a region's pixels, by city-block distance."""
+    """Find the token nearest to the middle one of a region's pixels, by city-block distance."""
     pixels = np.argwhere(region.T)
     x, y = pixels[(len(pixels) - 1) // 2]
     rows, columns = np.nonzero(token_map >= 0)

@@ -1,4 +1,4 @@
-"""Run lengths as spans of pixels, which can be cut, moved and joined as arrays."""
+"""Masks as spans of pixels, an array form of run lengths for splitting, moving and joining."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Spans(NamedTuple):
 
 
 def find_spans(counts: NDArray[np.int32], offsets: Longs) -> Spans:
-    """Spans of masks that are run lengths.
+    """Convert the run lengths of masks to spans.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def find_spans(counts: NDArray[np.int32], offsets: Longs) -> Spans:
 
 
 def join_spans(spans: Spans, num_masks: int, pixels: int) -> tuple[NDArray[np.int32], Longs]:
-    """Run lengths of spans; the other way of :func:`find_spans`.
+    """Convert spans to run lengths, the inverse of :func:`find_spans`.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def unite_spans(starts: Longs, ends: Longs) -> Spans:
 
 
 def resize_spans(spans: Spans, old: tuple[int, int], new: tuple[int, int]) -> Spans:
-    """Nearest resize: each new pixel is what lies under its centre.
+    """Resize masks by nearest neighbour: each new pixel is the old one under its centre.
 
     A mask that no centre falls into keeps one pixel, that of the middle one of its pixels.
 
@@ -168,7 +168,7 @@ def resize_spans(spans: Spans, old: tuple[int, int], new: tuple[int, int]) -> Sp
 
 
 def _middle_pixels(spans: Spans, masks: Longs) -> Longs:
-    """Middle one of the pixels of some masks that are not empty, column by column."""
+    """Find the middle one of the pixels of non-empty masks, column by column."""
     total = np.concatenate([np.zeros(1, np.int64), np.cumsum(spans.ends - spans.starts)])
     first = total[np.searchsorted(spans.owner, masks)]
     past = total[np.searchsorted(spans.owner, masks, side="right")]
@@ -191,6 +191,6 @@ class _Repeated:
 
 
 def _first_samples(old: int, new: int) -> Longs:
-    """First new pixel that shows old pixel ``i`` or a later one, for i = 0..old."""
+    """Find the first new pixel that shows old pixel ``i`` or a later one, for i = 0..old."""
     shown = (2 * np.arange(new) + 1) * old // (2 * new)
     return np.searchsorted(shown, np.arange(old + 1))

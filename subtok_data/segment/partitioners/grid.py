@@ -1,4 +1,4 @@
-"""Square patches, the fixed grid that adaptive tokens are compared with."""
+"""Partition into square patches, the fixed grid that adaptive tokens are compared with."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
-from subtok_data.segment.partition import Evidence, Partition, token_dtype
+from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["GridPartitioner"]
 
 
 @dataclass(frozen=True)
-class GridPartitioner:
-    """Cuts a picture into patches; reads no evidence.
+class GridPartitioner(Partitioner):
+    """Partitions an image into square patches; reads no evidence.
 
     Parameters
     ----------
     patch : int, optional
-        Side of a patch in pixels. Where it does not divide the side of the picture, the last row or
+        Side of a patch in pixels. Where it does not divide the side of the image, the last row or
         column of patches is smaller: no pixel is left out.
     num_tokens : int, optional
-        Cut into exactly so many nearly square patches instead (as many as pixels, at most). Rows
-        may then differ by one patch.
+        Exact number of nearly square patches instead (as many as pixels, at most). Rows may then
+        differ by one patch.
 
     Raises
     ------
@@ -57,35 +57,11 @@ class GridPartitioner:
             )
 
     def for_num_tokens(self, num_tokens: int) -> GridPartitioner:
-        """Grid of an exact number of patches.
-
-        Parameters
-        ----------
-        num_tokens : int
-            Patches wanted.
-
-        Returns
-        -------
-        GridPartitioner
-            It needs no merging.
-        """
+        """Return the grid of exactly so many patches, which need no merging."""
         return GridPartitioner(num_tokens=num_tokens)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:  # noqa: ARG002
-        """Cut a picture.
-
-        Parameters
-        ----------
-        evidence : mapping of str to array
-            Not read.
-        size : (H, W)
-            Size of the picture.
-
-        Returns
-        -------
-        Partition
-            Patches in raster order, without a cost map.
-        """
+        """Partition an image into patches in raster order, without a cost map."""
         y, x = np.arange(size[0]), np.arange(size[1])
         if self.patch is not None:
             columns = -(-size[1] // self.patch)

@@ -1,4 +1,4 @@
-"""From incomplete labels to a partition: connected parts, gaps as tokens, the rest flooded."""
+"""Partition from a label map with gaps, such as a panoptic segmentation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from subtok_data.segment.masks import FillRules, edge_levels, fill_parts, pick
-from subtok_data.segment.partition import Evidence, Partition
+from subtok_data.segment.masks import FillRules, fill_parts, pick, read_cost_map
+from subtok_data.segment.partition import Evidence, Partition, Partitioner
 
 __all__ = ["LabelMapPartitioner"]
 
@@ -16,8 +16,8 @@ _GAPS_JOIN = FillRules(gap_area=None)
 
 
 @dataclass(frozen=True)
-class LabelMapPartitioner:
-    """Cuts a label map, such as a panoptic segmentation, into connected tokens.
+class LabelMapPartitioner(Partitioner):
+    """Partitions an image into the connected parts of a label map.
 
     Reads ``label_map`` (H, W) integers, −1 where nothing was found, and, where they are there,
     ``label_class`` (M,) and ``label_score`` (M,): class and score of each label. With
@@ -41,36 +41,21 @@ class LabelMapPartitioner:
 
     @property
     def has_cost_map(self) -> bool:
-        """Whether tokens merge along a boundary map."""
+        """Whether the rules fill along a boundary map."""
         return self.rules.has_cost_map
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
-        """Cut a picture.
+        """Partition an image.
 
-        Parameters
-        ----------
-        evidence : mapping of str to array
-            See the class.
-        size : (H, W)
-            Size of the picture.
-
-        Returns
-        -------
-        Partition
-            Token fields ``source`` (0 for a label, 1 for a gap), ``class`` (−1 for a gap) and
-            ``score`` (0 for a gap), the last two if the evidence has them.
-
-        Raises
-        ------
-        ValueError
-            The map has another size than the picture, labels below −1, or labels that no class or
-            score belongs to.
+        Token fields: ``source`` (0 for a label, 1 for a gap), and ``class`` (−1 for a gap) and
+        ``score`` (0 for a gap) if the evidence has them. ValueError for labels below −1, or without
+        a class or score.
         """
         label_map = evidence["label_map"]
         if label_map.shape != tuple(size) or label_map.dtype.kind not in "iu":
             raise ValueError(
                 f"label_map of shape {label_map.shape}, dtype {label_map.dtype}: expected "
-                f"{tuple(size)} integers, as the picture"
+                f"{tuple(size)} integers, as the image"
             )
         lowest, highest = int(label_map.min()), int(label_map.max())
         tables = {
@@ -84,8 +69,8 @@ class LabelMapPartitioner:
                 f"label_map has labels {lowest}…{highest}: expected −1 for none, or 0 to "
                 f"{limit - 1}, which is as far as the labels are described"
             )
-        levels = edge_levels(evidence, size, self.rules)
-        token_map, labels = fill_parts(label_map.astype(np.int32), self.rules, levels)
+        cost_map = read_cost_map(evidence, size, self.rules)
+        token_map, labels = fill_parts(label_map.astype(np.int32), self.rules, cost_map)
         fields = {"source": (labels < 0).astype(np.int64)}
         fields |= {name: pick(values, labels, name) for name, values in tables.items()}
-        return Partition(token_map, len(labels), levels, fields)
+        return Partition(token_map, len(labels), cost_map, fields)

@@ -1,4 +1,4 @@
-"""The partition that is made of overlapping masks that leave gaps."""
+"""Partition from masks that overlap and leave gaps."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from subtok_data.segment.masks import (
     FillRules,
     RLEMasks,
     clean_masks,
-    edge_levels,
     fill_parts,
     pick,
+    read_cost_map,
 )
-from subtok_data.segment.partition import Evidence, Partition
+from subtok_data.segment.partition import Evidence, Partition, Partitioner
 
 __all__ = ["MaskPartitioner", "PaintOrder"]
 PaintOrder = Literal["area", "score"]
 
 
 @dataclass(frozen=True)
-class MaskPartitioner:
-    """Makes a partition of masks that overlap and leave gaps (SAM's, or any model's).
+class MaskPartitioner(Partitioner):
+    """Partitions an image by masks that may overlap and leave gaps (SAM's, or any model's).
 
-    Masks are painted over one another, which makes them disjoint; their 4-connected parts become
-    tokens, and large gaps between them; what is left is flooded from those. Reads the arrays of
-    :meth:`~subtok_data.segment.RLEMasks.to_evidence`, and ``boundary_map`` where
+    Masks are painted over one another, which makes them disjoint; their 4-connected parts, and
+    large gaps between them, become tokens; the other pixels are flooded from those. Reads the
+    arrays of :meth:`~subtok_data.segment.RLEMasks.to_evidence`, and ``boundary_map`` where
     ``rules.fill`` is ``"boundary"``.
 
     Parameters
@@ -69,52 +69,37 @@ class MaskPartitioner:
 
     @property
     def has_cost_map(self) -> bool:
-        """Whether tokens merge along a boundary map."""
+        """Whether the rules fill along a boundary map."""
         return self.rules.has_cost_map
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
-        """Cut a picture.
+        """Partition an image.
 
-        Parameters
-        ----------
-        evidence : mapping of str to array
-            See the class.
-        size : (H, W)
-            Size of the picture.
-
-        Returns
-        -------
-        Partition
-            Token fields ``source`` (0 for a mask, 1 for a gap), ``score`` (0 for a gap) and those
-            of the masks (−1 for a gap).
-
-        Raises
-        ------
-        ValueError
-            Masks of another size than the picture.
+        Token fields: ``source`` (0 for a mask, 1 for a gap), ``score`` (0 for a gap) and those of
+        the masks (−1 for a gap).
         """
         from subtok_data.segment.kernels import paint_masks
 
         masks = RLEMasks.from_evidence(evidence)
         if masks.size != tuple(size):
             raise ValueError(
-                f"masks of {masks.size[0]} × {masks.size[1]} pixels for a picture of "
-                f"{size[0]} × {size[1]}: masks must have the size of the picture that is cut"
+                f"masks of {masks.size[0]} × {masks.size[1]} pixels for an image of "
+                f"{size[0]} × {size[1]}: resize the masks to the image"
             )
         masks = clean_masks(masks, self.min_region)
-        levels = edge_levels(evidence, size, self.rules)
+        cost_map = read_cost_map(evidence, size, self.rules)
         canvas = np.full((size[1], size[0]), -1, np.int32)
         paint_masks(masks.counts, masks.offsets, self._order(masks), canvas.reshape(-1))
-        token_map, labels = fill_parts(canvas.T, self.rules, levels)
+        token_map, labels = fill_parts(canvas.T, self.rules, cost_map)
         fields: dict[str, NDArray[Any]] = {
             "source": (labels < 0).astype(np.int64),
             "score": pick(masks.scores, labels, "score"),
             **{name: pick(values, labels, name) for name, values in masks.fields.items()},
         }
-        return Partition(token_map, len(labels), levels, fields)
+        return Partition(token_map, len(labels), cost_map, fields)
 
     def _order(self, masks: RLEMasks) -> NDArray[np.int64]:
-        """Masks, the lowest first."""
+        """Order the masks for painting, the lowest first."""
         late = -np.arange(len(masks))
         small, good = -masks.areas, masks.scores
         keys = (late, good, small) if self.paint == "area" else (late, small, good)

@@ -1,4 +1,4 @@
-"""Token maps that are there already: stored tokens after a crop, maps made without an image."""
+"""Partition from a token map: stored tokens after a crop, or a map made without an image."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.partition import Evidence, Partition, token_dtype
+from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["StoredPartitioner"]
 
 
 @dataclass(frozen=True)
-class StoredPartitioner:
-    """Take ``evidence["token_map"]`` as the partition, numbered anew without gaps.
+class StoredPartitioner(Partitioner):
+    """Takes a token map as the partition, with its tokens renumbered without gaps.
 
-    A crop or a flip of a token map leaves numbers out and areas changed; the order of the task then
-    puts what is left in order. Entries ``field_<name>`` are values per old token and follow along.
-
-    A label beyond these values, such as the padding of a picture, has the value −1.
+    Reads ``token_map`` (H, W) integers, −1 for pixels without a token, and ``field_<name>`` (n, …):
+    values per old token, −1 for a label beyond them, such as the padding of an image. A crop of a
+    token map leaves numbers out and changes areas; the order of the task then sorts the rest.
 
     Examples
     --------
@@ -30,23 +29,13 @@ class StoredPartitioner:
     """
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
-        """Number the labels of a map anew.
-
-        Parameters
-        ----------
-        evidence : mapping
-            ``token_map`` (H, W) integers, −1 for pixels without a token; ``field_<name>`` (n, …).
-        size : (int, int)
-            Height and width the map must have.
-
-        Raises
-        ------
-        ValueError
-            If the map has another size, or no token.
-        """
+        """Renumber the labels of a token map in ascending order."""
         token_map = evidence["token_map"]
-        if token_map.shape != size:
-            raise ValueError(f"a token map of {token_map.shape} pixels for an image of {size}")
+        if token_map.shape != tuple(size):
+            raise ValueError(
+                f"token map of {token_map.shape} pixels for an image of {tuple(size)}: crop and "
+                "resize both alike"
+            )
         lowest, highest = int(token_map.min()), int(token_map.max())
         if highest < 0 or lowest < -1:
             raise ValueError(
@@ -66,6 +55,6 @@ class StoredPartitioner:
 
 
 def _up_to(values: NDArray[Any], count: int) -> NDArray[Any]:
-    """At least ``count`` values: −1 where there is none."""
+    """Pad values with −1 to at least ``count``."""
     missing = max(0, count - len(values))
     return np.concatenate([values, np.full((missing, *values.shape[1:]), -1, values.dtype)])

@@ -1,4 +1,4 @@
-"""Classical superpixels from scikit-image: tokens without any model."""
+"""Partition into superpixels of scikit-image: tokens without any model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
-from subtok_data.segment.partition import Evidence, Partition, token_dtype
+from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["SuperpixelPartitioner"]
 Method = Literal["slic", "felzenszwalb"]
@@ -20,8 +20,8 @@ _TRIES = 10
 
 
 @dataclass(frozen=True)
-class SuperpixelPartitioner:
-    """Cuts a picture by colour; reads ``evidence["image"]``, (H, W, 3) uint8.
+class SuperpixelPartitioner(Partitioner):
+    """Partitions an image by colour; reads ``evidence["image"]``, (H, W, 3) uint8.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class SuperpixelPartitioner:
         Width of the Gaussian smoothing before, in pixels.
     min_size : int
         Felzenszwalb: least pixels of a superpixel.
-    at_least : int, optional
-        Cut finer and finer until there are so many superpixels.
+    num_tokens : int, optional
+        Repeat with finer and finer options until there are so many superpixels.
 
     Raises
     ------
@@ -60,14 +60,14 @@ class SuperpixelPartitioner:
     scale: float = 100.0
     sigma: float = 0.8
     min_size: int = 20
-    at_least: int | None = None
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise ConfigError(f"method={self.method!r}: expected one of {get_args(Method)}")
         check_count("n_segments", self.n_segments)
         check_count("min_size", self.min_size)
-        check_count("at_least", self.at_least)
+        check_count("num_tokens", self.num_tokens)
         for name in ("compactness", "scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected a number above 0")
@@ -75,40 +75,11 @@ class SuperpixelPartitioner:
             raise ConfigError(f"sigma={self.sigma}: expected 0 or more pixels")
 
     def for_num_tokens(self, num_tokens: int) -> SuperpixelPartitioner:
-        """Partitioner that gives so many superpixels or more, where the picture has them.
-
-        Parameters
-        ----------
-        num_tokens : int
-            Tokens wanted after merging.
-
-        Returns
-        -------
-        SuperpixelPartitioner
-            SLIC begins at about this number.
-        """
-        return replace(self, n_segments=num_tokens, at_least=num_tokens)
+        """Return a partitioner of so many superpixels or more, where the image has them."""
+        return replace(self, n_segments=num_tokens, num_tokens=num_tokens)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
-        """Cut a picture.
-
-        Parameters
-        ----------
-        evidence : mapping of str to array
-            Holds ``"image"``.
-        size : (H, W)
-            Size of the picture.
-
-        Returns
-        -------
-        Partition
-            4-connected superpixels in raster order, without a cost map.
-
-        Raises
-        ------
-        ValueError
-            No image, or one of another shape or dtype.
-        """
+        """Partition an image into 4-connected superpixels in raster order, without a cost map."""
         if "image" not in evidence:
             raise ValueError(f'no "image" in the evidence: it holds {sorted(evidence)}')
         image = evidence["image"]
@@ -116,16 +87,16 @@ class SuperpixelPartitioner:
             raise ValueError(
                 f"image of shape {image.shape}, dtype {image.dtype}: expected {(*size, 3)} uint8"
             )
-        labels, count = self._cut(image, 1)
+        labels, count = self._superpixels(image, 1)
         for attempt in range(1, _TRIES):
-            if self.at_least is None or count >= self.at_least:
+            if self.num_tokens is None or count >= self.num_tokens:
                 break
-            finer, more = self._cut(image, 2**attempt)
+            finer, more = self._superpixels(image, 2**attempt)
             if more > count:
                 labels, count = finer, more
         return Partition(labels.astype(token_dtype(count)), count)
 
-    def _cut(self, image: NDArray[np.uint8], finer: int) -> tuple[NDArray[np.int64], int]:
+    def _superpixels(self, image: NDArray[np.uint8], finer: int) -> tuple[NDArray[np.int64], int]:
         from skimage.measure import label
         from skimage.segmentation import felzenszwalb, slic
 

@@ -1,4 +1,4 @@
-"""Boxes as pixels and as run lengths."""
+"""Conversion of boxes to whole pixels and to run lengths."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["box_runs", "pixel_box"]
 
 
 def pixel_box(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Whole pixels of a box.
+    """Round a box to whole pixels.
 
     Parameters
     ----------
     box : (4,) float32
         x0, y0, x1, y1.
     size : (H, W)
-        Of the picture.
+        Size of the image in pixels.
 
     Returns
     -------
     (int, int, int, int)
-        Half-open, inside the picture, one pixel at least.
+        x0, y0, x1, y1, half-open, inside the image, one pixel at least.
 
     Examples
     --------
@@ -43,14 +43,14 @@ def _pixels(low: float, high: float, limit: int) -> tuple[int, int]:
 
 
 def box_runs(box: tuple[int, int, int, int], size: tuple[int, int]) -> NDArray[np.int32]:
-    """Run lengths of a box of whole pixels, in COCO's order.
+    """Encode a box of whole pixels as run lengths, in COCO's order.
 
     Parameters
     ----------
     box : (int, int, int, int)
         x0, y0, x1, y1, half-open, not empty.
     size : (H, W)
-        Of the picture.
+        Size of the image in pixels.
 
     Returns
     -------

@@ -1,9 +1,10 @@
-"""Regions that are asked for: boxes, points and masks of one picture."""
+"""Prompts of one image: boxes, points and masks, each prompt for one region."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -23,19 +24,19 @@ from subtok_data.segment.prompts.validate import (
     read_points,
 )
 
-__all__ = ["Prompts", "fit_prompts"]
+__all__ = ["Prompts", "add_prompts", "fit_prompts"]
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts of one picture; each asks for a region, by a box, points, a mask, or several of them.
+    """Prompts of one image: each prompt is a box, points or a mask of a region, or several of them.
 
-    Made by :meth:`of`, which checks what it is given.
+    Make them with :meth:`of`, which checks its input.
 
     Parameters
     ----------
     size : (H, W)
-        Size of the picture that the coordinates are in, in pixels.
+        Size in pixels of the image that the coordinates are in.
     boxes : (P, 4) float32
         x0, y0, x1, y1 in pixels, half-open; a row of NaN for a prompt without a box.
     points : (P, K, 2) float32
@@ -79,15 +80,15 @@ class Prompts:
         masks: RLEMasks | Sequence[NDArray[Any]] | NDArray[Any] | None = None,
         texts: Sequence[str] | None = None,
     ) -> Prompts:
-        """Check prompts and put them into one form.
+        """Make prompts from boxes, points and masks.
 
         Parameters
         ----------
         size : (H, W)
-            Size of the picture in pixels.
+            Size of the image in pixels.
         boxes : (P, 4) array, optional
             In pixels; a row of NaN for a prompt without a box. They may reach one pixel over the
-            edge of the picture, and are cut off there.
+            edge of the image, and are clipped there.
         box_format : {"xyxy", "xywh"}
             Corners (half-open), or corner, width and height (COCO).
         points : (P, K, 2) or (P, 2) array, optional
@@ -102,8 +103,8 @@ class Prompts:
         Raises
         ------
         PromptError
-            A prompt with nothing in it, an empty box, a box or point outside the picture, values
-            that are not finite, a mask of another size, or counts that differ.
+            A prompt with nothing in it, an empty box, a box or point outside the image, values that
+            are not finite, a mask of another size, or counts that differ.
         """
         if box_format not in get_args(BoxFormat):
             raise ConfigError(f"box_format={box_format!r}: expected one of {get_args(BoxFormat)}")
@@ -130,23 +131,23 @@ class Prompts:
             None if texts is None else tuple(texts),
         )
 
-    @property
+    @cached_property
     def has_box(self) -> NDArray[np.bool_]:
-        """Which prompts have a box, (P,)."""
+        """Mark the prompts with a box, (P,) bool."""
         return ~np.isnan(self.boxes[:, 0])
 
-    @property
+    @cached_property
     def has_mask(self) -> NDArray[np.bool_]:
-        """Which prompts have a mask, (P,)."""
+        """Mark the prompts with a mask, (P,) bool."""
         return np.zeros(len(self), np.bool_) if self.masks is None else self.masks.areas > 0
 
-    @property
+    @cached_property
     def has_point(self) -> NDArray[np.bool_]:
-        """Which prompts have a point inside their region, (P,)."""
+        """Mark the prompts with a point inside their region, (P,) bool."""
         return np.asarray((self.labels == 1).any(1), np.bool_)
 
     def take(self, indices: ArrayLike) -> Prompts:
-        """Return some of the prompts, in the order given; they keep their ids."""
+        """Return the prompts at some indices, in the order given; they keep their ids."""
         kept = np.asarray(indices, np.int64)
         return Prompts(
             self.size,
@@ -172,7 +173,7 @@ class Prompts:
             )
 
     def resized(self, size: tuple[int, int]) -> Prompts:
-        """Return the prompts in the picture resized to ``size`` (H, W).
+        """Return the prompts for the image resized to ``size`` (H, W).
 
         No region gets lost: a mask too thin for the smaller grid keeps the pixel its middle is in,
         and boxes are not rounded.
@@ -190,14 +191,18 @@ class Prompts:
         )
 
     def regions(self) -> RLEMasks:
-        """Region of each prompt as far as it is known without looking at the picture.
+        """Return the region of each prompt, as far as the prompt alone gives it.
 
         Returns
         -------
         RLEMasks
             P masks: the mask where there is one, else the pixels of the box, of which there is at
-            least one, else the pixels of the points inside.
+            least one, else the pixels of the points inside. Computed once.
         """
+        return self._regions
+
+    @cached_property
+    def _regions(self) -> RLEMasks:
         known, boxed = self.has_mask, self.has_box
         runs: list[NDArray[np.int32]] = []
         for prompt in range(len(self)):
@@ -210,19 +215,19 @@ class Prompts:
         return RLEMasks.from_runs(runs, self.size)
 
     def _dots(self, prompt: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of the pixels of a prompt's points inside."""
+        """Return rows and columns of the pixels under a prompt's points inside."""
         x, y = self.points[prompt][self.labels[prompt] == 1].astype(np.int64).T
         return y.clip(max=self.size[0] - 1), x.clip(max=self.size[1] - 1)
 
     def _dot_runs(self, prompt: int) -> NDArray[np.int32]:
-        """Run lengths of those pixels."""
+        """Encode those pixels as run lengths."""
         rows, columns = self._dots(prompt)
         dots = np.unique(columns * self.size[0] + rows)
         spans = Spans(np.zeros_like(dots), dots, dots + 1)
         return join_spans(spans, 1, self.size[0] * self.size[1])[0]
 
     def bounds(self) -> NDArray[np.float32]:
-        """Box around each region, (P, 4): the box it has, or that of its mask or points."""
+        """Return a box around each region, (P, 4): its own box, or that of its mask or points."""
         bounds = self.boxes.copy()
         unboxed = ~self.has_box
         masked = unboxed & self.has_mask
@@ -234,7 +239,7 @@ class Prompts:
         return bounds
 
     def to_evidence(self) -> dict[str, NDArray[Any]]:
-        """Named arrays, for the way to a segment worker; texts stay behind."""
+        """Serialise as named arrays, for the way to a segment worker; texts stay behind."""
         evidence: dict[str, NDArray[Any]] = {
             "prompt_size": np.array(self.size, np.int64),
             "prompt_boxes": self.boxes,
@@ -249,7 +254,7 @@ class Prompts:
 
     @classmethod
     def from_evidence(cls, evidence: Evidence) -> Prompts | None:
-        """Read what :meth:`to_evidence` wrote; None if there is nothing of it."""
+        """Parse the arrays of :meth:`to_evidence`; None without such arrays."""
         if "prompt_ids" not in evidence:
             return None
         height, width = (int(side) for side in evidence["prompt_size"])
@@ -316,3 +321,29 @@ def fit_prompts(
         None if one is None else one.resized(size)
         for one, size in zip(prompts, resized, strict=True)
     ]
+
+
+def add_prompts(evidence: Evidence, prompts: Prompts | None) -> Evidence:
+    """Add the prompts of an image to its evidence, unless it has prompts already.
+
+    A segmenter that takes prompts may have put masks into them: its prompts are the ones to use.
+
+    Parameters
+    ----------
+    evidence : mapping of str to array
+        Evidence of one image.
+    prompts : Prompts or None
+        Prompts of the same image; None for none.
+
+    Returns
+    -------
+    mapping of str to array
+
+    Examples
+    --------
+    >>> sorted(add_prompts({}, Prompts.of((4, 6), boxes=[[0, 0, 2, 2]])))[:2]
+    ['prompt_boxes', 'prompt_ids']
+    """
+    if prompts is None or "prompt_ids" in evidence:
+        return evidence
+    return {**evidence, **prompts.to_evidence()}

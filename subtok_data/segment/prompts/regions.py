@@ -1,4 +1,4 @@
-"""Pixels that prompts ask for: their masks, or tokens that fit their boxes and points."""
+"""Regions of prompts: their masks, or the tokens that fit their boxes and points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.geometry import measure
+from subtok_data.segment.geometry import TokenGeometry, measure
 from subtok_data.segment.masks import RLEMasks, measure_overlaps
 from subtok_data.segment.partition import Partition
 from subtok_data.segment.prompts.boxes import pixel_box
@@ -19,8 +19,13 @@ Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 
 
-def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5) -> RLEMasks:
-    """Find the region of each prompt with the help of tokens.
+def prompt_regions(
+    prompts: Prompts,
+    partition: Partition,
+    min_iou: float = 0.5,
+    geometry: TokenGeometry | None = None,
+) -> RLEMasks:
+    """Find the region of each prompt from the tokens of an image.
 
     * A prompt with a mask: the mask.
     * With a box: the union of tokens that has the highest IoU with the box (:func:`best_union`), as
@@ -33,11 +38,13 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     Parameters
     ----------
     prompts : Prompts
-        P prompts in pixels of the picture.
+        P prompts in pixels of the image.
     partition : Partition
-        The picture cut into tokens.
+        The tokens of the image.
     min_iou : float
         In [0, 1].
+    geometry : TokenGeometry, optional
+        Of the tokens, where they have been measured.
 
     Returns
     -------
@@ -55,7 +62,8 @@ def prompt_regions(prompts: Prompts, partition: Partition, min_iou: float = 0.5)
     scores = np.zeros(len(prompts), np.float32)
     if prompts.masks is not None:
         scores[prompts.has_mask] = prompts.masks.scores[prompts.has_mask]
-    geometry = measure(partition.token_map, partition.num_tokens)
+    if geometry is None:
+        geometry = measure(partition.token_map, partition.num_tokens)
     found = _find_tokens(prompts, pixels, partition, geometry.areas, min_iou)
     runs = [pixels.runs(prompt) for prompt in range(len(prompts))]
     for prompt, union in zip(
@@ -113,7 +121,7 @@ class _Tokens(NamedTuple):
 def _find_tokens(
     prompts: Prompts, pixels: RLEMasks, partition: Partition, areas: Longs, min_iou: float
 ) -> dict[int, _Tokens]:
-    """Tokens of the prompts without a mask; those that keep the pixels of their box left out."""
+    """Find the tokens of prompts without a mask, unless these keep the pixels of their box."""
     found: dict[int, _Tokens] = {}
     under = partition.token_map[tuple(np.moveaxis(_point_pixels(prompts), -1, 0))]
     boxed = np.flatnonzero(~prompts.has_mask & prompts.has_box)
@@ -134,14 +142,14 @@ def _find_tokens(
 
 
 def _point_pixels(prompts: Prompts) -> NDArray[np.int64]:
-    """Row and column of the pixel of each point, (P, K, 2); anything where there is no point."""
+    """Return row and column of each point's pixel, (P, K, 2); anything where there is no point."""
     last = np.array([prompts.size[1] - 1, prompts.size[0] - 1])
     known = np.where(prompts.labels[..., None] >= 0, prompts.points, 0)
     return np.ascontiguousarray(known.astype(np.int64).clip(0, last)[..., ::-1])
 
 
 def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> _Tokens:
-    """Tokens of a box, corrected: those under points inside added, those outside left out."""
+    """Add the tokens under points inside to those of a box, remove those under points outside."""
     if not (labels >= 0).any():
         return _Tokens(tokens, tokens[:0], tokens[:0])
     inner, outer = (np.unique(under[labels == label]).astype(np.int32) for label in (1, 0))
@@ -152,7 +160,7 @@ def _add_points(tokens: Ints, under: NDArray[Any], labels: NDArray[np.int8]) -> 
 def _join_tokens(
     prompts: Prompts, found: Mapping[int, _Tokens], partition: Partition, boxes: Ints
 ) -> Iterator[Ints]:
-    """Run lengths of each region that is made of tokens."""
+    """Encode each union of tokens as run lengths."""
     from subtok_data.segment.kernels import CLIPPED, DIVIDED, WHOLE, union_runs
 
     asking = np.array(list(found), np.int64)

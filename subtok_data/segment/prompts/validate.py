@@ -1,4 +1,4 @@
-"""What people give as boxes, points and masks, checked and put into arrays."""
+"""Conversion of boxes, points and masks to arrays, and checks of prompts."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def check_prompts(
     labels: NDArray[np.int8],
     has_mask: NDArray[np.bool_],
 ) -> None:
-    """Raise PromptError for the first prompt that cannot be a region of the picture.
+    """Raise PromptError for the first prompt that cannot be a region of the image.
 
     Parameters
     ----------
     size : (H, W)
-        Size of the picture.
+        Size of the image in pixels.
     boxes, points, labels
         As in :class:`~subtok_data.segment.Prompts`.
     has_mask : (P,) bool
@@ -63,13 +63,13 @@ def check_prompts(
         gone = (boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits)
         far = (used & ((points < 0) | (points > limits)).any(-1)).any(1)
     nothing = absent & ~has_mask & ~(labels == 1).any(1)
-    picture = f"the picture of {size[0]} × {size[1]} pixels (height × width)"
+    image = f"the image of {size[0]} × {size[1]} pixels (height × width)"
     problems = (
         (wild_box, "box {box} has NaN or infinite values: give four finite numbers"),
         (empty, "box {box} is empty: expected x0 < x1 and y0 < y1"),
-        ((over | gone).any(1), f"box {{box}} is outside {picture}: give pixels of the source"),
+        ((over | gone).any(1), f"box {{box}} is outside {image}: give pixels of the source"),
         (wild_point, "points {points} have NaN or infinite values: give finite numbers"),
-        (far, f"points {{points}} (x, y) are outside {picture}"),
+        (far, f"points {{points}} (x, y) are outside {image}"),
         (nothing, "neither a box, nor a point with label 1, nor a mask with a pixel"),
     )
     bad = np.stack([found for found, _ in problems])
@@ -81,7 +81,7 @@ def check_prompts(
 
 
 def read_boxes(boxes: ArrayLike, box_format: BoxFormat) -> NDArray[np.float32]:
-    """Boxes as (P, 4) float32 corners."""
+    """Convert boxes to (P, 4) float32 corners."""
     corners = _numbers("boxes", boxes)
     if corners.size == 0:
         corners = corners.reshape(-1, 4)
@@ -93,7 +93,7 @@ def read_boxes(boxes: ArrayLike, box_format: BoxFormat) -> NDArray[np.float32]:
 
 
 def read_points(points: ArrayLike) -> NDArray[np.float32]:
-    """Points as (P, K, 2) float32."""
+    """Convert points to (P, K, 2) float32."""
     dots = _numbers("points", points)
     if dots.size == 0:
         dots = np.zeros((len(dots), 0, 2), np.float32)
@@ -108,7 +108,7 @@ def read_points(points: ArrayLike) -> NDArray[np.float32]:
 
 
 def read_labels(labels: ArrayLike | None, points: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Labels of the points as (P, K) int8; without any, all points are inside."""
+    """Convert the labels of points to (P, K) int8; without labels all points are inside."""
     if labels is None:
         return np.ones(points.shape[:2], np.int8)
     marks = np.asarray(labels)
@@ -129,22 +129,22 @@ def read_labels(labels: ArrayLike | None, points: NDArray[np.float32]) -> NDArra
 def read_masks(
     masks: RLEMasks | Sequence[NDArray[Any]] | NDArray[Any], size: tuple[int, int]
 ) -> RLEMasks:
-    """Masks of the size of the picture, packed."""
+    """Encode masks as run lengths; they must have the size of the image."""
     if not isinstance(masks, RLEMasks):
         arrays = [np.asarray(mask) for mask in masks]
         for prompt, array in enumerate(arrays):
             if array.shape != tuple(size):
                 raise PromptError(
                     f"prompt {prompt}: mask of shape {array.shape}, expected {tuple(size)}, the "
-                    "size of the picture"
+                    "size of the image"
                 )
             if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
                 raise PromptError(f"prompt {prompt}: mask with values other than 0 and 1")
         return RLEMasks.from_masks([array.astype(np.bool_) for array in arrays], size=size)
     if masks.size != tuple(size):
         raise PromptError(
-            f"masks of {masks.size[0]} × {masks.size[1]} pixels for a picture of {size[0]} × "
-            f"{size[1]}: give masks of the size of the picture"
+            f"masks of {masks.size[0]} × {masks.size[1]} pixels for an image of {size[0]} × "
+            f"{size[1]}: give masks of the size of the image"
         )
     return masks
 
@@ -157,7 +157,7 @@ def _numbers(name: str, values: ArrayLike) -> NDArray[np.float32]:
 
 
 def count_prompts(**given: Any) -> int:
-    """Return how many prompts there are, of which all that is given must have one each."""
+    """Count the prompts; raise PromptError unless every input has one entry per prompt."""
     counts = {name: len(values) for name, values in given.items() if values is not None}
     if not counts.keys() - {"texts"}:
         raise PromptError("no prompts: give boxes, points or masks")

@@ -1,4 +1,4 @@
-"""Tokens from a boundary map: seeds, flood, and merging to a number."""
+"""Tokens from a boundary map in one call: seeds, flood, and merging to a number."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def watershed_tokens(
     order: Order = "area",
     backend: Backend = "numba",
 ) -> TokenMap | list[TokenMap]:
-    """Cut a picture into tokens along its boundaries.
+    """Segment an image into tokens along its boundary map.
 
     The map is flooded from seeds (EPOC, arXiv 2402.14327, section 3): each pixel joins the seed
     that reaches it at the lowest level. Every pixel ends up in exactly one token, and every token
@@ -68,14 +68,14 @@ def watershed_tokens(
     Parameters
     ----------
     boundary_map : (H, W) uint8, or floats in [0, 1]
-        Boundary probability; ``v / 255`` for uint8. Floats are rounded to the nearest of 256
+        Boundary probability; ``v / 255`` for uint8. Floats are quantised to the nearest of 256
         levels.
     threshold : float, optional
         Above 0, below 1. Seeds are the connected components of the pixels below it. A
         higher threshold joins seeds, and adds some where no pixel was below the lower one, so the
         count may go either way. 0.1 when neither this nor ``num_tokens`` is given.
     num_tokens : int or sequence of int, optional
-        Exactly so many tokens, whatever the picture: more seeds than needed, then neighbours are
+        Exactly so many tokens, whatever the image: more seeds than needed, then neighbours are
         merged. A sequence gives a list of maps from one flood: each token of a coarser map is a
         union of tokens of a finer one.
     max_tokens : int, optional
@@ -103,7 +103,7 @@ def watershed_tokens(
     Warns
     -----
     UserWarning
-        The picture has too few minima for ``num_tokens``, or ``min_area`` left too few tokens.
+        The map has too few minima for ``num_tokens``, or ``min_area`` left too few tokens.
 
     Examples
     --------
@@ -115,9 +115,9 @@ def watershed_tokens(
     array([[1, 1, 1, 0, 0, 0, 0]], dtype=int16)
     """
     check_order(order)
-    levels = quantize(boundary_map)
-    evidence = {"boundary_map": levels}
-    size = picture_size(levels)
+    quantised = quantize(boundary_map)
+    evidence = {"boundary_map": quantised}
+    size = picture_size(quantised)
     if num_tokens is None or not isinstance(num_tokens, Sequence):
         budget = Budget(num_tokens, max_tokens, min_area, merge)
         partitioner = WatershedPartitioner(threshold, num_tokens, backend)
@@ -131,18 +131,18 @@ def watershed_tokens(
     for count in counts:
         Budget(count, max_tokens, min_area, merge)
     partition = WatershedPartitioner(threshold, max(counts), backend)(evidence, size)
-    hierarchy = merge_hierarchy(partition, merge=merge, min_area=min_area, down_to=min(counts))
-    cuts = [hierarchy.cut(count) for count in counts]
-    for count, cut in zip(counts, cuts, strict=True):
-        _warn_of_shortfall(count, cut, min_area)
-    return [arrange(cut, order).token_map for cut in cuts]
+    hierarchy = merge_hierarchy(partition, merge=merge, min_area=min_area, num_tokens=min(counts))
+    partitions = [hierarchy.cut(count) for count in counts]
+    for count, one in zip(counts, partitions, strict=True):
+        _warn_of_shortfall(count, one, min_area)
+    return [arrange(one, order).token_map for one in partitions]
 
 
-def _warn_of_shortfall(asked: int | None, partition: Partition, min_area: int) -> None:
-    if asked is not None and partition.num_tokens < asked:
+def _warn_of_shortfall(num_tokens: int | None, partition: Partition, min_area: int) -> None:
+    if num_tokens is not None and partition.num_tokens < num_tokens:
         because = " of that area" if min_area > 1 else ""
         warnings.warn(
-            f"num_tokens={asked} was asked for, but this boundary map gives only "
+            f"num_tokens={num_tokens}, but this boundary map gives only "
             f"{partition.num_tokens} tokens{because}: it is too flat for more",
             UserWarning,
             stacklevel=3,

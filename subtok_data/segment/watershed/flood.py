@@ -1,4 +1,4 @@
-"""One flood, two backends: compiled bucket queues, and scikit-image as the reference."""
+"""Flood from seeds by two backends: compiled bucket queues, and scikit-image as the reference."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Backend = Literal["numba", "skimage"]
 
 
 def check_backend(backend: str) -> None:
-    """Raise ConfigError for a backend that does not exist."""
+    """Raise ConfigError for a backend that is unknown."""
     if backend not in get_args(Backend):
         raise ConfigError(f"backend={backend!r}: expected one of {get_args(Backend)}")
 
 
 def flood_from(
-    levels: NDArray[np.uint8], seeds: Seeds, backend: Backend = "numba"
+    quantised: NDArray[np.uint8], seeds: Seeds, backend: Backend = "numba"
 ) -> tuple[TokenMap, int]:
     """Flood a map from seeds; every pixel gets the label of the seed that reaches it first.
 
@@ -34,10 +34,10 @@ def flood_from(
 
     Parameters
     ----------
-    levels : (H, W) uint8
-        Boundary map.
+    quantised : (H, W) uint8
+        Boundary map, 255 for a probability of 1.
     seeds : Seeds
-        Where the flood starts. Without any seed the picture is one token.
+        Where the flood starts. Without any seed the image is one token.
     backend : {"numba", "skimage"}
         Both give the same labels on every pixel.
 
@@ -51,41 +51,41 @@ def flood_from(
     Examples
     --------
     >>> from subtok_data.segment.watershed.seeds import threshold_seeds
-    >>> levels = np.array([[0, 90, 200, 60, 0]], np.uint8)
-    >>> flood_from(levels, threshold_seeds(levels, 0.1))
+    >>> quantised = np.array([[0, 90, 200, 60, 0]], np.uint8)
+    >>> flood_from(quantised, threshold_seeds(quantised, 0.1))
     (array([[0, 0, 1, 1, 1]], dtype=int16), 2)
     """
     dtype = token_dtype(seeds.count)
     if seeds.count <= 1:
-        return np.zeros(levels.shape, dtype), 1
+        return np.zeros(quantised.shape, dtype), 1
     if backend == "skimage":
-        return _flood_skimage(levels, seeds).astype(dtype), seeds.count
+        return _flood_skimage(quantised, seeds).astype(dtype), seeds.count
 
     from subtok_data.segment.kernels import flood_pixels, scratch_slots
 
-    height, width = levels.shape
+    height, width = quantised.shape
     flood_pixels(
-        levels,
+        quantised,
         seeds.runs,
         seeds.first_run,
         seeds.labels,
         seeds.imposed,
         borrow("state", (height + 2) * (width + 2), dtype).reshape(height + 2, width + 2),
-        borrow("slots", scratch_slots(levels.size), np.int32),
-        token_map := np.empty(levels.shape, dtype),
+        borrow("slots", scratch_slots(quantised.size), np.int32),
+        token_map := np.empty(quantised.shape, dtype),
     )
     return token_map, seeds.count
 
 
-def _flood_skimage(levels: NDArray[np.uint8], seeds: Seeds) -> NDArray[np.int32]:
+def _flood_skimage(quantised: NDArray[np.uint8], seeds: Seeds) -> NDArray[np.int32]:
     from skimage.segmentation import watershed
 
-    markers = seeds.paint(picture_size(levels)) + 1
+    markers = seeds.paint(picture_size(quantised)) + 1
     inside = markers > 0
     # Seeds of one level all have age 0 in scikit-image, and the layout of its heap would choose
     # between them. Fractions that stay below the next level put them in raster order.
     rank = np.arange(np.count_nonzero(inside)) / (np.count_nonzero(inside) + 1)
-    heights = levels.astype(np.float64)
+    heights = quantised.astype(np.float64)
     if seeds.imposed:
         heights += 1
         heights[inside] = 0

@@ -1,13 +1,12 @@
-"""Tokens from a boundary map: seeds, flood, and merging to a number."""
+"""Partition along a boundary map: seeds, then the flood."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment.budget import check_count
-from subtok_data.segment.partition import Evidence, Partition
+from subtok_data.segment.partition import Evidence, Partition, Partitioner
 from subtok_data.segment.watershed.flood import Backend, check_backend, flood_from
 from subtok_data.segment.watershed.quantization import quantize
 from subtok_data.segment.watershed.seeds import check_threshold, threshold_seeds
@@ -17,8 +16,8 @@ DEFAULT_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
-class WatershedPartitioner:
-    """Cuts a picture along the ridges of its boundary map.
+class WatershedPartitioner(Partitioner):
+    """Partitions an image along the ridges of its boundary map.
 
     Reads ``evidence["boundary_map"]``, (H, W) uint8 or floats in [0, 1].
 
@@ -29,9 +28,9 @@ class WatershedPartitioner:
         is :data:`DEFAULT_THRESHOLD`, unless ``num_tokens`` is given.
     num_tokens : int, optional
         Seeds are so many minima of the map or more, see
-        :func:`~subtok_data.segment.watershed.minima_seeds`; a budget merges what is too much.
+        :func:`~subtok_data.segment.watershed.minima_seeds`; a budget merges the surplus.
     backend : {"numba", "skimage"}
-        The same result; scikit-image is slower and serves as the reference.
+        Equal tokens; scikit-image is slower and serves as the reference.
 
     Raises
     ------
@@ -49,7 +48,6 @@ class WatershedPartitioner:
     threshold: float | None = None
     num_tokens: int | None = None
     backend: Backend = "numba"
-    has_cost_map: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -63,6 +61,11 @@ class WatershedPartitioner:
         check_backend(self.backend)
 
     @property
+    def has_cost_map(self) -> bool:
+        """True: the boundary map."""
+        return True
+
+    @property
     def seed_threshold(self) -> float | None:
         """Threshold in use: the given one or the default; None for exact counts."""
         if self.num_tokens is not None:
@@ -70,58 +73,25 @@ class WatershedPartitioner:
         return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
 
     def for_num_tokens(self, num_tokens: int) -> WatershedPartitioner:
-        """Partitioner with seeds enough for an exact number of tokens.
-
-        Parameters
-        ----------
-        num_tokens : int
-            Tokens wanted after merging.
-
-        Returns
-        -------
-        WatershedPartitioner
-
-        Raises
-        ------
-        ConfigError
-            A threshold was given, the other control.
-        """
+        """Return a partitioner with seeds enough; ConfigError if it was given a threshold."""
         return replace(self, num_tokens=num_tokens)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
-        """Cut a picture.
-
-        Parameters
-        ----------
-        evidence : mapping of str to array
-            Holds ``"boundary_map"``.
-        size : (H, W)
-            Size of the picture, which the map must have.
-
-        Returns
-        -------
-        Partition
-            With the boundary map as its cost map; tokens in raster order of their seeds.
-
-        Raises
-        ------
-        ValueError
-            No boundary map, or one that is unusable or of another size.
-        """
+        """Partition an image; the boundary map is the cost map, tokens in raster order of seeds."""
         if "boundary_map" not in evidence:
             raise ValueError(f'no "boundary_map" in the evidence: it holds {sorted(evidence)}')
-        levels = quantize(evidence["boundary_map"])
-        if levels.shape != tuple(size):
+        quantised = quantize(evidence["boundary_map"])
+        if quantised.shape != tuple(size):
             raise ValueError(
-                f"boundary map of {levels.shape} pixels for a picture of {tuple(size)}: "
-                "resize the map to the picture"
+                f"boundary map of {quantised.shape} pixels for an image of {tuple(size)}: "
+                "resize the map to the image"
             )
         threshold = self.seed_threshold
         if threshold is not None:
-            seeds = threshold_seeds(levels, threshold)
+            seeds = threshold_seeds(quantised, threshold)
         else:
             from subtok_data.segment.watershed.minima import minima_seeds
 
-            seeds = minima_seeds(levels, self.num_tokens or 1, self.backend)
-        token_map, num_tokens = flood_from(levels, seeds, self.backend)
-        return Partition(token_map, num_tokens, cost_map=levels)
+            seeds = minima_seeds(quantised, self.num_tokens or 1, self.backend)
+        token_map, num_tokens = flood_from(quantised, seeds, self.backend)
+        return Partition(token_map, num_tokens, cost_map=quantised)

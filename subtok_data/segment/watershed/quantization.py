@@ -1,4 +1,4 @@
-"""Boundary maps in 256 levels, the one form that every flood works on."""
+"""Quantisation of boundary maps to 256 levels, the form that every flood works on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["quantize"]
 
 
 def quantize(boundary_map: ArrayLike) -> NDArray[np.uint8]:
-    """Bring a boundary probability map to 256 levels.
+    """Quantise a boundary probability map to 256 levels.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class Seeds:
     imposed: bool
 
     def paint(self, shape: tuple[int, int]) -> NDArray[np.int32]:
-        """Seed of each pixel, (H, W) int32; −1 elsewhere."""
+        """Return the seed of each pixel, (H, W) int32; −1 elsewhere."""
         from subtok_data.segment.kernels import paint_runs
 
         image = np.full(shape, -1, np.int32)
@@ -47,14 +47,14 @@ class Seeds:
         return image
 
 
-def run_scratch(levels: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Scratch memory for the row runs of a map: a checkerboard has one for every two pixels."""
-    height, width = levels.shape
+def run_scratch(quantised: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Borrow memory for the row runs of a map: a checkerboard has one for every two pixels."""
+    height, width = quantised.shape
     return borrow("runs", height * ((width + 1) // 2) * 2, np.int32).reshape(-1, 2)
 
 
 def check_threshold(threshold: object) -> float:
-    """Return a threshold that lies inside (0, 1); raise ConfigError for any other value.
+    """Return a threshold as a float; raise ConfigError unless it lies inside (0, 1).
 
     Examples
     --------
@@ -69,15 +69,15 @@ def check_threshold(threshold: object) -> float:
     return float(threshold)
 
 
-def threshold_seeds(levels: NDArray[np.uint8], threshold: float) -> Seeds:
-    """4-connected components of the pixels with ``level / 255 < threshold``.
+def threshold_seeds(quantised: NDArray[np.uint8], threshold: float) -> Seeds:
+    """Find the 4-connected components of the pixels with a probability below a threshold.
 
     Parameters
     ----------
-    levels : (H, W) uint8
-        Boundary map.
+    quantised : (H, W) uint8
+        Boundary map, 255 for a probability of 1.
     threshold : float
-        Above 0 and below 1.
+        Above 0 and below 1; pixels with ``value / 255 < threshold`` are seeds.
 
     Returns
     -------
@@ -92,4 +92,4 @@ def threshold_seeds(levels: NDArray[np.uint8], threshold: float) -> Seeds:
     from subtok_data.segment.kernels import label_runs
 
     limit = int(np.count_nonzero(np.arange(256) / 255 < threshold))
-    return Seeds(*label_runs(levels, limit, run_scratch(levels)), imposed=False)
+    return Seeds(*label_runs(quantised, limit, run_scratch(quantised)), imposed=False)

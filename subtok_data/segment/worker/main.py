@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from subtok_data.errors import SubtokError
-from subtok_data.segment.task import SegmentTask, run_task
+from subtok_data.segment.task import SegmentTask, segment_image
 from subtok_data.segment.warmup import warm_up
 from subtok_data.segment.worker.shared_memory import ArrayPlace, Slot
 
@@ -40,7 +40,7 @@ def main(connection_fd: int, slot_fds: list[int]) -> None:
     """
     # Ctrl-C goes to the whole process group; the main process decides when workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The process that launches inference and trains comes first; cutting has time until then.
+    # The process that launches inference and trains comes first; segmentation has time until then.
     os.nice(5)
     parent = os.getppid()
     connection = Connection(connection_fd)
@@ -70,11 +70,11 @@ def _answer(request: Any, tasks: dict[int, SegmentTask], slots: list[Slot]) -> b
         slot = slots[slot_number]
         arrays = {name: slot.view(place) for name, place in places.items()}
         image = arrays.pop("/image", None)
-        cut = run_task(tasks[task_key], arrays, size, image)
-        place = ArrayPlace(free, cut.token_map.dtype.str, cut.token_map.shape)
-        slot.view(place)[...] = cut.token_map
+        segmented = segment_image(tasks[task_key], arrays, size, image)
+        place = ArrayPlace(free, segmented.token_map.dtype.str, segmented.token_map.shape)
+        slot.view(place)[...] = segmented.token_map
         seconds = time.perf_counter() - started
-        return pickle.dumps(("done", number, seconds, replace(cut, token_map=_NO_MAP), place))
+        return pickle.dumps(("done", number, seconds, replace(segmented, token_map=_NO_MAP), place))
     except Exception as error:
         error.add_note("in the segment worker:\n" + traceback.format_exc())
         return pickle.dumps(

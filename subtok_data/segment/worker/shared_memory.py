@@ -31,7 +31,7 @@ class ArrayPlace:
 
 
 def allocate_slot() -> int:
-    """Return a file descriptor of anonymous, growable memory."""
+    """Allocate anonymous, growable memory and return its file descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("subtok-slot")
     with tempfile.TemporaryFile() as file:  # systems without memfd: a file that has no name either

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -22,11 +23,15 @@ from subtok_data.segment import (
     PromptedPartitioner,
     Prompts,
     RLEMasks,
+    SegmentTask,
     WatershedPartitioner,
+    add_prompts,
     apply_budget,
     match_regions,
     segment_image,
 )
+from subtok_data.segment.partitioners import prompted as prompted_file
+from subtok_data.segment.prompts import prompts as prompts_file, regions as regions_file
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -181,7 +186,8 @@ def test_exact_counts_where_regions_cover_most_tokens():
     evidence = {"boundary_map": levels, **prompts.to_evidence()}
     partitioner = PromptedPartitioner(WatershedPartitioner())
     for count in (1, 2, 9, 60):
-        cut = segment_image(partitioner, evidence, (60, 80), Budget(num_tokens=count))
+        task = SegmentTask(partitioner, Budget(num_tokens=count))
+        cut = segment_image(task, evidence, (60, 80))
         assert cut.num_tokens == count
         assert cut.shortfall == 0
         assert cut.token_fields["prompt"][cut.prompt_tokens].tolist() == (
@@ -199,7 +205,7 @@ def test_regions_on_top_of_one_another():
     prompts = Prompts.of(size, boxes=[[0, 0, 12, 12], box, inner, box])
     evidence = {"found": np.zeros(size, np.int16), "levels": np.zeros(size, np.uint8)}
     partitioner = PromptedPartitioner(Given(), min_iou=0.9)
-    cut = segment_image(partitioner, {**evidence, **prompts.to_evidence()}, size)
+    cut = segment_image(SegmentTask(partitioner), {**evidence, **prompts.to_evidence()}, size)
     # Smaller ones lie on top; the last coincides with the second, and shares its token.
     assert cut.token_fields["prompt"].tolist() == [0, 1, 2]
     assert cut.geometry.areas.tolist() == [80, 60, 4]
@@ -227,12 +233,12 @@ def test_scores_fields_and_other_sizes():
         "class": [-1, 9, -1, -1],
     }
     turned = {**evidence, "label_map": evidence["label_map"].T, **prompts.to_evidence()}
-    with pytest.raises(PromptError, match="4 × 6 pixels, the picture has 6 × 4"):
+    with pytest.raises(PromptError, match="6 × 4 pixels, its prompts are for 4 × 6: .* resize"):
         PromptedPartitioner(base)(turned, (6, 4))
 
 
 def test_options_of_the_partitioner():
-    partitioner = PromptedPartitioner(WatershedPartitioner(0.2), FillRules(fill="boundary"))
+    partitioner = PromptedPartitioner(WatershedPartitioner(), FillRules(fill="boundary"))
     assert pickle.loads(pickle.dumps(partitioner)) == partitioner
     assert hash(partitioner)
     assert partitioner.has_cost_map
@@ -242,3 +248,30 @@ def test_options_of_the_partitioner():
         PromptedPartitioner(GridPartitioner(patch=8), min_iou=2)
     with pytest.raises(ConfigError, match="GridPartitioner has no cost map"):
         PromptedPartitioner(GridPartitioner(patch=8), FillRules(fill="boundary"))
+    with pytest.raises(ConfigError, match="threshold=0.2 and num_tokens=7"):
+        PromptedPartitioner(WatershedPartitioner(0.2)).for_num_tokens(7)
+
+
+def test_prompts_are_parsed_and_measured_once(monkeypatch):
+    """On the way of one image: one parse, one computation of regions, one of base tokens."""
+    size = (40, 60)
+    prompts = Prompts.of(size, boxes=[[0, 0, 30, 20], [10, 10, 50, 40]])
+    evidence = add_prompts({}, prompts)
+    assert add_prompts(evidence, Prompts.of(size, boxes=[[0, 0, 1, 1]])) is evidence
+    calls = Counter()
+
+    def counted(function):
+        def call(*args):
+            calls[function.__name__] += 1
+            return function(*args)
+
+        return call
+
+    parse = classmethod(counted(Prompts.from_evidence.__func__))
+    monkeypatch.setattr(Prompts, "from_evidence", parse)
+    monkeypatch.setattr(prompts_file, "box_runs", counted(prompts_file.box_runs))
+    for file in (prompted_file, regions_file):
+        monkeypatch.setattr(file, "measure", counted(file.measure))
+    task = SegmentTask(PromptedPartitioner(GridPartitioner(patch=10)))
+    assert segment_image(task, evidence, size).num_tokens > 2
+    assert calls == {"from_evidence": 1, "box_runs": len(prompts), "measure": 1}
