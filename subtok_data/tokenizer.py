@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 
 from subtok_data.errors import ConfigError
-from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, to_rgb
+from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
 from subtok_data.segment import (
     Budget,
     MergeCost,
@@ -22,7 +22,6 @@ from subtok_data.segment import (
     SegmentTask,
     add_prompts,
     fit_prompts,
-    picture_size,
     segment_image,
 )
 from subtok_data.segmenters import (
@@ -210,8 +209,8 @@ class SubobjectTokenizer:
     ) -> list[TokenizedImage]:
         sources = [to_rgb(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
-        sizes = [picture_size(image) for image in images]
-        fitted = fit_prompts(prompts, [picture_size(source) for source in sources], sizes)
+        sizes = [image_size(image) for image in images]
+        fitted = fit_prompts(prompts, [image_size(source) for source in sources], sizes)
         taken = fitted if self.segmenter.takes_prompts else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
@@ -220,7 +219,7 @@ class SubobjectTokenizer:
         ):
             evidence = add_prompts(evidence, one)
             segmented = segment_image(task, evidence, size, image)
-            found.append(TokenizedImage.of(image, segmented, evidence, picture_size(source)))
+            found.append(TokenizedImage.of(image, segmented, evidence, image_size(source)))
         return found
 
     def config(self) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def _measure(
     name: str, value: Any, tokenizer: SubobjectTokenizer
 ) -> tuple[_Timing, TokenizedImage]:
     """Cut an image once to warm up and to draw, then stage by stage with a clock."""
-    from subtok_data.images import to_rgb
-    from subtok_data.segment import picture_size, segment_image
+    from subtok_data.images import image_size, to_rgb
+    from subtok_data.segment import segment_image
 
     tokenized = tokenizer(value)
-    size = picture_size(tokenized.image)
+    size = image_size(tokenized.image)
     segmenter, task = tokenizer.segmenter, tokenizer.segment_task()
     image, decode_ms = _timed(lambda: tokenizer.canvas.fit(to_rgb(value)))
     evidence, infer_ms = _timed(lambda: segmenter.infer([image], [size])[0])

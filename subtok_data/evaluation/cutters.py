@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from subtok_data.images import image_size
 from subtok_data.segment import (
     Budget,
     GridPartitioner,
@@ -13,7 +14,6 @@ from subtok_data.segment import (
     SuperpixelPartitioner,
     apply_budget,
     as_partitioner,
-    picture_size,
     watershed_tokens,
 )
 
@@ -57,7 +57,7 @@ class PatchCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = picture_size(image)
+        size = image_size(image)
         return {str(n): GridPartitioner(num_tokens=n)({}, size).token_map for n in self.counts}
 
 
@@ -75,7 +75,7 @@ class SlicCutter:
 
         def cut(parameter: float) -> tuple[NDArray[Any], int]:
             partition = replace(base, n_segments=max(1, round(parameter)))(
-                {"image": image}, picture_size(image)
+                {"image": image}, image_size(image)
             )
             return partition.token_map, partition.num_tokens
 
@@ -154,7 +154,7 @@ class SegmenterCutter:
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Token maps by count."""
         del maps
-        size = picture_size(image)
+        size = image_size(image)
         evidence = self.segmenter.infer([image], [size])[0]
         found: dict[str, NDArray[Any]] = {}
         for count in self.counts:

@@ -10,7 +10,6 @@ from .geometry import (
     TokenGeometry as TokenGeometry,
     arrange as arrange,
     measure as measure,
-    picture_size as picture_size,
     token_shapes as token_shapes,
 )
 from .kernels import relabel as relabel

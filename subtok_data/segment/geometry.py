@@ -20,21 +20,9 @@ __all__ = [
     "check_order",
     "measure",
     "order_tokens",
-    "picture_size",
     "token_shapes",
 ]
 Order = Literal["area", "raster"]
-
-
-def picture_size(array: NDArray[Any]) -> tuple[int, int]:
-    """Return the height and width of an image or a map, whatever its channels.
-
-    Examples
-    --------
-    >>> picture_size(np.zeros((4, 6, 3), np.uint8))
-    (4, 6)
-    """
-    return array.shape[0], array.shape[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,8 @@ from subtok_data.annotations import (
     read_sa1b,
 )
 from subtok_data.errors import ConfigError
-from subtok_data.images import to_rgb
-from subtok_data.segment import RLEMasks, picture_size, segmentation_runs
+from subtok_data.images import image_size, to_rgb
+from subtok_data.segment import RLEMasks, segmentation_runs
 from subtok_data.training.labels import (
     boundary_from_labels,
     boundary_from_masks,
@@ -72,7 +72,7 @@ class _FileSource:
     def __getitem__(self, index: int) -> Sample:
         path, label = self._pairs[index]
         image = to_rgb(path)
-        strength, thin = self._label(label, picture_size(image))
+        strength, thin = self._label(label, image_size(image))
         if strength.shape != image.shape[:2]:
             raise ConfigError(
                 f"{path}: the label is {strength.shape}, the image {image.shape[:2]} "

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
-from subtok_data.images import resize
+from subtok_data.images import image_size, resize
 from subtok_data.segment import (
     Budget,
     SegmentTask,
     WatershedPartitioner,
-    picture_size,
     segment_image,
 )
 
@@ -280,7 +279,7 @@ def plot_thresholds(
     def row(settings: Sequence[tuple[str, SegmentTask]], heading: str, remark: str) -> Row:
         panels: list[Panel] = []
         for label, task in settings:
-            found = segment_image(task, {"boundary_map": boundary}, picture_size(boundary))
+            found = segment_image(task, {"boundary_map": boundary}, image_size(boundary))
             flat = mean_color_image(tokenized.image, found.token_map)
             outlined = outline_image(flat, found.token_map, color=(255, 255, 255), width=0.7)
             panels.append(Panel(outlined, label, f"{found.num_tokens} {_tokens(found.num_tokens)}"))

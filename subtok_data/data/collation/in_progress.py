@@ -16,7 +16,8 @@ from subtok_data.data.pool import SegmentJob, SegmentPool
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import SampleError, SubtokError
-from subtok_data.segment import Segmented, SegmentTask, add_prompts, picture_size
+from subtok_data.images import image_size
+from subtok_data.segment import Segmented, SegmentTask, add_prompts
 from subtok_data.segmenters import Evidence, PendingInference
 
 __all__ = ["BatchInProgress", "SampleInProgress"]
@@ -80,7 +81,7 @@ class SampleInProgress:
         for place, (image, found) in enumerate(zip(self.images, evidence, strict=True)):
             if prompts is not None:
                 found = add_prompts(found, prompts[place])
-            self.futures.append(pool.submit(SegmentJob(task, found, picture_size(image), image)))
+            self.futures.append(pool.submit(SegmentJob(task, found, image_size(image), image)))
 
     def collect(self) -> None:
         """Wait for the pool, and check that the tokens leave room for the text."""

@@ -23,13 +23,13 @@ from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
 from subtok_data.data.replacement import Replacement, find_source, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
+from subtok_data.images import image_size
 from subtok_data.segment import (
     Budget,
     PromptedPartitioner,
     Prompts,
     SegmentTask,
     StoredPartitioner,
-    picture_size,
 )
 from subtok_data.segmenters import Evidence
 from subtok_data.text import layout_regions, layout_text
@@ -164,7 +164,7 @@ class BatchStages:
     ) -> tuple[list[NDArray[np.uint8]], list[tuple[int, int]], list[Prompts | None]]:
         """Images, their sizes, and their prompts if the segmenter takes any."""
         images = [image for sample in samples for image in sample.images]
-        sizes = [picture_size(image) for image in images]
+        sizes = [image_size(image) for image in images]
         if not self.tokenizer.segmenter.takes_prompts:
             return images, sizes, [None] * len(images)
         prompts: list[Prompts | None] = []
@@ -262,7 +262,7 @@ class BatchStages:
         images = [image for sample in samples for image in sample.encoder_images]
         visual: dict[str, Any] = {
             "pixel_values": stack_pixels(images, self.options.pixels, self.device),
-            "valid_sizes": _sizes([picture_size(image) for image in images]),
+            "valid_sizes": _sizes([image_size(image) for image in images]),
             **pad_tokens(segmented, pad_to_multiple_of=self.options.pad_to_multiple_of),
             "source_sizes": _sizes([size for s in samples for size in s.raw.source_sizes]),
         }

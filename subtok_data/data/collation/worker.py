@@ -15,8 +15,8 @@ from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
 from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas
-from subtok_data.segment import Prompts, picture_size
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size
+from subtok_data.segment import Prompts
 from subtok_data.text import EncodedText, RegionRow, RegionText, TextEncoder
 
 __all__ = ["BatchOptions", "WorkerCollator"]
@@ -245,7 +245,7 @@ def _prompts(samples: Sequence[Sample], resized: Sequence[NDArray[np.uint8]]) ->
             "all datasets of a mixture"
         )
     prompts = [one for sample in samples for one in sample.prompts or []]
-    return [one.resized(picture_size(image)) for one, image in zip(prompts, resized, strict=True)]
+    return [one.resized(image_size(image)) for one, image in zip(prompts, resized, strict=True)]
 
 
 def _token_maps(samples: Sequence[Sample]) -> list[Any] | None:

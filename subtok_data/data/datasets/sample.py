@@ -13,8 +13,8 @@ from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
 from subtok_data.data.store import StoredTokens
 from subtok_data.errors import ConfigError, PromptError, SampleError
-from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, resize, to_rgb
-from subtok_data.segment import Prompts, picture_size
+from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, image_size, resize, to_rgb
+from subtok_data.segment import Prompts
 
 __all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
 
@@ -111,7 +111,7 @@ class Sample:
             )
         self.token_maps = [token_map for token_map, _ in found]
         self.token_fields = [fields for _, fields in found]
-        sizes = [picture_size(token_map) for token_map in self.token_maps]
+        sizes = [image_size(token_map) for token_map in self.token_maps]
         self.images = [resize(*pair) for pair in zip(self.images, sizes, strict=True)]
         if self.prompts is not None:
             pairs = zip(self.prompts, sizes, strict=True)
@@ -186,7 +186,7 @@ def decode_row(
             cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
             raise SampleError(cause, index=index, path=path, stage="decode") from error
         paths.append(path)
-    sizes = [picture_size(image) for image in images]
+    sizes = [image_size(image) for image in images]
     sample = Sample(images, columns, index, many, sizes, paths)
     if prompts is not None:
         try:

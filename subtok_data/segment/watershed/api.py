@@ -9,8 +9,9 @@ from typing import overload
 from numpy.typing import ArrayLike
 
 from subtok_data.errors import ConfigError
+from subtok_data.images import image_size
 from subtok_data.segment.budget import Budget, apply_budget
-from subtok_data.segment.geometry import Order, arrange, check_order, picture_size
+from subtok_data.segment.geometry import Order, arrange, check_order
 from subtok_data.segment.merging import MergeCost, merge_hierarchy
 from subtok_data.segment.partition import Partition, TokenMap
 from subtok_data.segment.watershed.flood import Backend
@@ -117,7 +118,7 @@ def watershed_tokens(
     check_order(order)
     quantised = quantize(boundary_map)
     evidence = {"boundary_map": quantised}
-    size = picture_size(quantised)
+    size = image_size(quantised)
     if num_tokens is None or not isinstance(num_tokens, Sequence):
         budget = Budget(num_tokens, max_tokens, min_area, merge)
         partitioner = WatershedPartitioner(threshold, num_tokens, backend)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.errors import ConfigError
-from subtok_data.segment.geometry import picture_size
+from subtok_data.images import image_size
 from subtok_data.segment.kernels import borrow
 from subtok_data.segment.partition import TokenMap, token_dtype
 from subtok_data.segment.watershed.seeds import Seeds
@@ -80,7 +80,7 @@ def flood_from(
 def _flood_skimage(quantised: NDArray[np.uint8], seeds: Seeds) -> NDArray[np.int32]:
     from skimage.segmentation import watershed
 
-    markers = seeds.paint(picture_size(quantised)) + 1
+    markers = seeds.paint(image_size(quantised)) + 1
     inside = markers > 0
     # Seeds of one level all have age 0 in scikit-image, and the layout of its heap would choose
     # between them. Fractions that stay below the next level put them in raster order.

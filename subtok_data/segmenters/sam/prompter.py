@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.segment import Prompts, RLEMasks, check_count, fit_prompts, picture_size
+from subtok_data.images import image_size
+from subtok_data.segment import Prompts, RLEMasks, check_count, fit_prompts
 from subtok_data.segmenters.base import Images, Prompter
 from subtok_data.segmenters.sam.decoder import PromptableModel, PromptChunk, PromptDecoder
 from subtok_data.segmenters.sam.generated_masks import mask_runs
@@ -175,7 +176,7 @@ class ModelPrompter(PromptableModel, Prompter):
         """
         found: list[RLEMasks | None] = [None] * len(images)
         embedded: list[tuple[int, Prompts]] = []
-        sizes = [picture_size(image) for image in images]
+        sizes = [image_size(image) for image in images]
         for index, asked in enumerate(fit_prompts(prompts, sizes)):
             if asked is None:
                 continue
