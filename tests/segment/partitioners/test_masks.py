@@ -163,7 +163,7 @@ def test_worker_processes_give_the_same_tokens(no_leaks):
             evidence = RLEMasks.from_masks(masks, size=(40, 60)).to_evidence()
             there = pool.submit(SegmentJob(task, evidence, (40, 60), image)).result()
             evidence["image"] = image
-            here = segment_image(task.partitioner, evidence, (40, 60), task.budget)
+            here = segment_image(task, evidence, (40, 60))
             assert np.array_equal(there.token_map, here.token_map)
             assert there.num_tokens <= 5
 
@@ -236,7 +236,7 @@ def test_bad_masks_are_refused():
     with pytest.raises(ValueError, match=r"expected \(M, 4, 1\) uint8"):
         RLEMasks.from_bits(np.zeros((1, 4, 5), np.uint8), (4, 5))
     evidence = RLEMasks.from_masks([good]).to_evidence()
-    with pytest.raises(ValueError, match="masks of 4 × 5 pixels for a picture of 5 × 4"):
+    with pytest.raises(ValueError, match="masks of 4 × 5 pixels for an image of 5 × 4"):
         MaskPartitioner()(evidence, (5, 4))
     along = MaskPartitioner(rules=FillRules(fill="boundary"))
     with pytest.raises(ValueError, match="boundary_map.*missing"):

@@ -148,10 +148,10 @@ def test_list_of_counts_is_nested() -> None:
 
 
 def test_shortfall_warns_with_both_numbers() -> None:
-    with pytest.warns(UserWarning, match=r"num_tokens=7 .* only 2 tokens"):
+    with pytest.warns(UserWarning, match=r"num_tokens=7, .* only 2 tokens"):
         token_map = watershed_tokens(np.array([[0, 90, 0]], np.uint8), num_tokens=7)
     assert_partition(token_map, 2)
-    with pytest.warns(UserWarning, match=r"num_tokens=3 .* only 1 token"):
+    with pytest.warns(UserWarning, match=r"num_tokens=3, .* only 1 token"):
         watershed_tokens(np.zeros((9, 9), np.uint8), num_tokens=[1, 3])
 
 
