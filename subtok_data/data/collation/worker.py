@@ -17,7 +17,7 @@ from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size
 from subtok_data.segment import Prompts
-from subtok_data.text import EncodedText, RegionRow, RegionText, TextEncoder
+from subtok_data.text import RegionRow, RegionText, TextEncoder
 
 __all__ = ["BatchOptions", "WorkerCollator"]
 
@@ -59,14 +59,6 @@ class BatchOptions:
             raise ConfigError("packing=True packs rows of text: give text=TextConfig(…) too")
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """Texts of a sample as tokens: its own, and those of its regions."""
-
-    text: EncodedText | None = None
-    regions: list[RegionRow] = field(default_factory=list[RegionRow])
-
-
 @dataclass(frozen=True)
 class WorkerCollator:
     """The collator that DataLoader workers get: no model, small to pickle.
@@ -106,31 +98,20 @@ class WorkerCollator:
         if not rows:
             raise ValueError("cannot collate a batch of 0 samples")
         samples, replaced = self._samples(rows)
-        samples, encoded, more = self._encode(samples)
+        samples, raws, more = self._raw_samples(samples)
         images = [image for sample in samples for image in sample.images]
         maps = _token_maps(samples)
         resized = images if maps is not None else [self.canvas.fit(image) for image in images]
+        prompts = iter(_prompts(samples, resized))
+        for raw, sample in zip(raws, samples, strict=True):
+            if sample.prompts is not None:
+                raw.prompts = [next(prompts) for _ in sample.images]
         pixels = self.options.pixels
         encoder_images = None
         if pixels.size is not None:
             encoder_images = RawImages.pack([pixels.fit(image) for image in images])
-        prompts = iter(_prompts(samples, resized))
         return RawBatch(
-            samples=[
-                RawSample(
-                    index=sample.index,
-                    path=sample.path,
-                    source_sizes=sample.source_sizes,
-                    dataset_key=sample.dataset_key,
-                    token_fields=sample.token_fields,
-                    prompts=None
-                    if sample.prompts is None
-                    else [next(prompts) for _ in sample.images],
-                    text=own.text,
-                    region_texts=own.regions,
-                )
-                for sample, own in zip(samples, encoded, strict=True)
-            ],
+            samples=raws,
             images=RawImages.pack(resized),
             encoder_images=encoder_images,
             token_maps=None if maps is None else RawImages.pack(maps),
@@ -172,23 +153,18 @@ class WorkerCollator:
                 found.append(error)
         return _stand_in(found)
 
-    def _encode(
+    def _raw_samples(
         self, samples: list[Sample]
-    ) -> tuple[list[Sample], list[_Encoded], list[Replacement]]:
-        """Texts of each sample as tokens; a sample whose text is bad is replaced."""
-        if self.options.encoder is None and self.options.region_text is None:
-            return samples, [_Encoded() for _ in samples], []
+    ) -> tuple[list[Sample], list[RawSample], list[Replacement]]:
+        """Samples without pixels, texts as tokens; one whose text is bad is replaced."""
         found: list[Sample | SampleError] = []
-        encoded: dict[int, _Encoded] = {}
+        raws: dict[int, RawSample] = {}
         for sample in samples:
             try:
-                encoded[id(sample)] = self._encoded(sample)
+                raws[id(sample)] = self._raw_sample(sample)
             except (SampleError, ValueError) as error:
                 failed = SampleError(
-                    str(error),
-                    index=sample.index,
-                    path=sample.path,
-                    stage="collate",
+                    str(error), index=sample.index, path=sample.path, stage="collate"
                 )
                 if self.options.on_error == "raise":
                     raise failed from error
@@ -196,15 +172,25 @@ class WorkerCollator:
                 continue
             found.append(sample)
         kept, replaced = _stand_in(found)
-        return kept, [encoded[id(sample)] for sample in kept], replaced
+        return kept, [raws[id(sample)] for sample in kept], replaced
 
-    def _encoded(self, sample: Sample) -> _Encoded:
-        encoder, region_text = self.options.encoder, self.options.region_text
-        text = None
-        if encoder is not None:
-            text = encoder.encode(sample.columns, len(sample.images))
+    def _raw_sample(self, sample: Sample) -> RawSample:
+        encoder = self.options.encoder
+        text = None if encoder is None else encoder.encode(sample.columns, len(sample.images))
+        return RawSample(
+            index=sample.index,
+            path=sample.path,
+            source_sizes=sample.source_sizes,
+            dataset_key=sample.dataset_key,
+            token_fields=sample.token_fields,
+            text=text,
+            region_texts=self._region_texts(sample),
+        )
+
+    def _region_texts(self, sample: Sample) -> list[RegionRow]:
+        region_text = self.options.region_text
         if region_text is None:
-            return _Encoded(text)
+            return []
         texts = [one.texts for one in sample.prompts or ()]
         if not texts or None in texts:
             raise ConfigError(
@@ -212,7 +198,7 @@ class WorkerCollator:
                 "in PromptColumns(texts=…)"
             )
         words = [text for own in texts for text in own or ()]
-        return _Encoded(text, region_text.encode(words, sample.columns))
+        return region_text.encode(words, sample.columns)
 
 
 def _stand_in(
