@@ -55,7 +55,7 @@ from subtok_data.segmenters import (
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers import tiny_efficient_sam
+from helpers import tiny_efficient_sam, tiny_panoptic, tiny_sam
 
 SAM_LIKE = ("sam", "sam2", "edgetam")
 PANOPTIC = ("mask2former", "oneformer", "eomt")
@@ -115,7 +115,7 @@ class Contenders:
             if self.args.published_sizes:
                 save_published(name, folder)
             else:
-                (promptable if name in SAM_LIKE else panoptic).save_model(name, folder)
+                (tiny_sam if name in SAM_LIKE else tiny_panoptic).save_model(name, folder)
         return folder, f"random, {how}"
 
     def options(self, weights: str) -> GenerationOptions:
@@ -174,7 +174,7 @@ def save_published(name: str, folder: Path) -> None:
     import transformers as t
 
     if name == "oneformer":
-        panoptic.tiny_oneformer(folder)  # for the tokenizer; the rest is replaced
+        tiny_panoptic.tiny_oneformer(folder)  # for the tokenizer; the rest is replaced
         file = folder / "processor_config.json"
         saved = json.loads(file.read_text())
         saved["image_processor"]["size"] = {"shortest_edge": 800, "longest_edge": 1333}

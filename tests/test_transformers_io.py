@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import tiny_panoptic, tiny_sam
 from safetensors.torch import save_file
 
 import subtok_data
@@ -99,7 +100,7 @@ def test_a_model_of_its_own_kind_is_refused(tmp_path, questions, reader):
 
 @pytest.mark.parametrize("reader", ["sam", "prompter"])
 def test_a_processor_of_its_own_kind_is_refused(tmp_path, questions, reader):
-    folder = promptable.save_model("sam", tmp_path / "sam")
+    folder = tiny_sam.save_model("sam", tmp_path / "sam")
     mark = add_code(folder)
     edit(folder / "preprocessor_config.json", image_processor_type="Processor", auto_map=AUTO_MAP)
     edit(folder / "config.json", model_type="own", auto_map=AUTO_MAP)
@@ -112,9 +113,9 @@ def test_a_processor_of_its_own_kind_is_refused(tmp_path, questions, reader):
 @pytest.mark.parametrize(
     ("home", "name", "reader"),
     [
-        (promptable, "sam", "sam"),
-        (panoptic, "eomt", "panoptic"),
-        (panoptic, "oneformer", "panoptic"),
+        (tiny_sam, "sam", "sam"),
+        (tiny_panoptic, "eomt", "panoptic"),
+        (tiny_panoptic, "oneformer", "panoptic"),
     ],
 )
 def test_kinds_that_transformers_has_are_loaded_without_the_code(
