@@ -18,7 +18,7 @@ def free_port() -> int:
 
 def test_two_processes_send_each_other_finished_batches(tmp_path):
     tests = Path(__file__).parents[1]
-    script = tests / "helpers" / "two_processes.py"
+    script = tests / "helpers" / "collectives_on_two_ranks.py"
     common = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
