@@ -37,6 +37,8 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_example_runs(name, tmp_path):
+    if name == "train_lightning":
+        pytest.importorskip("lightning")
     arguments, words = RUNS[name]
     assert words in run(name, *arguments, folder=tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -118,7 +119,8 @@ if __name__ == "__main__":
     found: dict = {}
     with_accelerate(found)
     with_streams(found)
-    with_lightning(found, target)
+    if importlib.util.find_spec("lightning"):
+        with_lightning(found, target)
     rank = torch.distributed.get_rank()
     (target / f"rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()

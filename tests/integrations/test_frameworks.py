@@ -195,7 +195,7 @@ def test_mixin_refuses_another_collator(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
-    import lightning.pytorch as pl
+    pl = pytest.importorskip("lightning.pytorch")
 
     class Module(pl.LightningModule):
         def __init__(self):
@@ -294,6 +294,7 @@ def test_two_ranks_by_two_workers_see_a_stream_once(ranks, source, count):
 
 
 def test_lightning_builds_the_loader_anew_under_ddp(ranks):
+    pytest.importorskip("lightning")
     assert ranks[0]["rebuilt"] == ["SubobjectLoader", "DistributedSampler"]
     epochs = [[rank["lightning"][:3], rank["lightning"][3:]] for rank in ranks]
     for epoch in (0, 1):

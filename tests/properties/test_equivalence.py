@@ -60,6 +60,7 @@ def test_executors_and_look_ahead(reference, executor, prefetch_batches):
         assert_same_batches(list(loader), reference)
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # from Python 3.12 on
 @pytest.mark.parametrize(
     ("num_workers", "method"),
     [
