@@ -49,9 +49,11 @@ class _Pending:
         return self.segmenter._infer(self.images)
 
 
-def tokenizer_of(fail_on: int = -1, fails_in: str = "result") -> SubobjectTokenizer:
+def tokenizer_of(
+    fail_on: int = -1, fails_in: str = "result", error: Exception | None = None
+) -> SubobjectTokenizer:
     segmenter = AsyncSegmenter(FaultyPartitioner(), fail_on)
-    segmenter.fails_in = fails_in
+    segmenter.fails_in, segmenter.error = fails_in, error
     return SubobjectTokenizer(segmenter, size=None)
 
 
@@ -76,8 +78,8 @@ def test_asynchronous_inference_blames_the_image(fails_in, look_ahead):
 
 @pytest.mark.parametrize("fails_in", ["launch", "result"])
 def test_full_device_memory_is_no_fault_of_an_image(fails_in):
-    tokenizer = tokenizer_of(fails_in=fails_in)
-    tokenizer.segmenter.error = torch.cuda.OutOfMemoryError("full")
+    full = torch.cuda.OutOfMemoryError("full")
+    tokenizer = tokenizer_of(fails_in=fails_in, error=full)
     collate = SubobjectCollator(tokenizer, on_error="replace")
     with pytest.raises(torch.cuda.OutOfMemoryError):
         collate([{"image": coded_image(0)}])
