@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from subtok_data.data.collation import (
     BatchInProgress,
@@ -24,10 +24,10 @@ from subtok_data.data.collation import (
     RawSample,
     SampleInProgress,
 )
+from subtok_data.data.dataloader_workers import WorkerDataLoader, name_crashes
 from subtok_data.data.datasets import SubobjectDataset
 from subtok_data.data.pool import make_pool
 from subtok_data.data.store import StoredRow, TokenWriter
-from subtok_data.data.worker_crash import name_crashes
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -229,8 +229,8 @@ def _stored_row(sample: SampleInProgress) -> StoredRow:
 
 
 _ADVICE = (
-    "What is stored is kept; run again to go on, with fewer workers if memory ran out, or with "
-    "none to see the error"
+    "What is stored is kept; run again to go on, with num_workers=0 to see the error in this "
+    "process"
 )
 
 
@@ -269,14 +269,7 @@ def decode_ahead(
         for shard in shards
         for start in range(0, len(shard), batch_size)
     ]
-    # As in the loader: a fork after CUDA and threads exist is unsafe.
-    context = "forkserver" if num_workers else None
-    loader = DataLoader(
-        rows,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=list,
-        multiprocessing_context=context,
-    )
-    with name_crashes(_ADVICE):
-        yield from loader
+    loader = WorkerDataLoader(rows, batch_sampler=batches, num_workers=num_workers, collate_fn=list)
+    decoded = iter(loader)
+    with name_crashes(decoded, _ADVICE):
+        yield from decoded

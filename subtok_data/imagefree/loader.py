@@ -72,8 +72,8 @@ class ImageFreeLoader(AccelerateState, ResumableDataLoader):
     drop_last : bool, optional
         Leave out what does not fill a batch on every rank.
     **kwargs
-        Further DataLoader arguments: ``pin_memory``, ``prefetch_factor`` … Workers start by
-        forkserver and are persistent unless told otherwise.
+        Further DataLoader arguments: ``pin_memory``, ``prefetch_factor`` … Workers are persistent
+        unless told otherwise, and start as those of :class:`~subtok_data.SubobjectLoader`.
 
     Examples
     --------

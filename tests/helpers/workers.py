@@ -22,7 +22,11 @@ def preload_worker_imports() -> None:
 
 
 def start_fork_server() -> None:
-    """Wait until workers can be forked, so that a test with a time-out measures only them."""
+    """Wait until workers start fast, so that a test with a time-out measures only them."""
+    from subtok_data.data.dataloader_workers import worker_start_method
+
+    if worker_start_method() == "fork":
+        return
     process = multiprocessing.get_context("forkserver").Process(target=int)
     process.start()
     process.join()

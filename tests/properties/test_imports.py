@@ -58,7 +58,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"worker"},
     ],
     "subtok_data.data": [
-        {"position", "pool", "worker_crash"},
+        {"position", "pool", "dataloader_workers"},
         {"store"},
         {"replacement"},
         {"datasets"},

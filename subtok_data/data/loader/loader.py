@@ -95,7 +95,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         Segment workers replaced before the loader gives up.
     **kwargs
         Further DataLoader arguments: ``pin_memory``, ``prefetch_factor``, ``worker_init_fn`` …
-        Workers start by forkserver and are persistent unless told otherwise.
+        Workers are persistent unless told otherwise. They are forked on Linux while no accelerator
+        is in use, else started by forkserver or spawn, unless ``multiprocessing_context`` is given.
 
     Raises
     ------

@@ -15,10 +15,12 @@ for a batch: datasets need not be safe for threads, and augmentation seeds globa
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,9 +33,9 @@ from subtok_data.data.collation import (
     RawBatch,
     SubobjectCollator,
 )
+from subtok_data.data.dataloader_workers import hold_forks, name_crashes
 from subtok_data.data.loader.stats import StatsRecorder
 from subtok_data.data.position import StreamPosition
-from subtok_data.data.worker_crash import name_crashes
 from subtok_data.errors import SubtokError, WorkerCrashError
 
 __all__ = [
@@ -49,6 +51,7 @@ IN_STAGES = 2
 """Batches under way beside those that wait: with fewer, the device idles while one is segmented."""
 
 _JOIN_S = 30.0
+_KILL_S = 5.0
 _WATCH_S = 1.0
 _END = object()
 
@@ -90,7 +93,7 @@ class LoadedBatch(NamedTuple):
     is_last: bool
 
 
-_ADVICE = "If memory ran out, use fewer num_workers; num_workers=0 shows the error in this process"
+_ADVICE = "num_workers=0 shows the error in this process"
 
 
 class RawBatches(Iterator[RawBatch]):
@@ -117,7 +120,7 @@ class RawBatches(Iterator[RawBatch]):
 
     def __next__(self) -> RawBatch:
         while True:
-            with self._stats.timed("decode"), self._collator.deferred(), name_crashes(_ADVICE):
+            with self._stats.timed("decode"), self._collator.deferred(), self.named_crashes():
                 pending = next(self._source, None)
             if pending is None:
                 raise StopIteration
@@ -131,10 +134,17 @@ class RawBatches(Iterator[RawBatch]):
                 self._stats.hold(pending.raw.nbytes)
                 return pending.raw
 
+    def named_crashes(self) -> AbstractContextManager[None]:
+        """Return a context in which the loss of a worker is a :class:`WorkerCrashError`."""
+        return name_crashes(self._source, _ADVICE)
+
     def kill_workers(self) -> None:
         """Kill the DataLoader workers; torch then ends its wait for them with an error."""
         for process in getattr(self._source, "_workers", ()):
-            process.kill()
+            # Torch's handler of SIGCHLD raises here that a child is dead.
+            with contextlib.suppress(RuntimeError):
+                process.kill()
+                process.join(_KILL_S)
 
 
 def run_in_step(
@@ -259,7 +269,9 @@ class _Threads:
             self._decode()
         while True:
             try:
-                item = self._ready.get(timeout=_WATCH_S)
+                # Torch tells the main thread about a dead child in the middle of whatever it does.
+                with self._raws.named_crashes():
+                    item = self._ready.get(timeout=_WATCH_S)
                 break
             except queue.Empty:
                 self._check_decoding()
@@ -295,7 +307,8 @@ class _Threads:
 
     def _feed(self, raw: RawBatch) -> None:
         batch = self._stages.open(raw)
-        self._stages.infer(batch)
+        with hold_forks():
+            self._stages.infer(batch)
         self._inferring.put(batch)
 
     def _collect(self, batch: BatchInProgress) -> None:

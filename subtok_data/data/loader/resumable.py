@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
+from subtok_data.data.dataloader_workers import WorkerDataLoader
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.position import LoaderState
 from subtok_data.errors import ConfigError
@@ -17,7 +18,7 @@ from subtok_data.errors import ConfigError
 __all__ = ["ResumableDataLoader"]
 
 
-class ResumableDataLoader(DataLoader[Any]):
+class ResumableDataLoader(WorkerDataLoader):
     """Base of the loaders: epochs, positions and sizes.
 
     One iteration at a time: ``_running`` is its generator, and a new one ends it.
@@ -27,8 +28,6 @@ class ResumableDataLoader(DataLoader[Any]):
         self, dataset: Any, *, num_workers: int, shuffle: bool, seed: int, **options: Any
     ) -> None:
         if num_workers > 0:
-            # A fork after CUDA and threads exist is unsafe, and both may exist here.
-            options.setdefault("multiprocessing_context", "forkserver")
             options.setdefault("persistent_workers", True)
         super().__init__(dataset, num_workers=num_workers, **options)
         self.shuffle = shuffle
