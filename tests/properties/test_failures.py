@@ -37,7 +37,7 @@ from subtok_data import (
     TextConfig,
     WorkerCrashError,
 )
-from subtok_data.data.pool import ProcessSegmentPool, SegmentJob
+from subtok_data.data.pool import ProcessSegmentPool, SegmentJob, worker_process
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segment import Budget, SegmentTask
 
@@ -125,6 +125,22 @@ def test_worker_that_cannot_start(monkeypatch):
             future.result(60)
         with pytest.raises(WorkerCrashError, match="2 segment workers were lost"):
             pool.submit(SegmentJob(task, {"image": coded_image(0)}, (64, 64)))
+
+
+@pytest.mark.slow
+def test_worker_may_take_long_to_start_while_it_gives_signs_of_life(monkeypatch):
+    slow = (
+        "import time, subtok_data.segment.worker.main as worker; "
+        "worker._BEAT_S = 0.5; worker.warm_up = lambda: time.sleep(25); "
+    )
+    module = "subtok_data.data.pool.worker_process"
+    monkeypatch.setattr(f"{module}._START_TIMEOUT_S", 20.0)
+    head, tail = worker_process._ENTRY.split("from subtok_data.segment", 1)
+    monkeypatch.setattr(f"{module}._ENTRY", f"{head}{slow}from subtok_data.segment{tail}")
+    task = SegmentTask(FaultyPartitioner(), Budget())
+    with ProcessSegmentPool(1, max_restarts=0, timeout_s=20.0) as pool:
+        job = SegmentJob(task, {"image": coded_image(0)}, (64, 64))
+        assert pool.submit(job).result(100).num_tokens == 1
 
 
 def test_closed_pool_fails_what_waits(tmp_path):

@@ -197,7 +197,8 @@ class ProcessSegmentPool(SegmentPool):
         for worker in list(self._processes):
             left = worker.left_s
             if left is not None and left < 0:
-                self._lost(worker, f"gave no answer within {worker.limit_s:g} s")
+                what = "gave no answer" if worker.ready else "gave no sign of life at its start"
+                self._lost(worker, f"{what} within {worker.limit_s:g} s")
 
     def _lost(self, worker: SegmentProcess, hung: str = "") -> None:
         """Replace a worker that died, or that hung as ``hung`` says, and queue its jobs again."""
@@ -216,8 +217,8 @@ class ProcessSegmentPool(SegmentPool):
             return
         self._break(
             f"{self.restarts} segment workers were lost, {self._max_restarts} may be replaced "
-            f"(max_restarts); the last one {reason}. See its messages above; if memory ran out, "
-            "use fewer segment_workers; executor='inline' shows the error in this process"
+            f"(max_restarts); the last one {reason}. See its messages above; executor='inline' "
+            "shows the error in this process"
         )
 
     def _break(self, message: str, cause: BaseException | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -72,7 +73,8 @@ class SegmentProcess:
         here, there = socket.socketpair()
         self._slots = [Slot(allocate_slot()) for _ in range(SLOTS)]
         descriptors = [slot.descriptor for slot in self._slots]
-        argument = json.dumps([sys.path, there.fileno(), descriptors])
+        path = [os.fspath(entry) for entry in sys.path]  # paths too, which Python itself ignores
+        argument = json.dumps([path, there.fileno(), descriptors])
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _ENTRY, argument],
@@ -122,7 +124,7 @@ class SegmentProcess:
     def receive(self) -> tuple[QueuedJob, Segmented | Exception, float] | None:
         """Read one answer: the job, its result or exception, and the seconds it took.
 
-        None if the worker only says that it has started.
+        None if the worker only says that it is starting, or has started.
 
         Raises
         ------
@@ -131,8 +133,8 @@ class SegmentProcess:
         """
         answer = pickle.loads(self.connection.recv_bytes())
         self._since = time.monotonic()
-        if answer[0] == "ready":
-            self.ready = True
+        if answer[0] in ("starting", "ready"):
+            self.ready = answer[0] == "ready"
             return None
         kind, number, seconds, value, place = answer
         slot, queued = self._given.popleft()
@@ -146,7 +148,10 @@ class SegmentProcess:
 
     @property
     def limit_s(self) -> float | None:
-        """Seconds it may be silent before it counts as hung; None while it has nothing to do."""
+        """Seconds it may be silent before it counts as hung; None while it has nothing to do.
+
+        While it starts it gives signs of life, so the compiler may take as long as it needs.
+        """
         if not self.ready:
             return max(self._timeout_s, _START_TIMEOUT_S)
         return self._timeout_s if self._given else None
@@ -175,4 +180,9 @@ class SegmentProcess:
             slot.close()
         if code >= 0:
             return f"exited with code {code}"
-        return f"was ended by signal {-code}{' (killed; out of memory?)' if code == -9 else ''}"
+        if code == -signal.SIGKILL:
+            return (
+                "was ended by signal 9, killed from outside; if memory ran out, use fewer "
+                "segment_workers"
+            )
+        return f"was ended by signal {-code}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,7 +14,23 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bytes", "Flags", "Floats", "Ints", "Labels", "Longs", "Scalar", "kernel"]
+from subtok_data.segment.kernels.cache import (
+    CodeFiles,
+    compile_alone,
+    private_temporary_folder,
+)
+
+__all__ = [
+    "Bytes",
+    "Flags",
+    "Floats",
+    "Ints",
+    "Labels",
+    "Longs",
+    "Scalar",
+    "compile_once",
+    "kernel",
+]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 Bytes = NDArray[np.uint8]
@@ -31,9 +48,10 @@ _log = logging.getLogger(__name__)
 def kernel(function: Function) -> Function:
     """Compile a function on its first call, and cache the machine code on disk.
 
-    The kernels release the GIL, so that a pool of threads scales. numba keeps the code beside the
-    module, or in the user's cache folder where the package cannot be written. Where neither can be
-    written it refuses to decorate at all; then the code is compiled once per process instead.
+    The kernels release the GIL, so that a pool of threads scales. The code is kept beside the
+    module, or in the user's cache folder where the package cannot be written, or else in a
+    temporary folder of the user's own. Where nothing can be written it is compiled once per
+    process. A damaged file is compiled anew; other versions of the package have other files.
 
     Parameters
     ----------
@@ -53,16 +71,56 @@ def kernel(function: Function) -> Function:
     >>> double(21)
     42
     """
-    try:
-        compiled: Any = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError as error:
-        _log.info("%s is compiled anew in every process: %s", function.__qualname__, error)
+    compiled = _with_cache(function)
+    if compiled is None:
+        _log.info("%s is compiled anew in every process: no folder is writable", function)
         return cast("Function", numba.njit(nogil=True)(function))
-    # numba compares only the file of the function itself, but the kernels that it calls are built
-    # into its code: after an upgrade that changes only those, it would go on running the old ones.
-    entry = compiled._cache._cache_file
-    entry._source_stamp = (entry._source_stamp, _all_sources())
+    cache = compiled._cache
+    folder = Path(cache.cache_path)
+    # The kernels that a function calls are built into its code, so it depends on all sources.
+    stamp = (cache._impl.locator.get_source_stamp(), _all_sources())
+    cache._cache_file = CodeFiles(folder, cache._impl.filename_base, stamp)
+    # A disk that is full when the code is saved costs time, not the run.
+    cache._guard_against_spurious_io_errors = lambda: contextlib.suppress(OSError)
     return cast("Function", compiled)
+
+
+def _with_cache(function: Callable[..., object]) -> Any:
+    """Decorate, with the first folder that can be written; None if there is none."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba found no folder
+        folder = private_temporary_folder()
+    if folder is None:
+        return None
+    given = numba.config.CACHE_DIR  # pyright: ignore[reportAttributeAccessIssue]
+    numba.config.CACHE_DIR = str(folder)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return None
+    finally:
+        numba.config.CACHE_DIR = given  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextlib.contextmanager
+def compile_once(compiled: Callable[..., object]) -> Generator[None]:
+    """Compile what is called within this context in one process, while the others wait for it.
+
+    Parameters
+    ----------
+    compiled : kernel
+        Any one: all are cached in the same folder.
+
+    Examples
+    --------
+    >>> from subtok_data.segment.kernels import relabel
+    >>> with compile_once(relabel):
+    ...     pass
+    """
+    folder = cast("Any", compiled)._cache.cache_path
+    with compile_alone(None if folder is None else Path(folder), _all_sources()):
+        yield
 
 
 @functools.cache

@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import threading
 import time
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +27,8 @@ from subtok_data.segment.warmup import warm_up
 from subtok_data.segment.worker.shared_memory import ArrayPlace, Slot
 
 __all__ = ["main"]
-_PARENT_CHECK_S = 5.0
+_PARENT_CHECK_S = 2.0
+_BEAT_S = 2.0
 _NO_MAP = np.empty((0, 0), np.int16)  # the map itself travels in the slot
 
 
@@ -47,7 +51,8 @@ def main(connection_fd: int, slot_fds: list[int]) -> None:
     slots = [Slot(descriptor) for descriptor in slot_fds]
     tasks: dict[int, SegmentTask] = {}
     try:
-        warm_up()
+        with _signs_of_life(connection):
+            warm_up()
         connection.send_bytes(pickle.dumps(("ready", os.getpid())))
         while True:
             while not connection.poll(_PARENT_CHECK_S):
@@ -59,6 +64,27 @@ def main(connection_fd: int, slot_fds: list[int]) -> None:
             connection.send_bytes(_answer(request, tasks, slots))
     except (EOFError, OSError):
         return
+
+
+@contextmanager
+def _signs_of_life(connection: Connection) -> Generator[None]:
+    """Tell the main process now and then that this one is still starting, while it compiles."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT_S):
+            try:
+                connection.send_bytes(pickle.dumps(("starting", os.getpid())))
+            except OSError:
+                os._exit(1)  # the main process is gone, and the compiler knows nothing of it
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _answer(request: Any, tasks: dict[int, SegmentTask], slots: list[Slot]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from helpers.boundary_maps import smooth_noise
 import subtok_data
 from subtok_data import watershed_tokens
 from subtok_data.segment import relabel, warm_up
+from subtok_data.segment.kernels.cache import compile_alone
 from subtok_data.segment.kernels.flood import flood_pixels
 from subtok_data.segment.kernels.merging import merge_neighbours
 
@@ -74,11 +76,91 @@ def test_read_only_install_caches_in_the_users_folder(installed: Path, tmp_path:
     assert list(cache.rglob("components.find_root*.nbc"))
 
 
-def test_no_writable_folder_compiles_anew(installed: Path) -> None:
+def test_read_only_install_and_home_cache_in_a_private_temporary_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    nowhere = {"XDG_CACHE_HOME": "/dev/null/cache", "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    assert run(CALL, PYTHONPATH=str(installed), **nowhere) == "0\n"
+    (folder,) = tmp_path.glob("subtok-data-kernels-*")
+    assert folder.stat().st_mode & 0o077 == 0
+    assert list(folder.rglob("components.find_root*.nbc"))
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)  # others could put code here
+    assert run(CALL, PYTHONPATH=str(installed), **nowhere) == "0\n"
+    assert not list(folder.rglob("*.nbc"))
+
+
+def test_no_writable_folder_compiles_anew(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / f"subtok-data-kernels-{os.getuid()}").touch()
     code = "import logging\nlogging.basicConfig(level='INFO', format='%(message)s')\n" + CALL
-    nowhere = "/dev/null/cache"
-    out = run(code, PYTHONPATH=str(installed), XDG_CACHE_HOME=nowhere, HOME="/dev/null")
-    assert out == "0\n"
+    nowhere = {"XDG_CACHE_HOME": "/dev/null/cache", "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    assert run(code, PYTHONPATH=str(installed), **nowhere) == "0\n"
+
+
+def test_disk_that_fills_up_costs_the_cache_only(installed: Path, tmp_path: Path) -> None:
+    full = "import os\ndef replace(*_): raise OSError(28, 'No space left on device')\n"
+    code = full + "os.replace = replace\n" + CALL
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run(code, PYTHONPATH=str(installed), **cache) == "0\n"
+    assert not [file for file in tmp_path.rglob("components.find_root*") if file.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "emptied", "a bit"])
+def test_damaged_cache_is_compiled_anew(installed: Path, tmp_path: Path, damage: str) -> None:
+    options = {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    code = CALL + "print(sum(find_root.stats.cache_hits.values()))\n"
+    assert run(code, **options) == "0\n0\n"
+    assert run(code, **options) == "0\n1\n"
+    (file,) = (tmp_path / "cache").rglob("components.find_root*.nbc")
+    data = bytearray(file.read_bytes())
+    if damage == "a bit":
+        data[len(data) // 2] ^= 1
+    file.write_bytes({"cut off": data[:-100], "emptied": b"", "a bit": data}[damage])
+    assert run(code, **options) == "0\n0\n"
+    assert run(code, **options) == "0\n1\n"
+
+
+def test_one_process_compiles_and_the_others_wait(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from subtok_data.segment.kernels.cache import compile_alone\n"
+        "def compiles():\n"
+        "    with compile_alone(pathlib.Path(sys.argv[1]), 'sources'):\n"
+        "        print('start', time.time())\n"
+        "        time.sleep(1)\n"
+        "        print('end', time.time())\n"
+        "compiles()\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    times = [float(word) for p in processes for word in p.communicate()[0].split()[1::2]]
+    spans = sorted(zip(times[::2], times[1::2], strict=True))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    with compile_alone(tmp_path, "sources"), compile_alone(tmp_path, "sources"):
+        pass  # all is compiled: nobody waits any more
+
+
+@pytest.mark.slow
+def test_cold_cache_is_filled_by_one_process(tmp_path: Path) -> None:
+    code = (
+        "from subtok_data.segment import warm_up\n"
+        "from subtok_data.segment.kernels.flood import flood_pixels\n"
+        "warm_up()\n"
+        "print(sum(flood_pixels.stats.cache_misses.values()) > 0)\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert sorted(p.communicate()[0].strip() for p in processes) == ["False"] * 3 + ["True"]
 
 
 def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> None:
@@ -99,8 +181,11 @@ def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> No
     (kernels / "inner.py").write_text(head + inner.format(2))
     assert run(code, PYTHONPATH=str(tmp_path)) == "30 0\n"
     assert run(code, PYTHONPATH=str(tmp_path)) == "30 1\n"
+    # The two versions do not disturb each other, where containers share a cache for instance.
+    (kernels / "inner.py").write_text(head + inner.format(1))
+    assert run(code, PYTHONPATH=str(tmp_path)) == "20 1\n"
     (kernels / "flood.py").write_text((kernels / "flood.py").read_text() + "\n")
-    assert run(code, PYTHONPATH=str(tmp_path)) == "30 0\n"
+    assert run(code, PYTHONPATH=str(tmp_path)) == "20 0\n"
 
 
 def test_describing_a_partition_loads_neither_torch_nor_a_compiler() -> None:

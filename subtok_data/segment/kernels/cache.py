@@ -1,0 +1,157 @@
+"""Machine code on disk: checked when it is read, and compiled by one process at a time.
+
+numba's own cache keeps an index per function. It raises when a file is damaged, two versions of a
+package under one path overwrite each other's entries, and processes that compile at the same time
+may swap them. Here each signature of each version has a file of its own, with its checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.registry import cpu_target
+from numba.core.serialize import dumps
+
+__all__ = ["CodeFiles", "compile_alone", "private_temporary_folder"]
+_DIGEST_BYTES = 32
+_WAIT_S = 300.0
+_POLL_S = 0.1
+_log = logging.getLogger(__name__)
+
+
+class CodeFiles:
+    """Files of one kernel, in place of numba's ``IndexDataCacheFile``.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie.
+    name : str
+        First part of their names.
+    stamp : object
+        What the code depends on beside its signature; part of the names too, by its ``repr``.
+    """
+
+    def __init__(self, folder: Path, name: str, stamp: object) -> None:
+        self._folder = folder
+        self._name = name
+        self._stamp = stamp
+
+    def _file(self, key: object) -> Path:
+        whole = repr((key, self._stamp, numba.__version__))
+        return self._folder / f"{self._name}.{hashlib.sha256(whole.encode()).hexdigest()[:24]}.nbc"
+
+    def load(self, key: object) -> Any:
+        """Return what was saved under a key; None if that is nothing, or damaged."""
+        file = self._file(key)
+        try:
+            data = file.read_bytes()
+        except OSError:
+            return None
+        payload = data[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != data[:_DIGEST_BYTES]:
+            _log.warning("%s is damaged: compiled anew", file)
+            return None
+        return pickle.loads(payload)
+
+    def save(self, key: object, data: object) -> None:
+        """Write a file, whole or not at all; code that cannot be written is only not cached."""
+        payload = dumps(data)
+        file = self._file(key)
+        unfinished = file.with_suffix(f".{uuid.uuid4().hex[:16]}.tmp")
+        try:
+            unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
+            os.replace(unfinished, file)
+        except OSError as error:
+            _log.warning("%s is not cached: %s", self._name, error)
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        """Remove the files of this kernel, of all versions."""
+        for file in self._folder.glob(f"{self._name}.*.nbc"):
+            file.unlink(missing_ok=True)
+
+
+def private_temporary_folder() -> Path | None:
+    """Return a folder for code that only this user can write; None if there is none.
+
+    For systems where neither the package nor the home can be written. Code that others could have
+    put there is never run.
+    """
+    if not hasattr(os, "getuid"):
+        return None
+    folder = Path(tempfile.gettempdir()) / f"subtok-data-kernels-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    is_mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if is_mine and not found.st_mode & 0o077 else None
+
+
+@contextmanager
+def compile_alone(folder: Path | None, stamp: object) -> Generator[None]:
+    """Let one process at a time compile into a folder, until one of them has compiled everything.
+
+    The others wait, and find the code there. Nobody waits for ever: where locks do not work, or
+    take longer than some minutes, everybody compiles.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Of the cache; None if there is none.
+    stamp : object
+        What the code depends on, by its ``repr``.
+    """
+    if folder is None:
+        yield
+        return
+    machine = cpu_target.target_context.codegen().magic_tuple()
+    whole = repr((stamp, numba.__version__, sys.version, machine))
+    complete = folder / f"complete-{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
+    if complete.exists():
+        yield
+        return
+    with _locked(folder / "compiling.lock"):
+        yield
+        with suppress(OSError):
+            complete.touch()
+
+
+@contextmanager
+def _locked(file: Path) -> Generator[None]:
+    try:
+        import fcntl
+
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except (ImportError, OSError):
+        yield
+        return
+    deadline = time.monotonic() + _WAIT_S
+    try:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            except OSError:
+                break  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)  # which gives the lock back
