@@ -18,6 +18,11 @@ __all__ = [
     "refuse_to_pickle",
     "resolve_device",
 ]
+if hasattr(os, "register_at_fork"):
+    # The threads that torch computes with do not exist in a forked child, which would wait for them
+    # for ever. Torch does the same in DataLoader workers; others fork too, datasets.map for one.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {
     "float32": torch.float32,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,10 +35,11 @@ from subtok_data import (
     SubobjectCollator,
     SubobjectDataset,
     SubobjectLoader,
+    SubobjectTokenizer,
     TextConfig,
     WorkerCrashError,
 )
-from subtok_data.data.pool import ProcessSegmentPool, SegmentJob, worker_process
+from subtok_data.data.pool import ProcessSegmentPool, SegmentJob, make_pool, worker_process
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segment import Budget, SegmentTask
 
@@ -422,3 +424,96 @@ def test_ctrl_c_and_kill_leave_no_worker(tmp_path):
         while any(map(psutil.pid_exists, pids)):
             assert time.monotonic() < deadline, "workers outlived the main process"
             time.sleep(0.05)
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+
+def in_fork(work) -> object:
+    """What a function gives in a forked child, or how it failed; a child that hangs is killed."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            sender.send(work())
+        except Exception as error:
+            sender.send(error)
+
+    child = context.Process(target=run)
+    child.start()
+    sender.close()
+    try:
+        assert receiver.poll(60), "the child hangs"
+        return receiver.recv()
+    finally:
+        child.join(5)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        receiver.close()
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("executor", "num_workers"), [("process", 0), ("thread", 0), ("inline", 1)]
+)
+def test_used_loader_in_a_forked_child(tmp_path, executor, num_workers):
+    """The child starts anew, and the parent goes on as if nothing had happened."""
+    with loader_of({}, tmp_path, executor=executor, num_workers=num_workers) as loader:
+        iterator = iter(loader)
+        seen = [next(iterator)]
+
+        def again():
+            found = indices(list(loader))
+            loader.close()
+            return found
+
+        assert in_fork(again) == list(range(16))
+        failed = in_fork(lambda: next(iterator))
+        assert isinstance(failed, RuntimeError)
+        assert "iterate the loader anew" in str(failed)
+        seen += iterator
+    assert indices(seen) == list(range(16))
+
+
+@needs_fork
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_segment_pool_in_a_forked_child(executor):
+    task = SegmentTask(FaultyPartitioner(), Budget())
+    job = SegmentJob(task, {"image": coded_image(0)}, (64, 64))
+    with make_pool(executor, 1) as pool:
+        assert pool.submit(job).result(100).num_tokens == 1
+        failed = in_fork(lambda: pool.submit(job))
+        assert "make one in each process" in str(failed)
+
+
+@needs_fork
+def test_closing_is_not_held_up_by_forks_that_hold_the_sockets():
+    task = SegmentTask(FaultyPartitioner(), Budget())
+    with make_pool("process", 1) as pool:
+        job = SegmentJob(task, {"image": coded_image(0)}, (64, 64))
+        assert pool.submit(job).result(100).num_tokens == 1
+        (worker,) = pool._processes
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
+        child.start()
+    child.kill()
+    child.join()
+    assert worker._process.returncode == 0  # it ended by itself; one that lingers is killed
+
+
+@needs_fork
+def test_tokenizer_in_datasets_map_with_processes():
+    """After it was used in the parent, where torch's threads are, and are not in its children."""
+    import datasets
+
+    tokenizer = SubobjectTokenizer(size=64, num_tokens=4, device="cpu")
+    tokenizer(coded_image(0))
+    rows = datasets.Dataset.from_dict({"index": list(range(4))})
+
+    def count(row):
+        return {"count": tokenizer(coded_image(row["index"])).num_tokens}
+
+    assert rows.map(count, num_proc=2)["count"] == [4] * 4

@@ -274,6 +274,13 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             self._pool_closer = weakref.finalize(self, self._pool.close)
         return self._pool
 
+    def _leave_to_parent(self) -> None:
+        super()._leave_to_parent()
+        if self._pool_closer is not None:
+            self._pool_closer.detach()
+        self._pool = self._pool_closer = None
+        self._recorder = StatsRecorder()
+
     # --- end ----------------------------------------------------------------------------------
 
     def stats(self) -> LoaderStats:

@@ -5,6 +5,7 @@ Knows nothing of images: loaders of artificial samples start without an image li
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from subtok_data.data.position import LoaderState
 from subtok_data.errors import ConfigError
 
 __all__ = ["ResumableDataLoader"]
+_OF_PARENTS: list[Any] = []
+"""In a forked child: what belongs to the process it was forked from."""
 
 
 class ResumableDataLoader(WorkerDataLoader):
@@ -33,6 +36,7 @@ class ResumableDataLoader(WorkerDataLoader):
         self.shuffle = shuffle
         self.seed = seed
         self._running: Generator[Any] | None = None
+        self._owner = os.getpid()
         self._next_epoch = 0
         self._state = LoaderState()
         self._resume: LoaderState | None = None
@@ -138,12 +142,26 @@ class ResumableDataLoader(WorkerDataLoader):
         return max(0, len(self) - state.batches)
 
     def _stop_running(self) -> None:
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         running, self._running = self._running, None
         if running is not None:
             running.close()
 
+    def _leave_to_parent(self) -> None:
+        """Start anew in a forked child; what runs in the parent goes on there, undisturbed."""
+        # Kept, since to collect them would end workers that are not ours.
+        _OF_PARENTS.append((self._running, self._iterator))
+        self._owner = os.getpid()
+        self._running = self._iterator = None
+
     def _refuse_ended(self, running: Generator[Any]) -> None:
-        """Raise if another iteration took the place of this one."""
+        """Raise if another iteration took the place of this one, or the process is another."""
+        if self._owner != os.getpid():
+            raise RuntimeError(
+                "this iterator belongs to the process that this one was forked from: iterate the "
+                "loader anew here"
+            )
         if self._running is not running:
             raise RuntimeError(
                 "this iterator ended because the loader was iterated again or closed; use one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class SegmentPool(ABC):
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._owner = os.getpid()
         self.busy_s = 0.0
         self.restarts = 0
 
@@ -75,6 +77,14 @@ class SegmentPool(ABC):
             Fails with what the task raised, with :class:`~subtok_data.errors.SampleError` for an
             image that killed its worker twice, or :class:`~subtok_data.errors.WorkerCrashError`.
         """
+
+    def _refuse_fork(self) -> None:
+        """Raise in a forked child, where the threads of the pool do not exist."""
+        if os.getpid() != self._owner:
+            raise RuntimeError(
+                "this segment pool belongs to the process that this one was forked from: make one "
+                "in each process"
+            )
 
     @abstractmethod
     def close(self) -> None:

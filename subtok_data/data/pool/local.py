@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,8 +57,10 @@ class ThreadSegmentPool(_LocalPool):
 
     def submit(self, job: SegmentJob) -> Future[Segmented]:
         """See :class:`SegmentPool`."""
+        self._refuse_fork()
         return self._executor.submit(self._timed, job)
 
     def close(self) -> None:
         """See :class:`SegmentPool`."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        if os.getpid() == self._owner:
+            self._executor.shutdown(wait=True, cancel_futures=True)

@@ -76,7 +76,6 @@ class ProcessSegmentPool(SegmentPool):
         self.pids: list[int] = []
         self._timeout_s = timeout_s
         self._max_restarts = max_restarts
-        self._owner = os.getpid()
         self._processes: list[SegmentProcess] = []
         self._lock = threading.Lock()  # of what the threads that submit and close share with ours:
         self._queue: deque[QueuedJob] = deque()
@@ -92,6 +91,7 @@ class ProcessSegmentPool(SegmentPool):
 
     def submit(self, job: SegmentJob) -> Future[Segmented]:
         """See :class:`~subtok_data.data.pool.SegmentPool`."""
+        self._refuse_fork()
         queued = QueuedJob(job)
         with self._lock:
             if self._broken is not None:
@@ -234,7 +234,7 @@ class ProcessSegmentPool(SegmentPool):
             left = [*(one for worker in self._processes for one in worker.jobs), *self._queue]
             self._queue.clear()
         for worker in self._processes:
-            worker.connection.close()  # all at once, so that they end together
+            worker.hang_up()  # all at once, so that they end together
         for worker in self._processes:
             worker.end(kill=bool(worker.jobs) or not worker.ready)
         self._processes.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -84,7 +85,8 @@ class SegmentProcess:
             )
         finally:
             there.close()
-        self.connection = Connection(here.detach())
+        self._socket = here
+        self.connection = Connection(os.dup(here.fileno()))
         self.ready = False
         self._free_slots = deque(range(SLOTS))
         self._given: deque[tuple[int, QueuedJob]] = deque()  # with the slot of each
@@ -162,13 +164,21 @@ class SegmentProcess:
         limit = self.limit_s
         return None if limit is None else self._since + limit - time.monotonic()
 
+    def hang_up(self) -> None:
+        """Tell the worker to end: it reads the end of the stream."""
+        # Closing is not enough: a process that was forked from this one holds the socket too.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self.connection.close()
+
     def end(self, *, kill: bool) -> str:
         """End the process, give back what it held, and return how it ended.
 
         Closing the socket ends a worker that waits for a job; one that lingers is killed, and one
         that shall be killed is not waited for.
         """
-        self.connection.close()
+        self.hang_up()
         if kill:
             self._process.kill()
         try:
