@@ -100,6 +100,8 @@ class SampleError(SubtokError, RuntimeError):
         if isinstance(error, cls) and error.index is not None:
             return error
         cause = str(error) if isinstance(error, SubtokError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, cls):
+            cause = _PLACE.sub("", cause, count=1)  # the place without an index, given in full now
         named = cls(cause, index=index, path=path, stage=stage)
         named.__cause__ = error
         return named

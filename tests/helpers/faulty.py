@@ -13,7 +13,7 @@ import numpy as np
 
 from subtok_data.segment import Evidence, Partition
 
-KILL, KILL_ONCE, HANG, RAISE, SLOW = 250, 251, 252, 253, 254
+KILL, KILL_ONCE, HANG, RAISE, SLOW, NO_MEMORY = 250, 251, 252, 253, 254, 255
 
 
 def coded_image(index: int, height: int = 64, width: int = 64, code: int = 0) -> np.ndarray:
@@ -41,6 +41,8 @@ class FaultyPartitioner:
             os.kill(os.getpid(), signal.SIGKILL)
         if code == HANG and self._first_time(index):
             time.sleep(1000)
+        if code == NO_MEMORY:
+            raise MemoryError("no 99 GB for the merge costs")
         if code == RAISE:
             raise ValueError(f"image {index} cannot be cut")
         count = min(1 + index % 5, size[1])

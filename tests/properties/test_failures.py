@@ -20,6 +20,7 @@ from helpers.faulty import (
     HANG,
     KILL,
     KILL_ONCE,
+    NO_MEMORY,
     RAISE,
     BreaksDecoder,
     CodedImages,
@@ -41,7 +42,7 @@ from subtok_data import (
 )
 from subtok_data.data.pool import ProcessSegmentPool, SegmentJob, make_pool, worker_process
 from subtok_data.errors import ConfigError, SubtokError
-from subtok_data.segment import Budget, SegmentTask
+from subtok_data.segment import Budget, SegmentTask, Slot, allocate_slot
 
 pytestmark = [pytest.mark.usefixtures("no_leaks"), pytest.mark.timeout(120)]
 
@@ -242,6 +243,68 @@ def test_text_that_does_not_fit(tmp_path):
                 found = indices(list(loader))
                 assert len(found) == 8
                 assert all(1 + i % 5 <= 3 for i in found)
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_image_that_needs_too_much_memory(tmp_path, executor):
+    with loader_of({9: NO_MEMORY}, tmp_path, executor=executor) as loader:
+        with pytest.raises(SampleError, match="sample 9 failed in segment: MemoryError: no 99 GB"):
+            list(loader)
+    with loader_of({9: NO_MEMORY}, tmp_path, executor=executor, on_error="replace") as loader:
+        assert len(indices(list(loader))) == 16
+
+
+def test_image_that_finds_no_shared_memory(tmp_path, monkeypatch):
+    """It fails alone, be it on its way to the worker or on its way back."""
+    put = Slot.put
+
+    def full(self, arrays):
+        if arrays["image"][0, 0, 0] == 6:
+            raise MemoryError("no 99 bytes of shared memory")
+        return put(self, arrays)
+
+    monkeypatch.setattr(Slot, "put", full)
+    with loader_of({}, tmp_path) as loader:
+        with pytest.raises(SampleError, match="sample 6 failed in segment: MemoryError"):
+            list(loader)
+        assert loader.stats().restarts == 0
+    monkeypatch.undo()
+    slot = Slot(allocate_slot())
+    with pytest.raises(MemoryError, match="bytes of shared memory"):
+        slot.memory(1 << 62)
+    slot.close()
+
+
+def test_place_of_a_failure_is_named_once(tmp_path):
+    with loader_of({6: KILL}, tmp_path) as loader:
+        with pytest.raises(SampleError) as info:
+            list(loader)
+    assert str(info.value).count("failed") == 1
+    assert str(info.value).startswith("sample 6 failed in segment: an image of 64×96 pixels")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
+def test_stopped_worker_does_not_make_its_image_guilty(tmp_path):
+    """Also not when it happens twice to the same image, the first one."""
+    task = SegmentTask(FaultyPartitioner(str(tmp_path), 3.0), Budget())
+    with ProcessSegmentPool(1, timeout_s=4.0, max_restarts=2) as pool:
+        assert pool.submit(SegmentJob(task, {"image": coded_image(0)}, (64, 64))).result(100)
+        future = pool.submit(SegmentJob(task, {"image": coded_image(1)}, (64, 64)))
+        for restarts in (1, 2):
+            while not (pool._processes and pool._processes[0].jobs):
+                time.sleep(0.01)
+            os.kill(pool.pids[0], signal.SIGSTOP)
+            while pool.restarts < restarts:
+                time.sleep(0.01)
+        assert future.result(100).num_tokens == 2
+
+
+def test_entries_of_the_search_path_may_be_path_objects(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, Path(__file__).parent])
+    task = SegmentTask(FaultyPartitioner(), Budget())
+    with ProcessSegmentPool(1) as pool:
+        job = SegmentJob(task, {"image": coded_image(0)}, (64, 64))
+        assert pool.submit(job).result(100).num_tokens == 1
 
 
 # --- DataLoader workers ---------------------------------------------------------------------------

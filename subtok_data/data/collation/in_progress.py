@@ -21,7 +21,14 @@ from subtok_data.segment import Segmented, SegmentTask, add_prompts
 from subtok_data.segmenters import Evidence, PendingInference
 
 __all__ = ["BatchInProgress", "SampleInProgress"]
-_ABOUT_ONE_IMAGE = (ValueError, TypeError, KeyError, IndexError, ArithmeticError)
+_ABOUT_ONE_IMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    ArithmeticError,
+    MemoryError,
+)
 """What a partitioner may raise over an image; anything else is no fault of the sample."""
 
 

@@ -136,10 +136,14 @@ class ResumableDataLoader(WorkerDataLoader):
             self.batch_sampler.start = state.batches
 
     def _batches_left(self, state: LoaderState) -> int | None:
-        """Batches from a position to the end of its epoch; None for streams."""
+        """Batches from a position to the end of its epoch; None where nobody knows."""
         if isinstance(self.dataset, IterableDataset):
             return None
-        return max(0, len(self) - state.batches)
+        try:
+            total = len(self)
+        except (TypeError, NotImplementedError):
+            return None  # a batch sampler without length, or without end
+        return max(0, total - state.batches)
 
     def _stop_running(self) -> None:
         if self._owner != os.getpid():

@@ -144,6 +144,8 @@ class ProcessSegmentPool(SegmentPool):
                         return
                     try:
                         worker.send(queued)
+                    except MemoryError as error:
+                        queued.future.set_exception(error)  # the worker has not heard of it
                     except OSError:
                         self._lost(worker)
 
@@ -198,15 +200,18 @@ class ProcessSegmentPool(SegmentPool):
             left = worker.left_s
             if left is not None and left < 0:
                 what = "gave no answer" if worker.ready else "gave no sign of life at its start"
-                self._lost(worker, f"{what} within {worker.limit_s:g} s")
+                stopped = worker.is_stopped
+                suffix = ", since it was stopped from outside (SIGSTOP)" if stopped else ""
+                reason = f"{what} within {worker.limit_s:g} s{suffix}"
+                self._lost(worker, reason, blame_image=not stopped)
 
-    def _lost(self, worker: SegmentProcess, hung: str = "") -> None:
+    def _lost(self, worker: SegmentProcess, hung: str = "", *, blame_image: bool = True) -> None:
         """Replace a worker that died, or that hung as ``hung`` says, and queue its jobs again."""
         self._processes.remove(worker)
         ended = worker.end(kill=bool(hung))
         reason = hung or ended
         again = list(worker.jobs)
-        if again and _ended_worker_twice(again[0], reason):
+        if again and blame_image and _ended_worker_twice(again[0], reason):
             del again[0]  # the image is at fault, not the pool
         else:
             self.restarts += 1

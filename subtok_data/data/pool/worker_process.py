@@ -110,12 +110,15 @@ class SegmentProcess:
         ------
         OSError
             If the worker is dead; the job is among its :attr:`jobs` nevertheless.
+        MemoryError
+            If the arrays find no place; the worker was told nothing.
         """
-        slot = self._free_slots.popleft()
+        slot = self._free_slots[0]
+        places, free = self._slots[slot].put(queued.arrays())
+        self._free_slots.popleft()
         if not self._given:
             self._since = time.monotonic()
         self._given.append((slot, queued))
-        places, free = self._slots[slot].put(queued.arrays())
         job, task = queued.job, None
         if job.task not in self._known_tasks:
             self._known_tasks[job.task] = len(self._known_tasks)
@@ -144,7 +147,10 @@ class SegmentProcess:
             raise OSError("a segment worker answered out of order")
         if kind == "done":
             # Copied out at once, so that slots are bounded by workers and not by batches in flight.
-            value = replace(value, token_map=self._slots[slot].view(place).copy())
+            try:
+                value = replace(value, token_map=self._slots[slot].view(place).copy())
+            except MemoryError as error:
+                value = error
         self._free_slots.append(slot)
         return queued, value, seconds
 
@@ -163,6 +169,16 @@ class SegmentProcess:
         """What is left of :attr:`limit_s`, below 0 when it is over."""
         limit = self.limit_s
         return None if limit is None else self._since + limit - time.monotonic()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether someone stopped the process (SIGSTOP, a debugger); only Linux tells."""
+        try:
+            with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
+                state = file.read().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in ("T", "t")
 
     def hang_up(self) -> None:
         """Tell the worker to end: it reads the end of the stream."""

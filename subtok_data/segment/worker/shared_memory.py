@@ -52,13 +52,23 @@ class Slot:
         self._map: mmap.mmap | None = None
 
     def memory(self, size: int) -> mmap.mmap:
-        """Return a mapping of at least ``size`` bytes."""
+        """Return a mapping of at least ``size`` bytes.
+
+        Raises
+        ------
+        MemoryError
+            If the system has not as many.
+        """
         if self._map is None or len(self._map) < size:
-            if os.fstat(self.descriptor).st_size < size:
-                # A quarter more than asked, so that slowly growing images do not remap each time.
-                os.ftruncate(self.descriptor, size + size // 4)
-            # Views of the old mapping may be alive: it goes when they go.
-            self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+            try:
+                if os.fstat(self.descriptor).st_size < size:
+                    # A quarter more than asked, so that slowly growing images do not remap each
+                    # time.
+                    os.ftruncate(self.descriptor, size + size // 4)
+                # Views of the old mapping may be alive: it goes when they go.
+                self._map = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+            except OSError as error:
+                raise MemoryError(f"no {size} bytes of shared memory: {error}") from error
         return self._map
 
     def view(self, place: ArrayPlace) -> NDArray[Any]:
