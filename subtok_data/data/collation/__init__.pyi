@@ -6,4 +6,4 @@ from .pending_batch import (
     RawSample as RawSample,
 )
 from .stages import BatchStages as BatchStages
-from .worker import BatchOptions as BatchOptions
+from .worker import BatchOptions as BatchOptions, WorkerCollator as WorkerCollator

@@ -231,7 +231,8 @@ class PendingBatch(MutableMapping[str, Any]):
                 raise SubtokError(
                     "the SubobjectCollator of this batch no longer exists in this process: keep it "
                     "(or its DataLoader) alive while batches are read, and do not send pending "
-                    "batches to other processes"
+                    "batches to other processes. A collator that was pickled has no model: build "
+                    "one in each process"
                 )
             self._finished = collator.finish(self.raw, device)
             self.raw = None

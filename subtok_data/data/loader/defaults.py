@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from subtok_data.data.collation import SubobjectCollator
+from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_sampler import BatchPlan, SubobjectBatchSampler
 from subtok_data.errors import ConfigError
@@ -46,6 +46,11 @@ def choose_collator(
             image_column="image" if image_column is None else image_column,
             text=text,
             on_error="raise" if on_error is None else on_error,
+        )
+    if isinstance(collator, WorkerCollator):
+        raise ConfigError(
+            "this collator was pickled, which leaves its model behind: build a SubobjectCollator "
+            "in each process"
         )
     if not isinstance(collator, SubobjectCollator):
         raise ConfigError(

@@ -6,7 +6,8 @@ Knows nothing of images: loaders of artificial samples start without an image li
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -14,11 +15,26 @@ from torch.utils.data import IterableDataset
 from subtok_data.data.dataloader_workers import WorkerDataLoader
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler, rank_and_world_size
 from subtok_data.data.position import LoaderState
-from subtok_data.errors import ConfigError
+from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["ResumableDataLoader"]
 _OF_PARENTS: list[Any] = []
 """In a forked child: what belongs to the process it was forked from."""
+
+
+class _BatchesFrom:
+    """Batches of a sampler that is not ours; the next iteration leaves out the first ``start``."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self.start = self.start, 0
+        return islice(self.batches, start, None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class ResumableDataLoader(WorkerDataLoader):
@@ -32,6 +48,7 @@ class ResumableDataLoader(WorkerDataLoader):
     ) -> None:
         if num_workers > 0:
             options.setdefault("persistent_workers", True)
+        self._batches_from: _BatchesFrom | None = None
         super().__init__(dataset, num_workers=num_workers, **options)
         self.shuffle = shuffle
         self.seed = seed
@@ -115,6 +132,12 @@ class ResumableDataLoader(WorkerDataLoader):
             "drop_last": self._drops_last,
         }
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise SubtokError(
+            f"a {type(self).__name__} is neither pickled nor copied, since its workers cannot be: "
+            "build one from its dataset and collator in each process, or for each copy"
+        )
+
     # --- one iteration ------------------------------------------------------------------------
 
     def _begin(self) -> LoaderState:
@@ -134,6 +157,18 @@ class ResumableDataLoader(WorkerDataLoader):
         """Skip the samples before the position."""
         if isinstance(self.batch_sampler, SubobjectBatchSampler):
             self.batch_sampler.start = state.batches
+        elif isinstance(self._index_sampler, _BatchesFrom):
+            self._index_sampler.start = state.batches
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch draws indices from: the batch sampler, from the position on."""
+        given = self.batch_sampler
+        if given is None or isinstance(given, SubobjectBatchSampler):
+            return super()._index_sampler
+        if self._batches_from is None or self._batches_from.batches is not given:
+            self._batches_from = _BatchesFrom(given)
+        return self._batches_from
 
     def _batches_left(self, state: LoaderState) -> int | None:
         """Batches from a position to the end of its epoch; None where nobody knows."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+from itertools import islice
 
 import pytest
 from helpers.batches import assert_same_batches, faulty_tokenizer
@@ -10,7 +13,7 @@ from helpers.faulty import RAISE, CodedImages
 from helpers.tiny_tokenizers import word_tokenizer
 
 from subtok_data import SubobjectCollator, SubobjectLoader, TextConfig
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.errors import ConfigError, SampleError, SubtokError
 
 OPTIONS = {"batch_size": 4, "executor": "inline", "prefetch_batches": 0}
 
@@ -67,3 +70,70 @@ def test_loader_built_anew_from_its_attributes_gives_the_same_batches(by_collato
         }
         with SubobjectLoader(**named, collate_fn=loader.collate_fn) as again:
             assert_same_batches(list(again), list(loader))
+
+
+class EndlessBatches:
+    """Batches without end, and so without length."""
+
+    def __iter__(self):
+        number = 0
+        while True:
+            yield [number % 5, (number + 1) % 5]
+            number += 2
+
+
+@pytest.mark.parametrize("look_ahead", [0, 3])
+def test_batches_without_end(look_ahead):
+    options = {"executor": "inline", "prefetch_batches": look_ahead}
+
+    def make() -> SubobjectLoader:
+        return SubobjectLoader(
+            CodedImages(5), faulty_tokenizer(), batch_sampler=EndlessBatches(), **options
+        )
+
+    with make() as loader:
+        batches = list(islice(loader, 7))
+        state = loader.state_dict()
+        after = list(islice(make_resumed(make(), state), 2))
+    assert [batch["sample_index"].tolist() for batch in batches[:3]] == [[0, 1], [2, 3], [4, 0]]
+    assert [batch["sample_index"].tolist() for batch in after] == [[4, 0], [1, 2]]
+
+
+def make_resumed(loader: SubobjectLoader, state: dict) -> SubobjectLoader:
+    loader.load_state_dict(state)
+    return loader
+
+
+def test_batch_sampler_of_the_users_own_is_resumed():
+    batches = [[4, 1], [0], [2, 3], [1]]
+
+    def make() -> SubobjectLoader:
+        return SubobjectLoader(
+            CodedImages(5), faulty_tokenizer(), batch_sampler=batches, executor="inline"
+        )
+
+    with make() as loader:
+        iterator = iter(loader)
+        next(iterator), next(iterator)
+        state = loader.state_dict()
+    with make() as loader:
+        loader.load_state_dict(state)
+        rest, whole = ([b["sample_index"].tolist() for b in loader] for _ in range(2))
+    assert rest == batches[2:]
+    assert whole == batches
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copied_loader_says_what_to_do(copied):
+    with SubobjectLoader(CodedImages(4), faulty_tokenizer(), **OPTIONS) as loader:
+        with pytest.raises(SubtokError, match="SubobjectLoader is neither pickled nor copied.*in"):
+            copied(loader)
+
+
+def test_pickled_collator_says_what_to_do():
+    collator = pickle.loads(pickle.dumps(SubobjectCollator(faulty_tokenizer())))
+    with pytest.raises(ConfigError, match="build a SubobjectCollator in each process"):
+        SubobjectLoader(CodedImages(4), collator=collator)
+    batch = collator([CodedImages(4)[0]])
+    with pytest.raises(SubtokError, match="build one in each process"):
+        batch["sample_index"]
