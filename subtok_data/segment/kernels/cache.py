@@ -121,7 +121,8 @@ def compile_alone(folder: Path | None, stamp: object) -> Generator[None]:
     if folder is None:
         yield
         return
-    machine = cpu_target.target_context.codegen().magic_tuple()
+    context: Any = cpu_target.target_context
+    machine = context.codegen().magic_tuple()
     whole = repr((stamp, numba.__version__, sys.version, machine))
     complete = folder / f"complete-{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
     if complete.exists():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.core.config
 import numpy as np
 from numpy.typing import NDArray
 
@@ -93,14 +94,15 @@ def _with_cache(function: Callable[..., object]) -> Any:
         folder = private_temporary_folder()
     if folder is None:
         return None
-    given = numba.config.CACHE_DIR  # pyright: ignore[reportAttributeAccessIssue]
-    numba.config.CACHE_DIR = str(folder)  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = numba.core.config
+    given = config.CACHE_DIR
+    config.CACHE_DIR = str(folder)
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
         return None
     finally:
-        numba.config.CACHE_DIR = given  # pyright: ignore[reportAttributeAccessIssue]
+        config.CACHE_DIR = given
 
 
 @contextlib.contextmanager
