@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.batches import assert_same_batches, faulty_tokenizer
@@ -202,3 +208,65 @@ def test_shuffled_stream_warns_at_resume():
         state = loader.state_dict()
     with make_stream(stream, 0) as loader, pytest.warns(UserWarning, match="buffer"):
         loader.load_state_dict(state)
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+TRAINER = """
+import json, sys
+from pathlib import Path
+from helpers.batches import faulty_tokenizer
+from helpers.faulty import CodedImages, Rows
+from subtok_data import SubobjectDataset, SubobjectIterableDataset, SubobjectLoader
+
+kind, log = sys.argv[1], Path("log.jsonl")
+dataset = {
+    "map": lambda: SubobjectDataset(CodedImages(40)),
+    "stream": lambda: SubobjectIterableDataset(Rows(), on_error="replace"),
+}[kind]()
+loader = SubobjectLoader(
+    dataset, faulty_tokenizer(sleep_s=0.1), batch_size=2, shuffle=kind == "map", num_workers=2,
+    segment_workers=1,
+)
+if log.exists():
+    loader.load_state_dict(json.loads(log.read_text().splitlines()[-1])["state"])
+for batch in loader:
+    sums = batch["pixel_values"].double().sum((1, 2, 3)).tolist()
+    found = {"label": batch["label"].tolist(), "sums": sums, "state": loader.state_dict()}
+    with log.open("a") as file:
+        file.write(json.dumps(found) + "\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_killed_again_and_again_at_random_positions(tmp_path, kind):
+    """What a training run saw, with SIGKILLs in between, is what an undisturbed one sees."""
+    helpers = str(Path(__file__).parents[1])
+    random = np.random.default_rng()
+
+    def run(folder: Path, kill_after: int | None) -> list[dict]:
+        folder.mkdir(exist_ok=True)
+        log = folder / "log.jsonl"
+        process = subprocess.Popen(
+            [sys.executable, "-c", TRAINER, kind],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": helpers},
+        )
+        while kill_after is not None and process.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= kill_after:
+                process.kill()
+            time.sleep(0.005)
+        assert process.wait(200) in ((0,) if kill_after is None else (0, -9))
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(line for line in lines if line.endswith("\n")))
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    whole = run(tmp_path / "whole", None)
+    place = 0
+    for _ in range(2):
+        place = len(run(tmp_path / "killed", place + int(random.integers(1, 4))))
+    resumed = run(tmp_path / "killed", None)
+    assert [(one["label"], one["sums"]) for one in resumed] == [
+        (one["label"], one["sums"]) for one in whole
+    ]
