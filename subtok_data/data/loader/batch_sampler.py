@@ -86,7 +86,8 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     batch_size : int
         Samples per batch and rank.
     drop_last : bool, optional
-        Leave out what does not fill a batch on every rank.
+        Leave out what does not fill a batch on every rank. What that is changes with each epoch
+        under ``shuffle``.
     shuffle : bool, optional
         New order in each epoch.
     seed : int, optional
@@ -107,7 +108,9 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     -----
     Without ``drop_last``, several ranks get equally many full batches: indices from the beginning
     of the order fill the last ones, as accelerate's ``BatchSamplerShard`` does, whose
-    ``gather_for_metrics`` removes them again. A single process gets a short last batch.
+    ``gather_for_metrics`` removes them again. A single process gets a short last batch. Under
+    ``max_batch_length`` whole batches are repeated instead, and a batch is full when no further
+    sample would fit. Plans by length come in any order, so that a short batch need not be the last.
 
     Examples
     --------
@@ -212,13 +215,15 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         random = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
             random.shuffle(order)
+        if self.has_fixed_size:
+            step = self.batch_size * world
+            if self.drop_last:
+                order = order[: samples // step * step]
+            elif world > 1 and samples:
+                # Repeats from the beginning.
+                order = np.resize(order, math.ceil(samples / step) * step)
         if self.is_grouped:
             return self._grouped(order, world, random)
-        step = self.batch_size * world
-        if self.drop_last:
-            order = order[: samples // step * step]
-        elif world > 1 and samples:
-            order = np.resize(order, math.ceil(samples / step) * step)  # repeats from the beginning
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
     def _grouped(
@@ -227,11 +232,18 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         lengths = np.asarray(self.plan.lengths)
         window = _WINDOW * self.batch_size * world
         batches: list[NDArray[np.int64]] = []
+        rest = order[:0]
         for at in range(0, len(order), window):
-            part = order[at : at + window]
+            part = np.concatenate([rest, order[at : at + window]])
             if self.plan.by_length:
                 part = part[np.argsort(-lengths[part], kind="stable")]
-            batches += self._split(part, lengths)
+            found = self._split(part, lengths)
+            # A batch that ended with the window, though more would fit, goes on with the next one:
+            # only the last batch of all may be short.
+            rest = order[:0] if self._is_full(found[-1], lengths) else found.pop()
+            batches += found
+        if len(rest) and not self.drop_last:
+            batches.append(rest)
         whole = len(batches) // world * world
         if whole < len(batches) and self.drop_last:
             batches = batches[:whole]
@@ -258,3 +270,10 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         if begin < len(part):
             batches.append(part[begin:])
         return batches
+
+    def _is_full(self, batch: NDArray[np.int64], lengths: NDArray[Any]) -> bool:
+        """Whether no sample could join a batch, however short."""
+        limit = self.plan.max_batch_length
+        if len(batch) == self.batch_size:
+            return True
+        return limit is not None and (len(batch) + 1) * int(lengths[batch].max()) > limit
