@@ -2,11 +2,14 @@
 
 A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank
 takes its part: so ranks agree on the number of batches by construction, and a position in the epoch
-is one number.
+is one number. That all ranks were told the same is checked before the first batch.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,42 @@ def rank_and_world_size() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+_plans = itertools.count()
+"""Numbers the plans of this process in the order in which they are first used."""
+
+
+def _compare_with_other_ranks(plan: dict[str, Any]) -> None:
+    """Refuse a plan that another rank has otherwise.
+
+    The first rank to come leaves its plan in the store of the process group, the others compare:
+    nobody waits, so that a loader that only some ranks read is no deadlock here.
+    """
+    rank, world = rank_and_world_size()
+    if world == 1 or not torch.distributed.is_initialized():
+        return
+    # Private in torch, which has no public way to the store that the ranks met at; without one
+    # (MPI) there is nothing to compare in.
+    find_store: Any = getattr(torch.distributed.distributed_c10d, "_get_default_store", None)
+    store = None if find_store is None else find_store()
+    if store is None:
+        return
+    own = json.dumps([rank, plan])
+    key = f"subtok_data/plan/{next(_plans)}"
+    other, others = json.loads(store.compare_set(key, "", own))
+    different = [
+        f"{name}={plan[name]!r} here, {others.get(name)!r} on rank {other}"
+        for name in plan
+        if plan[name] != others.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"rank {rank} has another plan of batches than rank {other}, so samples would come "
+            f"twice or never: {'; '.join(different)}. Give every rank the same dataset and "
+            f"options, and let all ranks iterate the same loaders in the same order; the loader "
+            f"takes each rank's part by itself"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +151,12 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     ``max_batch_length`` whole batches are repeated instead, and a batch is full when no further
     sample would fit. Plans by length come in any order, so that a short batch need not be the last.
 
+    Raises
+    ------
+    ConfigError
+        If an option is out of range. When first iterated, if another rank of the process group has
+        another plan: other options, seed, epoch, lengths or number of samples.
+
     Examples
     --------
     >>> list(SubobjectBatchSampler(5, 2))
@@ -146,6 +191,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         self.dataset = dataset
         self.epoch = 0
         self.start = 0
+        self._compared = False
         self.even_batches = True  # accelerate's join_uneven_inputs sets it
         lengths = self.plan.lengths
         if self.num_samples is not None and lengths is not None and len(lengths) != sampler:
@@ -188,13 +234,33 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         return math.ceil(math.ceil(samples / world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # No generator: the ranks are compared in the thread that begins to iterate.
         start, self.start = self.start, 0
         if self.num_samples is None:
-            yield from self._of_sampler(start)
-            return
+            return self._of_sampler(start)
+        if not self._compared:
+            _compare_with_other_ranks(self._description(self.num_samples))
+            self._compared = True
         rank, world = rank_and_world_size()
-        for batch in self._all_batches(self.num_samples)[rank::world][start:]:
-            yield batch.tolist()
+        own = self._all_batches(self.num_samples)[rank::world][start:]
+        return (batch.tolist() for batch in own)
+
+    def _description(self, samples: int) -> dict[str, Any]:
+        """Return what the plan follows from, as plain values."""
+        lengths = None
+        if self.is_grouped:
+            lengths = hashlib.sha256(np.asarray(self.plan.lengths, np.float64).tobytes())
+        return {
+            "samples": samples,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "by_length": self.plan.by_length,
+            "max_batch_length": self.plan.max_batch_length,
+            "lengths": None if lengths is None else f"sha256 {lengths.hexdigest()[:12]}",
+        }
 
     def _of_sampler(self, start: int) -> Iterator[list[int]]:
         batch: list[int] = []
