@@ -1,26 +1,34 @@
 """Give LLaVA-type models of transformers visual tokens instead of a grid of patches.
 
-The model stays what it is, with its own ``forward``, loss and checkpoints; only its
-``get_image_features`` is replaced: features of the encoder, pooled over each token by a
-:class:`~subtok_data.nn.TokenEmbedding`.
+The model stays what it is, with its own ``forward`` and loss; only its ``get_image_features`` is
+replaced: features of the encoder, pooled over each token by a
+:class:`~subtok_data.nn.TokenEmbedding`. It is saved by ``save_pretrained`` as ever, and read again
+by :func:`load_subobject_model`, since ``from_pretrained`` would build the stock model.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from subtok_data.batch import VISUAL_KEYS
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 
-__all__ = ["generation_inputs", "use_subobject_tokens"]
+__all__ = ["generation_inputs", "load_subobject_model", "use_subobject_tokens"]
 _ATTRIBUTE = "subobject_features"
+_MARK = "subobject_tokens"
+"""Entry of the configuration that tells a saved model with visual tokens from a stock one."""
 
 
 class _TowerFeatures(nn.Module):
@@ -128,12 +136,26 @@ def use_subobject_tokens(
     Raises
     ------
     ConfigError
-        For models that need a grid of patches (Qwen-VL and other multimodal rotary positions), and
-        for those that are not built like LLaVA.
+        For models that need a grid of patches (Qwen-VL and other multimodal rotary positions), for
+        those that are not built like LLaVA, and for those that have visual tokens already.
+
+    Notes
+    -----
+    ``save_pretrained`` keeps the names of ``state_dict``, so that ``Trainer`` finds all weights
+    when it resumes and at ``load_best_model_at_end``. (By default transformers writes LLaVA under
+    its older names, which ``from_pretrained`` translates back, but ``Trainer`` does not.)
     """
     _refuse_grid_models(model)
     base = model.model
     config = model.config
+    if hasattr(base, _ATTRIBUTE):
+        raise ConfigError("the model has visual tokens already: call use_subobject_tokens once")
+    if getattr(config, _MARK, False):
+        raise ConfigError(
+            "the model was saved with visual tokens, and from_pretrained read it as a stock one, "
+            "with new weights in place of the trained encoder and token embedding: use "
+            "load_subobject_model(folder) in place of both"
+        )
     if encoder is None:
         layer = getattr(config, "vision_feature_layer", -1)
         if not isinstance(layer, int):
@@ -158,7 +180,90 @@ def use_subobject_tokens(
     base.config.image_token_id = placeholder_id
     model.visual_inputs = VISUAL_KEYS  # what model_inputs selects besides the arguments of forward
     model.register_forward_pre_hook(_take_visual_keys, with_kwargs=True)
+    setattr(config, _MARK, True)
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model
+
+
+def load_subobject_model(
+    folder: str | Path,
+    *,
+    encoder: FeatureEncoder | None = None,
+    embedding: TokenEmbedding | None = None,
+    feature_dim: int | None = None,
+) -> Any:
+    """Read a model with visual tokens that ``save_pretrained`` or ``Trainer`` wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+        What ``save_pretrained`` was given, or a checkpoint of ``Trainer``.
+    encoder, embedding, feature_dim
+        What :func:`use_subobject_tokens` was given; modules of the same form, whose weights are
+        read from the folder.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode, on the CPU, in the dtype it was saved in.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no model with visual tokens, or its weights are not exactly those of
+        this encoder and embedding.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json: give a folder of save_pretrained")
+    config: Any = AutoConfig.from_pretrained(folder)
+    if not getattr(config, _MARK, False):
+        raise ConfigError(
+            f"{folder} holds a {config.model_type!r} without visual tokens: read it with "
+            f"from_pretrained, then call use_subobject_tokens"
+        )
+    setattr(config, _MARK, False)  # until the model has them
+    model: Any = AutoModelForImageTextToText.from_config(config, dtype=config.dtype)
+    use_subobject_tokens(
+        model,
+        config.image_token_id,
+        encoder=encoder,
+        embedding=embedding,
+        feature_dim=feature_dim,
+    )
+    try:
+        found = model.load_state_dict(_saved_weights(folder), strict=False)
+    except RuntimeError as error:  # shapes
+        raise ConfigError(f"the weights in {folder} do not fit: {error}") from error
+    model.tie_weights()
+    tied = set(model.all_tied_weights_keys)
+    missing = [name for name in found.missing_keys if name not in tied]
+    if missing or found.unexpected_keys:
+        raise ConfigError(
+            f"the weights in {folder} are of another encoder or embedding: "
+            f"{_some(missing)} missing, {_some(found.unexpected_keys)} left over. Give encoder= "
+            f"and embedding= as to use_subobject_tokens"
+        )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def _saved_weights(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    weights: dict[str, Tensor] = {}
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} has no {name}: the weights are not, or not all, there")
+        weights.update(load_file(folder / name))
+    return weights
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
 
 
 def _take_visual_keys(

@@ -8,13 +8,15 @@ Two routes. Without a subclass: ``Trainer(data_collator=SubobjectCollator(…))`
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from subtok_data.batch import model_inputs
-from subtok_data.data import SubobjectCollator, SubobjectLoader
+from subtok_data.data import BatchPlan, SubobjectCollator, SubobjectDataset, SubobjectLoader
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,11 +54,21 @@ class SubobjectTrainerMixin(Trainer):
     and ``dataloader_drop_last`` come from ``TrainingArguments``. Only what ``model.forward`` names
     is handed to the model.
 
+    ``train_sampling_strategy`` is honoured: ``"random"``, ``"sequential"``, and
+    ``"group_by_length"`` as :class:`~subtok_data.BatchPlan`, with the lengths of
+    ``loader_options["plan"]`` or of the dataset's column ``length_column_name``.
+
     Attributes
     ----------
     loader_options : dict
         Further arguments of the loader, such as ``executor`` or ``prefetch_batches``. Set it on the
         class or the instance.
+
+    Raises
+    ------
+    ConfigError
+        When a loader is made: without a :class:`~subtok_data.SubobjectCollator`, or if the sampling
+        strategy is ``"batch_rebalance"`` or needs lengths that are not known.
 
     Notes
     -----
@@ -73,7 +85,9 @@ class SubobjectTrainerMixin(Trainer):
 
     loader_options: dict[str, Any] = {}  # noqa: RUF012
 
-    def _subobject_loader(self, dataset: Any, batch_size: int, *, shuffle: bool) -> SubobjectLoader:
+    def _subobject_loader(
+        self, dataset: Any, batch_size: int, *, shuffle: bool, **options: Any
+    ) -> SubobjectLoader:
         collator: Any = self.data_collator
         if not isinstance(collator, SubobjectCollator):
             raise ConfigError(
@@ -89,16 +103,48 @@ class SubobjectTrainerMixin(Trainer):
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            **self.loader_options,
+            **{**self.loader_options, **options},
         )
 
+    def _train_options(self) -> dict[str, Any]:
+        """Return the loader options that ``train_sampling_strategy`` asks for."""
+        strategy: str = self.args.train_sampling_strategy
+        if strategy in ("random", "sequential"):
+            return {}
+        if strategy != "group_by_length":
+            raise ConfigError(
+                f"train_sampling_strategy={strategy!r} is not what SubobjectLoader does: use "
+                f"'random', 'sequential' or 'group_by_length', or loader_options['plan']="
+                f"BatchPlan(lengths, max_batch_length=…), which bounds each rank's batch"
+            )
+        plan: BatchPlan | None = self.loader_options.get("plan")
+        if plan is not None and plan.lengths is not None:
+            return {"plan": replace(plan, by_length=True)}
+        column: str = self.args.length_column_name
+        dataset: Any = self.train_dataset
+        if isinstance(dataset, SubobjectDataset):
+            dataset = dataset.dataset
+        if column not in (getattr(dataset, "column_names", None) or ()):
+            raise ConfigError(
+                f"train_sampling_strategy='group_by_length' needs lengths: the training dataset "
+                f"has no column {column!r} (length_column_name=), and token counts are known only "
+                f"after segmentation. Give loader_options={{'plan': BatchPlan(lengths)}}, with "
+                f"StoredTokens(folder).lengths() for example, or use 'random'"
+            )
+        return {"plan": BatchPlan(np.asarray(dataset[column]), by_length=True)}
+
     def get_train_dataloader(self) -> SubobjectLoader:
-        """Return the loader of ``train_dataset``, shuffled."""
+        """Return the loader of ``train_dataset``, in the order of ``train_sampling_strategy``."""
         if self.train_dataset is None:
             raise ConfigError("training needs a train_dataset")
         # Trainer's own name for the batch size of one process.
         batch_size: int = self._train_batch_size  # pyright: ignore
-        return self._subobject_loader(self.train_dataset, batch_size, shuffle=True)
+        return self._subobject_loader(
+            self.train_dataset,
+            batch_size,
+            shuffle=self.args.train_sampling_strategy != "sequential",
+            **self._train_options(),
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> SubobjectLoader:
         """Return the loader of ``eval_dataset``, in order."""

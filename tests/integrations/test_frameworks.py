@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.batches import assert_same, assert_same_batches, faulty_tokenizer
-from helpers.faulty import CodedImages
+from helpers.faulty import CodedImages, coded_image, png
 from helpers.tiny_trainee import TinyModel
 from torchvision.transforms import v2
 
-from subtok_data import SubobjectCollator, SubobjectDataset, SubobjectLoader
+from subtok_data import BatchPlan, SubobjectCollator, SubobjectDataset, SubobjectLoader
 from subtok_data.errors import ConfigError
 
 OPTIONS = {"executor": "thread", "segment_workers": 1, "prefetch_batches": 3}
@@ -185,6 +185,51 @@ def test_mixin_refuses_another_collator(tmp_path):
     trainer = trainer_of(tmp_path, "mixin")
     trainer.data_collator = list
     with pytest.raises(ConfigError, match="give a SubobjectCollator"):
+        trainer.train()
+
+
+def lengths_of_batches(trainer, lengths) -> list[list[int]]:
+    with trainer.get_train_dataloader() as loader:
+        return [[lengths[i] for i in batch["sample_index"].tolist()] for batch in loader]
+
+
+@pytest.mark.parametrize("source", ["plan", "column"])
+def test_mixin_groups_by_length(tmp_path, source):
+    from datasets import Dataset, Image
+
+    lengths = [7 * i % 18 for i in range(18)]
+    trainer = trainer_of(tmp_path, "mixin", train_sampling_strategy="group_by_length")
+    if source == "plan":
+        trainer.loader_options = {**OPTIONS, "plan": BatchPlan(lengths)}
+    else:
+        columns = {
+            "image": [{"bytes": png(coded_image(i)), "path": None} for i in range(18)],
+            "label": list(range(18)),
+            "length": lengths,
+        }
+        trainer.train_dataset = Dataset.from_dict(columns).cast_column("image", Image())
+    batches = lengths_of_batches(trainer, lengths)
+    assert sorted(length for batch in batches for length in batch) == list(range(18))
+    assert all(max(batch) - min(batch) < 4 for batch in batches)  # neighbours by length
+    assert [max(batch) for batch in batches] != sorted(map(max, batches), reverse=True)
+
+
+def test_mixin_takes_samples_in_sequence(tmp_path):
+    trainer = trainer_of(tmp_path, "mixin", train_sampling_strategy="sequential")
+    batches = lengths_of_batches(trainer, range(18))
+    assert [index for batch in batches for index in batch] == list(range(18))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("group_by_length", "no column 'length'.*StoredTokens"),
+        ("batch_rebalance", "'batch_rebalance' is not what"),
+    ],
+)
+def test_mixin_refuses_an_order_that_it_cannot_give(tmp_path, strategy, words):
+    trainer = trainer_of(tmp_path, "mixin", train_sampling_strategy=strategy)
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
         trainer.train()
 
 

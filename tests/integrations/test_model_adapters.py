@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_llava import small_llava
 from helpers.tiny_tokenizers import byte_tokenizer
 from torch import nn
 from transformers import (
-    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
 )
 
 from subtok_data.batch import model_inputs
@@ -139,31 +137,6 @@ class TestNaFlex:
 @pytest.fixture(scope="module")
 def text() -> TextEncoder:
     return TextEncoder(TextConfig(byte_tokenizer(), caption="text"))
-
-
-def small_llava(vocabulary: int) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=48,
-            patch_size=8,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=0,
-        ),
-        image_token_id=0,
-    )
-    return LlavaForConditionalGeneration(config)
 
 
 def text_batch(text: TextEncoder, *, packed: bool = False) -> dict[str, torch.Tensor]:

@@ -45,11 +45,22 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     Parameters
     ----------
     dataset : iterable of rows
-        Hugging Face ``IterableDataset``, a torch ``IterableDataset`` that shards itself, or any
-        re-iterable object, which is shared out over ranks and workers by position.
+        Hugging Face ``IterableDataset``, torch ``IterableDataset``, or any re-iterable object.
+    shards_itself : bool, optional
+        Whether the dataset gives each worker of each rank its own rows, as WebDataset does with
+        ``split_by_node`` and ``split_by_worker``. If not, it is shared out by position: of n
+        workers on all ranks each takes every n-th row. Known for Hugging Face streams (they do) and
+        for what is no torch ``IterableDataset`` (it does not); for a torch one it must be said
+        where there are several workers or ranks.
     image_column, transform, prompts, on_error, max_pixels, seed
         As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
         sample of the stream stands in for a bad one.
+
+    Raises
+    ------
+    ConfigError
+        If the dataset cannot be iterated, or it is to be shared out and cannot be; when iterated by
+        several workers or ranks, if ``shards_itself`` is unknown.
 
     Notes
     -----
@@ -70,6 +81,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self,
         dataset: Iterable[Any],
         *,
+        shards_itself: bool | None = None,
         image_column: str = "image",
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
@@ -79,6 +91,13 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     ) -> None:
         if not hasattr(dataset, "__iter__"):
             raise ConfigError(f"{type(dataset).__name__} cannot be iterated")
+        if shards_itself is False and _is_hugging_face(dataset):
+            raise ConfigError(
+                "shards_itself=False for a Hugging Face stream: in DataLoader workers it always "
+                "gives each its own shards, and shared out once more it would lose rows. Leave "
+                "shards_itself out"
+            )
+        self.shards_itself = _shards_itself(dataset) if shards_itself is None else shards_itself
         self.dataset: Any = own_decoding(dataset, image_column)
         self.image_column = image_column
         self.transform = transform
@@ -104,8 +123,11 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         if forward is not None:
             forward(epoch)
 
-    def prepare(self, batch_size: int, ranks: tuple[int, int], state: LoaderState) -> None:
+    def prepare(
+        self, batch_size: int, ranks: tuple[int, int], state: LoaderState, *, workers: int = 0
+    ) -> None:
         """Tell the stream its rank, and where to go on, before workers start."""
+        self._refuse_unknown_sharding(ranks[1], workers)
         self._batch_size = batch_size
         self._resume = replace(state) if state.batches else None
         if self._split:
@@ -118,6 +140,17 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             from datasets.distributed import split_dataset_by_node
 
             self.dataset = split_dataset_by_node(self.dataset, self._rank, self._world)
+
+    def _refuse_unknown_sharding(self, world: int, workers: int) -> None:
+        if self.shards_itself is None and world * max(1, workers) > 1:
+            name = type(self.dataset).__name__
+            raise ConfigError(
+                f"{name} is a torch IterableDataset, read by {world} rank(s) × {max(1, workers)} "
+                f"worker(s), and nothing tells whether it gives each its own rows. If it does "
+                f"(it looks at get_worker_info() and at the rank): "
+                f"SubobjectIterableDataset(dataset, shards_itself=True). If every copy yields all "
+                f"rows: shards_itself=False, which shares them out by position"
+            )
 
     def warn_if_inexact(self) -> None:
         """Warn when a resumed stream cannot give what it would have given."""
@@ -136,6 +169,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Any]:
         worker = torch.utils.data.get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        self._refuse_unknown_sharding(self._world, workers)  # also under a plain DataLoader
         place = _Place()
         resume = self._resume
         if resume is not None and resume.epoch == self.epoch:
@@ -188,10 +222,14 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         if start.state is not None:
             self.dataset.load_state_dict(start.state)
         shard, shards = self._rank * workers + number, self._world * workers
-        if _shards_itself(self.dataset):
+        if self.shards_itself:
             own = ((at * shards + shard, row) for at, row in enumerate(self.dataset, start.base))
-        else:
+        elif start.state is None:
             own = islice(enumerate(self.dataset), shard, None, shards)
+        else:
+            # The dataset goes on right behind the last row of this shard.
+            behind = shard + (start.base - 1) * shards + 1
+            own = islice(enumerate(self.dataset, behind), shards - 1, None, shards)
         return islice(own, start.rows, None)
 
     def _load(self, row: Any, index: int) -> Sample:
@@ -213,9 +251,11 @@ def _is_hugging_face(dataset: Any) -> bool:
     return datasets is not None and isinstance(dataset, datasets.IterableDataset)
 
 
-def _shards_itself(dataset: Any) -> bool:
-    """Whether each DataLoader worker already sees its own part of a stream."""
-    return isinstance(dataset, IterableDataset) or _is_hugging_face(dataset)
+def _shards_itself(dataset: Any) -> bool | None:
+    """Whether each DataLoader worker already sees its own part of a stream; None if unknown."""
+    if _is_hugging_face(dataset):
+        return True
+    return None if isinstance(dataset, IterableDataset) else False
 
 
 def _stand_in(sample: Sample, error: SampleError) -> Sample:

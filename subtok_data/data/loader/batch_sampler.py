@@ -2,11 +2,14 @@
 
 A plan for all ranks is made from (seed, epoch) alone, identically on every rank, and each rank
 takes its part: so ranks agree on the number of batches by construction, and a position in the epoch
-is one number.
+is one number. That all ranks were told the same is checked before the first batch.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,42 @@ def rank_and_world_size() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+_plans = itertools.count()
+"""Numbers the plans of this process in the order in which they are first used."""
+
+
+def _compare_with_other_ranks(plan: dict[str, Any]) -> None:
+    """Refuse a plan that another rank has otherwise.
+
+    The first rank to come leaves its plan in the store of the process group, the others compare:
+    nobody waits, so that a loader that only some ranks read is no deadlock here.
+    """
+    rank, world = rank_and_world_size()
+    if world == 1 or not torch.distributed.is_initialized():
+        return
+    # Private in torch, which has no public way to the store that the ranks met at; without one
+    # (MPI) there is nothing to compare in.
+    find_store: Any = getattr(torch.distributed.distributed_c10d, "_get_default_store", None)
+    store = None if find_store is None else find_store()
+    if store is None:
+        return
+    own = json.dumps([rank, plan])
+    key = f"subtok_data/plan/{next(_plans)}"
+    other, others = json.loads(store.compare_set(key, "", own))
+    different = [
+        f"{name}={plan[name]!r} here, {others.get(name)!r} on rank {other}"
+        for name in plan
+        if plan[name] != others.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"rank {rank} has another plan of batches than rank {other}, so samples would come "
+            f"twice or never: {'; '.join(different)}. Give every rank the same dataset and "
+            f"options, and let all ranks iterate the same loaders in the same order; the loader "
+            f"takes each rank's part by itself"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +125,8 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     batch_size : int
         Samples per batch and rank.
     drop_last : bool, optional
-        Leave out what does not fill a batch on every rank.
+        Leave out what does not fill a batch on every rank. What that is changes with each epoch
+        under ``shuffle``.
     shuffle : bool, optional
         New order in each epoch.
     seed : int, optional
@@ -107,7 +147,15 @@ class SubobjectBatchSampler(Sampler[list[int]]):
     -----
     Without ``drop_last``, several ranks get equally many full batches: indices from the beginning
     of the order fill the last ones, as accelerate's ``BatchSamplerShard`` does, whose
-    ``gather_for_metrics`` removes them again. A single process gets a short last batch.
+    ``gather_for_metrics`` removes them again. A single process gets a short last batch. Under
+    ``max_batch_length`` whole batches are repeated instead, and a batch is full when no further
+    sample would fit. Plans by length come in any order, so that a short batch need not be the last.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range. When first iterated, if another rank of the process group has
+        another plan: other options, seed, epoch, lengths or number of samples.
 
     Examples
     --------
@@ -143,6 +191,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         self.dataset = dataset
         self.epoch = 0
         self.start = 0
+        self._compared = False
         self.even_batches = True  # accelerate's join_uneven_inputs sets it
         lengths = self.plan.lengths
         if self.num_samples is not None and lengths is not None and len(lengths) != sampler:
@@ -185,13 +234,33 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         return math.ceil(math.ceil(samples / world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # No generator: the ranks are compared in the thread that begins to iterate.
         start, self.start = self.start, 0
         if self.num_samples is None:
-            yield from self._of_sampler(start)
-            return
+            return self._of_sampler(start)
+        if not self._compared:
+            _compare_with_other_ranks(self._description(self.num_samples))
+            self._compared = True
         rank, world = rank_and_world_size()
-        for batch in self._all_batches(self.num_samples)[rank::world][start:]:
-            yield batch.tolist()
+        own = self._all_batches(self.num_samples)[rank::world][start:]
+        return (batch.tolist() for batch in own)
+
+    def _description(self, samples: int) -> dict[str, Any]:
+        """Return what the plan follows from, as plain values."""
+        lengths = None
+        if self.is_grouped:
+            lengths = hashlib.sha256(np.asarray(self.plan.lengths, np.float64).tobytes())
+        return {
+            "samples": samples,
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "by_length": self.plan.by_length,
+            "max_batch_length": self.plan.max_batch_length,
+            "lengths": None if lengths is None else f"sha256 {lengths.hexdigest()[:12]}",
+        }
 
     def _of_sampler(self, start: int) -> Iterator[list[int]]:
         batch: list[int] = []
@@ -212,13 +281,15 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         random = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
             random.shuffle(order)
+        if self.has_fixed_size:
+            step = self.batch_size * world
+            if self.drop_last:
+                order = order[: samples // step * step]
+            elif world > 1 and samples:
+                # Repeats from the beginning.
+                order = np.resize(order, math.ceil(samples / step) * step)
         if self.is_grouped:
             return self._grouped(order, world, random)
-        step = self.batch_size * world
-        if self.drop_last:
-            order = order[: samples // step * step]
-        elif world > 1 and samples:
-            order = np.resize(order, math.ceil(samples / step) * step)  # repeats from the beginning
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
     def _grouped(
@@ -227,11 +298,18 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         lengths = np.asarray(self.plan.lengths)
         window = _WINDOW * self.batch_size * world
         batches: list[NDArray[np.int64]] = []
+        rest = order[:0]
         for at in range(0, len(order), window):
-            part = order[at : at + window]
+            part = np.concatenate([rest, order[at : at + window]])
             if self.plan.by_length:
                 part = part[np.argsort(-lengths[part], kind="stable")]
-            batches += self._split(part, lengths)
+            found = self._split(part, lengths)
+            # A batch that ended with the window, though more would fit, goes on with the next one:
+            # only the last batch of all may be short.
+            rest = order[:0] if self._is_full(found[-1], lengths) else found.pop()
+            batches += found
+        if len(rest) and not self.drop_last:
+            batches.append(rest)
         whole = len(batches) // world * world
         if whole < len(batches) and self.drop_last:
             batches = batches[:whole]
@@ -258,3 +336,10 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         if begin < len(part):
             batches.append(part[begin:])
         return batches
+
+    def _is_full(self, batch: NDArray[np.int64], lengths: NDArray[Any]) -> bool:
+        """Whether no sample could join a batch, however short."""
+        limit = self.plan.max_batch_length
+        if len(batch) == self.batch_size:
+            return True
+        return limit is not None and (len(batch) + 1) * int(lengths[batch].max()) > limit

@@ -229,7 +229,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if not isinstance(self.dataset, SubobjectIterableDataset):
             super()._go_to(state)
             return
-        self.dataset.prepare(self.batch_size or 1, rank_and_world_size(), state)
+        self.dataset.prepare(
+            self.batch_size or 1, rank_and_world_size(), state, workers=self.num_workers
+        )
         if state.batches and self.num_workers:
             self._end_dataloader_workers()  # they must learn where to go on
 

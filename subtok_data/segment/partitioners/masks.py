@@ -43,11 +43,13 @@ class MaskPartitioner(Partitioner):
     min_region : int
         Holes and islands of masks below this many pixels are cleaned first, and duplicates that
         this makes left out (:func:`~subtok_data.segment.masks.clean_masks`); 0: masks as given.
+    max_overlap : float
+        IoU of boxes above which one of two cleaned masks counts as a duplicate, 0 to 1.
 
     Raises
     ------
     ConfigError
-        An unknown order, or a negative area.
+        An unknown order, a negative area, or an overlap out of range.
 
     Examples
     --------
@@ -61,9 +63,12 @@ class MaskPartitioner(Partitioner):
     paint: PaintOrder = "area"
     rules: FillRules = field(default_factory=FillRules)
     min_region: int = 0
+    max_overlap: float = 0.7
 
     def __post_init__(self) -> None:
         check_count("min_region", self.min_region, least=0, optional=False)
+        if not 0 <= self.max_overlap <= 1:
+            raise ConfigError(f"max_overlap={self.max_overlap}: expected a number from 0 to 1")
         if self.paint not in get_args(PaintOrder):
             raise ConfigError(f"paint={self.paint!r}: expected one of {get_args(PaintOrder)}")
 
@@ -86,7 +91,7 @@ class MaskPartitioner(Partitioner):
                 f"masks of {masks.size[0]} × {masks.size[1]} pixels for an image of "
                 f"{size[0]} × {size[1]}: resize the masks to the image"
             )
-        masks = clean_masks(masks, self.min_region)
+        masks = clean_masks(masks, self.min_region, self.max_overlap)
         cost_map = read_cost_map(evidence, size, self.rules)
         canvas = np.full((size[1], size[0]), -1, np.int32)
         paint_masks(masks.counts, masks.offsets, self._order(masks), canvas.reshape(-1))

@@ -104,6 +104,10 @@ class TorchScriptFile:
             raise WeightsError(
                 f"{str(file)!r} cannot be loaded by torch.jit.load: {reason}; {WANTED}"
             ) from error
+        # TorchScript compiles a method for gradients when it first runs where they are wanted, and
+        # what it compiled then raises in inference mode.
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
         lacking = [
             name
             for name in ("get_image_embeddings", "predict_masks")

@@ -110,6 +110,14 @@ class GenerationOptions:
                 f"{self.crop_layers} with crop_points_factor={self.crop_points_factor}"
             )
 
+    @property
+    def max_overlap(self) -> float:
+        """IoU of boxes above which masks that were cleaned count as duplicates.
+
+        The larger of both thresholds, as ``SamAutomaticMaskGenerator`` takes it when it cleans.
+        """
+        return max(self.box_nms, self.crop_nms)
+
 
 class PointDecoder(Protocol):
     """A model that gives masks for points."""

@@ -52,7 +52,9 @@ class SAMSegmenter(PromptableModel, Segmenter):
     rules : FillRules, optional
         Which parts become tokens, and who gets the rest.
     min_region : int
-        Holes and islands of masks below this many pixels are cleaned; 0: masks as they are.
+        Holes and islands of masks below this many pixels are cleaned, and of masks that this makes
+        alike (IoU of boxes above the larger of ``box_nms`` and ``crop_nms``) one stays, as the
+        original does it; 0: masks as they are.
     device : str or torch.device, optional
         Where the model runs; None picks a CUDA device if there is one.
 
@@ -84,7 +86,9 @@ class SAMSegmenter(PromptableModel, Segmenter):
     ) -> None:
         super().__init__(model, processor, device)
         self.options = options or GenerationOptions()
-        partitioner = MaskPartitioner(paint, rules or FillRules(), min_region)
+        partitioner = MaskPartitioner(
+            paint, rules or FillRules(), min_region, self.options.max_overlap
+        )
         if partitioner.has_cost_map:
             raise ConfigError(
                 'fill="boundary": masks come without a boundary map, so use fill="nearest"'
@@ -104,9 +108,11 @@ class SAMSegmenter(PromptableModel, Segmenter):
 
     def config(self) -> dict[str, Any]:
         """Options and the identity of the weights, as JSON values."""
+        partitioner = partitioner_config(self.partitioner)
+        del partitioner["max_overlap"]  # follows from the options of generation
         return {
             "segmenter": self.name,
-            "partitioner": partitioner_config(self.partitioner),
+            "partitioner": partitioner,
             "generation": asdict(self.options),
             "model": self.model_hash(),
         }

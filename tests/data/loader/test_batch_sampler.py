@@ -82,6 +82,60 @@ def test_plans_by_length(lengths, batch_size, world, budget):
             assert len(batch) * max(lengths[i] for i in batch) <= budget
 
 
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=70),
+    batch_size=st.integers(1, 7),
+    world=st.integers(1, 4),
+    drop_last=st.booleans(),
+    by_length=st.booleans(),
+    budget=st.one_of(st.none(), st.integers(40, 200)),
+    window=st.sampled_from([1, 2, 50]),
+)
+def test_every_plan_gives_what_its_length_says(
+    lengths, batch_size, world, drop_last, by_length, budget, window
+):
+    def make():
+        plan = BatchPlan(lengths, by_length=by_length, max_batch_length=budget)
+        return SubobjectBatchSampler(len(lengths), batch_size, drop_last, shuffle=True, plan=plan)
+
+    def is_full(batch: list[int]) -> bool:
+        longest = max(lengths[i] for i in batch)
+        return len(batch) == batch_size or (
+            budget is not None and (len(batch) + 1) * longest > budget
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WINDOW", window)
+        ranks = of_ranks(world, make, epoch=1)  # which compares len() with what comes
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for rank in ranks for batch in rank]
+    found = [i for batch in batches for i in batch]
+    short = [batch for batch in batches if budget is None and not is_full(batch)]
+    if not drop_last:
+        assert set(found) == set(range(len(lengths)))
+        assert len(short) <= (world == 1)
+        return
+    assert len(found) == len(set(found))
+    assert not short
+    if budget is None:
+        step = batch_size * world
+        assert len(found) == len(lengths) // step * step
+    elif by_length or len(set(lengths)) == 1:
+        assert all(is_full(batch) for batch in batches)
+
+
+def test_drop_last_leaves_out_the_short_batch_of_a_plan_by_length():
+    plan = BatchPlan([3 + i % 4 for i in range(18)], by_length=True)
+    sampler = SubobjectBatchSampler(18, 5, drop_last=True, shuffle=True, plan=plan)
+    assert len(sampler) == 3
+    assert [len(batch) for batch in sampler] == [5, 5, 5]
+    left_out = set()
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        left_out |= set(range(18)) - {i for batch in sampler for i in batch}
+    assert len(left_out) > 3  # not always the shortest ones
+
+
 def test_by_length_saves_padding():
     lengths = np.random.default_rng(0).integers(10, 200, 400)
 

@@ -210,6 +210,7 @@ def test_partitioners_are_small_and_hashable():
         (lambda: FillRules(gap_area=0), "gap_area=0"),
         (lambda: FillRules(fill="far"), "fill='far'"),
         (lambda: MaskPartitioner(paint="size"), "paint='size'"),
+        (lambda: MaskPartitioner(max_overlap=1.5), "max_overlap=1.5"),
     ],
 )
 def test_bad_options_are_refused(make, message):

@@ -28,6 +28,7 @@ from subtok_data.segment import Prompts
 from subtok_data.segmenters import EfficientSAMPrompter, EfficientSAMSegmenter, GenerationOptions
 from subtok_data.segmenters.sam.decoder import PromptChunk
 from subtok_data.segmenters.sam.efficient_sam import EfficientSAMDecoder, open_efficient_sam
+from subtok_data.segmenters.sam.efficient_sam_torchscript import TorchScriptFile
 
 PHOTOS = [np.ascontiguousarray(photo()[::5, ::5]) for photo in (data.coffee, data.chelsea)]
 OPTIONS = GenerationOptions(
@@ -194,6 +195,22 @@ def test_peak_memory_is_bounded_by_the_chunk(files):
     # Each of 2304 points needs 16 × 64² floats for its copy of the embedding alone: 604 MB.
     assert all_at_once > 300
     assert same < 0.1 * all_at_once
+
+
+def test_a_torchscript_file_works_in_and_outside_inference_mode(files):
+    model = TorchScriptFile(files["torchscript"], torch.device("cpu"))
+    pixels, points, labels = torch.rand(1, 3, 40, 40), torch.rand(2, 1, 2), torch.ones(2, 1)
+
+    def run() -> torch.Tensor:
+        return model.predict(model.embed(pixels), points, labels.long())[0]
+
+    results = [run() for _ in range(3)]  # compiled at the second call
+    assert not results[0].requires_grad
+    with torch.inference_mode():
+        results += [run() for _ in range(3)]
+    results += [run() for _ in range(3)]
+    for result in results:
+        assert torch.allclose(result, results[0], atol=1e-5)
 
 
 def test_saved_and_loaded(file, tmp_path):

@@ -267,6 +267,28 @@ def test_cleaned_masks_give_way_to_those_left_as_they_were():
     assert partition.token_fields["prompt"].tolist() == [-1, 2]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 0.7),
+        ({"box_nms": 0.9}, 0.9),
+        ({"crop_nms": 0.8}, 0.8),
+        ({"box_nms": 0.4, "crop_nms": 0.5}, 0.5),
+    ],
+)
+def test_cleaning_suppresses_at_the_larger_threshold_of_generation(options, expected):
+    segmenter = SAMSegmenter("some/sam", options=GenerationOptions(**options), min_region=10)
+    assert segmenter.partitioner.max_overlap == expected
+    # Both have small holes, so neither wins as it was; their boxes overlap by 39 / 49.
+    first, second = np.zeros((2, 60, 60), bool)
+    first[5:55, 5:55] = second[15:55, 5:55] = True
+    first[15, 15] = second[20, 20] = False
+    masks = RLEMasks.from_masks([first, second], [0.9, 0.8], {"prompt": np.array([1, 2])})
+    partition = segmenter.partitioner(masks.to_evidence(), (60, 60))
+    kept = {1, 2} if expected >= 0.8 else {1}
+    assert set(partition.token_fields["prompt"].tolist()) - {-1} == kept
+
+
 @pytest.fixture(scope="session", params=MODELS)
 def weights(request, tmp_path_factory) -> Path:
     """A model with random weights, saved by transformers."""
