@@ -133,10 +133,14 @@ class ResumableDataLoader(DataLoader[Any]):
             self.batch_sampler.start = state.batches
 
     def _batches_left(self, state: LoaderState) -> int | None:
-        """Batches from a position to the end of its epoch; None for streams."""
+        """Batches from a position to the end of its epoch; None where no length is known."""
         if isinstance(self.dataset, IterableDataset):
             return None
-        return max(0, len(self) - state.batches)
+        try:
+            whole = len(self)
+        except TypeError:  # a sampler of the user's own, which may have no end
+            return None
+        return max(0, whole - state.batches)
 
     def _stop_running(self) -> None:
         running, self._running = self._running, None

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.segment.masks import (
     FillRules,
     RLEMasks,
@@ -64,8 +63,7 @@ class MaskPartitioner(Partitioner):
 
     def __post_init__(self) -> None:
         check_count("min_region", self.min_region, least=0, optional=False)
-        if self.paint not in get_args(PaintOrder):
-            raise ConfigError(f"paint={self.paint!r}: expected one of {get_args(PaintOrder)}")
+        check_choice("paint", self.paint, get_args(PaintOrder))
 
     @property
     def has_cost_map(self) -> bool:
