@@ -8,11 +8,13 @@ from typing import Literal
 import torch
 from torch.utils.data import get_worker_info
 
+from subtok_data.arguments import check_choice, describe
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = [
     "DeviceError",
     "Precision",
+    "check_device",
     "compute_dtype",
     "refuse_in_worker",
     "refuse_to_pickle",
@@ -35,6 +37,42 @@ class DeviceError(SubtokError, RuntimeError):
     """A device is used where it must not be: an accelerator inside a DataLoader worker."""
 
 
+def check_device(device: str | int | torch.device) -> torch.device:
+    """Read a device, and raise unless torch has it; its index is not chosen yet.
+
+    Inside a DataLoader worker accelerators are not asked for: what uses one there is refused by
+    :func:`refuse_in_worker`.
+
+    Raises
+    ------
+    ConfigError
+        No device of that name, or torch finds none.
+
+    Examples
+    --------
+    >>> check_device("gpu")
+    Traceback (most recent call last):
+    ...
+    subtok_data.errors.ConfigError: device='gpu': torch knows no such device; give 'cuda', ...
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        given = repr(device) if isinstance(device, str | int) else describe(device)
+        raise ConfigError(
+            f"device={given}: torch knows no such device; give 'cuda', 'cuda:1' or 'cpu', or leave "
+            "it out"
+        ) from error
+    if found.type != "cuda" or get_worker_info() is not None:
+        return found
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device={str(device)!r}, but torch finds no CUDA device: use 'cpu'")
+    count = torch.cuda.device_count()
+    if str(found) != "cuda" and found.index >= count:
+        raise ConfigError(f"device={str(device)!r}, but torch finds {count}, 'cuda:0' and up")
+    return found
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """Resolve the device of a model: the given one, or the current CUDA device, or the CPU.
 
@@ -55,7 +93,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     DeviceError
         An accelerator, inside a DataLoader worker.
     ConfigError
-        CUDA is given and torch finds none.
+        An unknown device, or one that torch does not find.
 
     Examples
     --------
@@ -66,12 +104,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         if get_worker_info() is not None or not torch.cuda.is_available():
             return torch.device("cpu")
         device = "cuda"
-    found = torch.device(device)
-    refuse_in_worker(found)  # before torch is asked for CUDA
+    found = check_device(device)
+    refuse_in_worker(found)
     if found.type != "cuda":
         return found
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device={str(device)!r}, but torch finds no CUDA device: use 'cpu'")
     # "cuda" alone would mean another device after every torch.cuda.set_device.
     return torch.device("cuda", torch.cuda.current_device()) if str(found) == "cuda" else found
 
@@ -132,8 +168,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     torch.float32
     """
     if precision != "auto":
-        if precision not in _DTYPES:
-            raise ConfigError(f"dtype={precision!r} must be one of {['auto', *_DTYPES]}")
+        check_choice("dtype", precision, ("auto", *_DTYPES))
         return _DTYPES[precision]
     if device.type == "cuda":
         return torch.float16

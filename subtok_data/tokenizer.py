@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, overload
 
 import torch
 
+from subtok_data.arguments import check_type
 from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
 from subtok_data.segment import (
@@ -286,9 +288,12 @@ class SubobjectTokenizer:
             If the folder holds no tokenizer, one of another format version, or one with a segmenter
             that the library does not know.
         """
+        check_type("folder", folder, (str, Path), "give the folder of save_pretrained")
         file = Path(folder) / CONFIG_FILE
         if not file.is_file():
-            raise ConfigError(f"no tokenizer in {str(folder)!r}: {CONFIG_FILE} is missing")
+            raise ConfigError(
+                f"no tokenizer in {str(folder)!r}: {CONFIG_FILE} is missing{_no_hub(str(folder))}"
+            )
         config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if config["format_version"] != FORMAT_VERSION:
             raise ConfigError(
@@ -313,3 +318,14 @@ class SubobjectTokenizer:
             f"SubobjectTokenizer({self.segmenter!r}, {self.budget}, order={self.order!r}, "
             f"{self.canvas})"
         )
+
+
+def _no_hub(folder: str) -> str:
+    """What to do about a name that may be one of the hub."""
+    if Path(folder).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", folder):
+        return ""
+    return (
+        ", and there is no such folder. Tokenizers are read from folders; of a repository of the "
+        f"Hugging Face hub give huggingface_hub.snapshot_download({folder!r}). A boundary model of "
+        f"the hub is EPOCSegmenter({folder!r})"
+    )

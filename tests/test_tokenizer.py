@@ -104,7 +104,7 @@ def test_shapes_are_never_empty(photo):
             {"segmenter": PromptedSegmenter(EPOCSegmenter(threshold=0.3)), "num_tokens": 60},
             "threshold=0.3 and num_tokens=60",
         ),
-        ({"segmenter": "epoc"}, "str is no segmenter"),
+        ({"segmenter": "epoc"}, "segmenter is the string 'epoc'"),
         ({"threshold": 1.5}, "threshold"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"num_tokens": 0}, "num_tokens"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.arguments import check_choice, check_count, check_type
 from subtok_data.errors import ConfigError
 from subtok_data.images import canvas_size, resize
 
@@ -50,16 +51,22 @@ class PixelConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ConfigError(f"pixel dtype {self.dtype!r} is unknown; choose from {list(_DTYPES)}")
+        check_choice("dtype", self.dtype, _DTYPES)
+        if isinstance(self.size, list):  # as JSON has pairs
+            object.__setattr__(self, "size", tuple(cast("list[int]", self.size)))
+        if isinstance(self.size, tuple):
+            if len(self.size) != 2:
+                raise ConfigError(f"size={self.size}: give one side, or (height, width)")
+            for side in self.size:
+                check_count("each side of size", side, optional=False, unit="pixels")
+        else:
+            check_count("size", self.size, unit="pixels")
+        check_count("multiple", self.multiple, optional=False, unit="pixels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            check_type(name, values, (tuple, list), "give three values, of red, green and blue")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(
                 f"mean={self.mean}, std={self.std}: give three values each, std above zero"
-            )
-        sides = (self.size,) if isinstance(self.size, int) else self.size or ()
-        if any(side < 1 for side in (*sides, self.multiple)):
-            raise ConfigError(
-                f"size={self.size}, multiple={self.multiple}: sides must be at least 1 pixel"
             )
 
     @property

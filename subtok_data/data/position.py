@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from subtok_data.arguments import check_count, check_type
 from subtok_data.errors import ConfigError
 
 __all__ = ["STREAM_PLACEHOLDER", "LoaderState", "StreamPosition"]
@@ -61,13 +62,25 @@ class LoaderState:
         Raises
         ------
         ConfigError
-            Naming every difference.
+            What is no such state, has a position below 0, or belongs to another run: then every
+            difference is named.
         """
+        state = check_type("state_dict", state, Mapping, "give what state_dict() returned")
         if state.get("version") != _VERSION:
             raise ConfigError(
                 f"loader state of version {state.get('version')!r}: this version of subtok_data "
                 f"reads {_VERSION}"
             )
+        missing = [field.name for field in fields(cls) if field.name not in state]
+        if missing:
+            raise ConfigError(
+                f"the loader state lacks {missing}: give what state_dict() returned, unchanged"
+            )
+        for name in ("epoch", "batches", "last_worker"):
+            least = -1 if name == "last_worker" else 0
+            check_count(f"{name} of the loader state", state[name], least=least, optional=False)
+        for name in ("identity", "positions"):
+            check_type(f"{name} of the loader state", state[name], Mapping, "give it unchanged")
         saved: Mapping[str, Any] = state["identity"]
         different = [
             f"{name} was {saved.get(name)!r}, is {identity[name]!r}"

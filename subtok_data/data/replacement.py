@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.arguments import check_choice
+from subtok_data.errors import SampleError
 
 __all__ = [
     "MAX_REPLACEMENTS",
@@ -64,8 +65,7 @@ class Replacement:
 
 def check_on_error(on_error: str) -> str:
     """Refuse an unknown policy for bad samples."""
-    if on_error not in ("raise", "replace"):
-        raise ConfigError(f"on_error must be 'raise' or 'replace', got {on_error!r}")
+    check_choice("on_error", on_error, ("raise", "replace"))
     return on_error
 
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.batch import pad_tokens
 from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
 from subtok_data.imagefree.sources import GridSource, RegionSource, StoredSource
 from subtok_data.imagefree.words import CategoryWords, Prompt, check_categories
-from subtok_data.segment import Segmented, check_count
+from subtok_data.segment import Segmented
 
 if TYPE_CHECKING:
     from subtok_data.data import StoredTokens
@@ -138,8 +139,7 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
         pad_to_multiple_of: int = 1,
         seed: int = 0,
     ) -> None:
-        if tokens not in get_args(Tokens):
-            raise ConfigError(f"tokens={tokens!r}: expected one of {get_args(Tokens)}")
+        check_choice("tokens", tokens, get_args(Tokens))
         check_count("num_samples", num_samples)
         check_count("pad_to_multiple_of", pad_to_multiple_of, optional=False)
         check_count("seed", seed, least=0, optional=False)

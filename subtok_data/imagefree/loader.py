@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from subtok_data.arguments import check_count
 from subtok_data.data import (
     AccelerateState,
     LoaderState,
@@ -15,7 +16,6 @@ from subtok_data.data import (
     rank_and_world_size,
 )
 from subtok_data.imagefree.dataset import ImageFreeDataset
-from subtok_data.segment import check_count
 
 __all__ = ["EndlessBatchSampler", "ImageFreeLoader"]
 

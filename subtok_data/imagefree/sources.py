@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
-from subtok_data.segment import StoredPartitioner, check_count, measure
+from subtok_data.segment import StoredPartitioner, measure
 
 if TYPE_CHECKING:
     from subtok_data.data import StoredTokens

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.arguments import check_choice
 from subtok_data.errors import ConfigError
 
 __all__ = ["UNKNOWN", "CategoryWords", "Prompt", "check_categories"]
@@ -87,8 +88,7 @@ class CategoryWords:
     def __init__(
         self, categories: Sequence[str], tokenizer: Any, *, prompt: Prompt = "paper"
     ) -> None:
-        if prompt not in get_args(Prompt):
-            raise ConfigError(f"prompt={prompt!r}: expected one of {get_args(Prompt)}")
+        check_choice("prompt", prompt, get_args(Prompt))
         self.names = (*check_categories(categories), UNKNOWN)
         bags = [_encode(tokenizer, f" {name}") for name in self.names]
         for name, bag in zip(self.names, bags, strict=True):

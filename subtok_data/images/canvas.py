@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from subtok_data.arguments import check_count, check_flag
 from subtok_data.errors import ConfigError
 from subtok_data.images.size import image_size
 
@@ -127,6 +128,14 @@ class Canvas:
     multiple: int = 32
 
     def __post_init__(self) -> None:
+        if isinstance(self.size, tuple | list):
+            raise ConfigError(
+                f"size={self.size!r}: images of one size for the encoder are "
+                "PixelConfig(size=(height, width)); here give the longest side, one number, or "
+                "with square=True the side"
+            )
+        check_count("size", self.size, unit="pixels")
+        check_flag("square", self.square)
         if self.size is not None and self.size < self.multiple:
             raise ConfigError(
                 f"size={self.size} is smaller than one step of the boundary model; "

@@ -6,7 +6,8 @@ The rules, one place for all callers:
 * Transparency, in every form Pillow knows, is composited over a background colour.
 * 16-bit samples are scaled to 8 bits (``round(value / 257)``), never clipped.
 * Of an animation the first frame is read; a Pillow image counts as the frame it stands at.
-* The pixel limit is compared with the size in the header, before anything is decoded.
+* The pixel limit and the memory that is free are compared with the size in the header, before
+  anything is decoded; so are those of images inside an icon.
 
 Pillow's global settings are neither read nor written, except that a process which sets
 ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` itself has asked for truncated files to load.
@@ -34,9 +35,9 @@ _Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | 
 ImageLike: TypeAlias = "_Encoded | Image.Image | NDArray[Any] | torch.Tensor"
 """What :func:`to_rgb` takes for an image."""
 
-#: Most pixels an image may have by default (537 MB as RGB): the size at which Pillow, with its
-#: default settings, refuses a file as a decompression bomb.
-DEFAULT_MAX_PIXELS = 178_956_970
+#: Most pixels an image may have by default: 8192 x 8192, 201 MB as RGB, which take up to
+#: 0.8 GB while they are decoded, 1.7 GB from WebP. A file of some kilobytes can claim that many.
+DEFAULT_MAX_PIXELS = 1 << 26
 
 #: Names of files that are taken for images where a folder is searched, in lower case.
 IMAGE_SUFFIXES = frozenset(
@@ -70,7 +71,9 @@ def to_rgb(
           alpha), of uint8, uint16 (0 to 65,535), bool, or a float in [0, 1];
         * a torch tensor or ``tv_tensors.Image`` (H, W) or (C, H, W), same channels and types.
     max_pixels : int, optional
-        Largest height times width; None for no limit.
+        Largest height times width, compared before anything is decoded; None for no limit. Decoding
+        takes up to 25 bytes per pixel for a while (WebP; 12 for PNG and JPEG); what is more than the memory that is free (of
+        the machine, the container, the process) is refused in any case.
     background : tuple of 3 int, default white
         Colour in 0 to 255 behind transparent pixels.
 

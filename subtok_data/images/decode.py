@@ -13,17 +13,37 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import (
+    BmpImagePlugin,
+    IcnsImagePlugin,
+    IcoImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    PngImagePlugin,
+)
 
 from subtok_data.errors import ImageError
+from subtok_data.images.memory import available_memory
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Decoder"]
+__all__ = ["PEAK_BYTES", "Decoder"]
+PEAK_BYTES = 25
+"""Memory per pixel that decoding takes at most for a while, the result included (see the tests)."""
 
-# Page descriptions have no pixels of their own, and Pillow hands EPS to an external program.
-_NOT_RASTER = frozenset({"EPS", "WMF"})
+_SMALL = 1 << 26
+"""Bytes that are taken without a look at what is free."""
+
+_STRIP = 1 << 20
+"""Pixels that are copied at a time."""
+
+_JPEG_2000 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_CODESTREAM = b"\xff\x4f\xff\x51"
+
+# Page descriptions have no pixels of their own, and Pillow hands EPS to an external program. IPTC
+# wraps a file of any kind and size, which Pillow opens only when it decodes.
+_NOT_RASTER = frozenset({"EPS", "IPTC", "WMF"})
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,13 +74,17 @@ class Decoder:
         """Convert `value`, dispatching on its type; raises ImageError."""
         if isinstance(value, Mapping):
             value = _content_of(cast("Mapping[str, object]", value))
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise ImageError("a masked array has pixels without a value: give array.filled(0)")
         if isinstance(value, np.ndarray):
             return self._array(cast("NDArray[Any]", value))
         if isinstance(value, Image.Image):
             return self._pillow(value)
         if _is_tensor(value):
-            return self._array(_channels_last(value))
-        if isinstance(value, bytes | bytearray | memoryview):
+            return self._tensor(value)
+        if isinstance(value, memoryview):
+            value = _bytes_of(value)
+        if isinstance(value, bytes | bytearray):
             return self._stream(io.BytesIO(value))
         if isinstance(value, str | os.PathLike):
             return self._path(os.fsdecode(cast("str | os.PathLike[str]", value)))
@@ -83,7 +107,7 @@ class Decoder:
     def _stream(self, stream: IO[bytes]) -> NDArray[np.uint8]:
         # Plugins raise almost anything on a broken header, and all of it means a bad image.
         try:
-            image = _identify(stream)
+            image = self._identify(stream)
         except (ImageError, MemoryError):
             raise
         except Exception as error:
@@ -104,8 +128,9 @@ class Decoder:
         if image.has_transparency_data:
             # The premultiplied modes convert to their plain sibling only.
             plain = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-            return self._composite((image.convert(plain) if plain else image).convert("RGBA"))
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            image = image.convert(plain) if plain else image
+            return self._composite(image if image.mode == "RGBA" else image.convert("RGBA"))
+        return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
 
     def _wide_grey(self, image: Image.Image) -> NDArray[np.uint8]:
         """Convert modes of more than 8 bits, which Pillow's own conversion clips at 255."""
@@ -145,8 +170,85 @@ class Decoder:
 
     def _composite(self, image: Image.Image) -> NDArray[np.uint8]:
         canvas = Image.new("RGB", image.size, self.background)
-        canvas.paste(image, mask=image.getchannel("A"))
-        return np.array(canvas)
+        canvas.paste(image, mask=image)
+        return _pixels(canvas)
+
+    def _tensor(self, tensor: torch.Tensor) -> NDArray[np.uint8]:
+        if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 2, 3, 4)):
+            raise ImageError(
+                f"a tensor of shape {tuple(tensor.shape)} is no image: (H, W), or (C, H, W) with C "
+                "from 1 to 4; permute (H, W, C) first"
+            )
+        self._check_size(tensor.shape[-2], tensor.shape[-1])  # a sparse one has no pixels yet
+        try:
+            array = _values(tensor)
+        except (TypeError, RuntimeError) as error:  # also NotImplementedError
+            raise ImageError(
+                f"a tensor of {tensor.dtype}, {tensor.layout} on {str(tensor.device)!r} cannot be "
+                f"read: {_cause(error).splitlines()[0]}; give a dense one of uint8, or a float in "
+                "[0, 1]"
+            ) from error
+        return self._array(array if array.ndim == 2 else array.transpose(1, 2, 0))
+
+    def _identify(self, stream: IO[bytes]) -> Image.Image:
+        """Read the header of an image file with the plugins registered in Pillow.
+
+        ``Image.open`` compares the size with a global limit and warns or raises by it. Having our
+        own limit instead, without a write to that global or a warning filter (both of which other
+        threads would see), needs the loop over the registry.
+        """
+        start = stream.read(16)
+        if not start:
+            raise ImageError("the file is empty (0 bytes)")
+        reasons: list[str] = []
+        tried = set(_NOT_RASTER)
+        for load_plugins in (Image.preinit, Image.init):
+            load_plugins()
+            for name in [name for name in Image.ID if name not in tried]:
+                tried.add(name)
+                factory, accept = Image.OPEN[name]
+                verdict = accept(start) if accept is not None else True
+                if isinstance(verdict, str):  # why a plugin would read this file but cannot
+                    reasons.append(verdict)
+                elif verdict:
+                    try:
+                        stream.seek(0)
+                        self._check_embedded(name, stream)
+                        stream.seek(0)
+                        return factory(stream, "")
+                    except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                        # What plugins raise for "not mine"; the next one may know the file.
+                        if accept is not None:
+                            reasons.append(f"{name}: {_cause(error)}")
+        detail = f" ({'; '.join(reasons)})" if reasons else ""
+        raise ImageError(f"not an image in any format Pillow knows{detail}")
+
+    def _check_embedded(self, name: str, stream: IO[bytes]) -> None:
+        """Check the images inside an icon, whose own header may name another size.
+
+        Pillow decodes those of ICO when it opens the file, and those of ICNS without a look at
+        their size.
+        """
+        if name == "ICO":
+            icon = IcoImagePlugin.IcoFile(stream)
+            parts = [(icon.entry[0].offset, -1)] if icon.entry else []
+        elif name == "ICNS":
+            parts = list(IcnsImagePlugin.IcnsFile(stream).dct.values())
+        else:
+            return
+        for offset, length in parts:
+            stream.seek(offset)
+            content = io.BytesIO(stream.read(length))
+            if content.getvalue()[:8] == b"\x89PNG\r\n\x1a\n":
+                size = PngImagePlugin.PngImageFile(content).size
+            elif name == "ICO":
+                size = BmpImagePlugin.DibImageFile(content).size
+                size = (size[0], size[1] // 2)  # the lower half is the mask
+            elif content.getvalue()[:12] == _JPEG_2000 or content.getvalue()[:4] == _CODESTREAM:
+                size = Jpeg2KImagePlugin.Jpeg2KImageFile(content).size
+            else:
+                continue  # of a size that the format fixes, at most 128 pixels
+            self._check_size(size[1], size[0])
 
     def _check_size(self, height: int, width: int) -> None:
         if height < 1 or width < 1:
@@ -156,6 +258,15 @@ class Decoder:
                 f"{height} x {width} = {height * width} pixels exceed max_pixels="
                 f"{self.max_pixels}: raise the limit if the file is trusted"
             )
+        needed = height * width * PEAK_BYTES
+        if needed < _SMALL:
+            return
+        free = available_memory()
+        if free is not None and needed > free:
+            raise ImageError(
+                f"{height} x {width} pixels may take {needed / 1e6:.0f} MB to decode, and "
+                f"{free / 1e6:.0f} MB of memory are free: use fewer workers, or lower max_pixels"
+            )
 
 
 def _content_of(row: Mapping[str, object]) -> object:
@@ -164,38 +275,6 @@ def _content_of(row: Mapping[str, object]) -> object:
             return row[key]
     kinds = {key: type(item).__name__ for key, item in row.items()}
     raise ImageError(f"a mapping needs 'bytes' or 'path' that is not None; this one holds {kinds}")
-
-
-def _identify(stream: IO[bytes]) -> Image.Image:
-    """Read the header of an image file with the plugins registered in Pillow.
-
-    ``Image.open`` compares the size with a global limit and warns or raises by it. Having our own
-    limit instead, without a write to that global or a warning filter (both of which other threads
-    would see), needs the loop over the registry.
-    """
-    start = stream.read(16)
-    if not start:
-        raise ImageError("the file is empty (0 bytes)")
-    reasons: list[str] = []
-    tried = set(_NOT_RASTER)
-    for load_plugins in (Image.preinit, Image.init):
-        load_plugins()
-        for name in [name for name in Image.ID if name not in tried]:
-            tried.add(name)
-            factory, accept = Image.OPEN[name]
-            verdict = accept(start) if accept is not None else True
-            if isinstance(verdict, str):  # why a plugin would read this file but cannot
-                reasons.append(verdict)
-            elif verdict:
-                stream.seek(0)
-                try:
-                    return factory(stream, "")
-                except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                    # What plugins raise for "not mine"; the next one may know the file.
-                    if accept is not None:
-                        reasons.append(f"{name}: {_cause(error)}")
-    detail = f" ({'; '.join(reasons)})" if reasons else ""
-    raise ImageError(f"not an image in any format Pillow knows{detail}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -252,17 +331,32 @@ def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     return module is not None and isinstance(value, module.Tensor)
 
 
-def _channels_last(tensor: torch.Tensor) -> NDArray[Any]:
-    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 2, 3, 4)):
-        raise ImageError(
-            f"a tensor of shape {tuple(tensor.shape)} is no image: (H, W), or (C, H, W) with C "
-            "from 1 to 4; permute (H, W, C) first"
-        )
+def _values(tensor: torch.Tensor) -> NDArray[Any]:
+    if tensor.is_meta:
+        raise TypeError("a meta tensor has no values")
+    if str(tensor.layout) != "torch.strided":
+        tensor = tensor.to_dense()
     plain = tensor.detach().cpu()
-    if str(plain.dtype) == "torch.bfloat16":  # numpy has no such type
-        plain = plain.float()
-    array = np.asarray(plain.numpy())
-    return array if array.ndim == 2 else array.transpose(1, 2, 0)
+    if plain.is_floating_point() and str(plain.dtype)[6:] not in ("float16", "float32", "float64"):
+        plain = plain.float()  # numpy has no bfloat16 and no floats of 8 bits
+    return np.asarray(plain.resolve_conj().numpy())
+
+
+def _bytes_of(view: memoryview) -> bytes:
+    try:
+        return view.tobytes()
+    except (ValueError, NotImplementedError) as error:
+        raise ImageError(f"a memoryview that cannot be read: {error}") from error
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Copy an RGB image to an array by strips: Pillow copies twice what it hands over."""
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        array[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return array
 
 
 def _cause(error: Exception) -> str:

@@ -1,9 +1,4 @@
-from .budget import (
-    Budget as Budget,
-    Overflow as Overflow,
-    apply_budget as apply_budget,
-    check_count as check_count,
-)
+from .budget import Budget as Budget, Overflow as Overflow, apply_budget as apply_budget
 from .geometry import (
     Order as Order,
     Segmented as Segmented,

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.errors import ConfigError
 from subtok_data.segment.geometry import measure, order_tokens
 from subtok_data.segment.merging import MergeCost, check_merge, merge_hierarchy
@@ -59,8 +60,7 @@ class Budget:
         check_count("max_tokens", self.max_tokens)
         check_count("min_area", self.min_area, least=0, optional=False)
         check_merge(self.merge)
-        if self.overflow not in get_args(Overflow):
-            raise ConfigError(f"overflow={self.overflow!r}: expected one of {get_args(Overflow)}")
+        check_choice("overflow", self.overflow, get_args(Overflow))
         if self.overflow == "drop" and (self.max_tokens is None or self.num_tokens is not None):
             raise ConfigError(
                 'overflow="drop" drops the tokens beyond max_tokens: give max_tokens, and leave '
@@ -102,17 +102,6 @@ class Budget:
         if self.num_tokens is None:
             return replace(self, max_tokens=max_tokens)
         return replace(self, num_tokens=max_tokens)
-
-
-def check_count(name: str, count: object, *, least: int = 1, optional: bool = True) -> None:
-    """Raise ConfigError unless an option is a whole number of at least ``least``, or None."""
-    if count is None and optional:
-        return
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
-        raise ConfigError(
-            f"{name}={count!r}: expected a whole number of at least {least}"
-            f"{', or None' if optional else ''}"
-        )
 
 
 def apply_budget(

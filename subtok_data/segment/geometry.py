@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_choice
 from subtok_data.segment.partition import Partition, TokenMap, token_dtype
 
 __all__ = [
@@ -152,8 +152,7 @@ def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> ND
 
 def check_order(order: str) -> None:
     """Raise ConfigError unless an order is known."""
-    if order not in get_args(Order):
-        raise ConfigError(f"order={order!r}: expected one of {get_args(Order)}")
+    check_choice("order", order, get_args(Order))
 
 
 def order_tokens(geometry: TokenGeometry, order: Order = "area") -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_choice
 from subtok_data.segment.partition import FieldRule, Partition, TokenMap, token_dtype
 
 __all__ = [
@@ -28,8 +28,7 @@ _COLOUR_STEPS = 16
 
 def check_merge(merge: str) -> None:
     """Raise ConfigError for a merge cost that is unknown."""
-    if merge not in get_args(MergeCost):
-        raise ConfigError(f"merge={merge!r}: expected one of {get_args(MergeCost)}")
+    check_choice("merge", merge, get_args(MergeCost))
 
 
 @dataclass(frozen=True, eq=False)

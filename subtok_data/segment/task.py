@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_count
 from subtok_data.segment.budget import Budget, apply_budget
 from subtok_data.segment.geometry import Order, Segmented, arrange, check_order
 from subtok_data.segment.masks import match_regions
@@ -50,8 +50,7 @@ class SegmentTask:
     def __post_init__(self) -> None:
         object.__setattr__(self, "partitioner", as_partitioner(self.partitioner))
         check_order(self.order)
-        if self.shape_size is not None and self.shape_size < 1:
-            raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
+        check_count("shape_size", self.shape_size)
         self.refined()  # a contradiction is refused here, not in a worker
 
     @property

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from subtok_data.arguments import describe
 from subtok_data.errors import ConfigError
 from subtok_data.segment import (
     DEFAULT_THRESHOLD,
@@ -259,6 +260,16 @@ def as_segmenter(segmenter: object) -> Segmenter:
     """
     if isinstance(segmenter, Segmenter):
         return segmenter
+    if isinstance(segmenter, type):
+        raise ConfigError(
+            f"segmenter is {describe(segmenter)}: give an instance, {segmenter.__name__}(…)"
+        )
+    if isinstance(segmenter, str | int):
+        raise ConfigError(
+            f"segmenter is {describe(segmenter)}: give an instance, such as PatchSegmenter(32) or "
+            'SuperpixelSegmenter("slic"); a number of tokens is num_tokens=, a folder or hub id of '
+            "a boundary model EPOCSegmenter(…)"
+        )
     if not isinstance(segmenter, SegmenterLike):
         raise ConfigError(
             f"{type(segmenter).__name__} is no segmenter: it needs an attribute partitioner and a "

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from subtok_data.arguments import check_type
 from subtok_data.boundary import BoundaryModel
-from subtok_data.devices import resolve_device
+from subtok_data.devices import check_device, resolve_device
 from subtok_data.segment import Backend, WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
@@ -23,6 +24,7 @@ from subtok_data.segmenters.base import (
 )
 
 __all__ = ["EPOCSegmenter"]
+_MODEL_REMEDY = "wrap a network of your own in BoundaryModel(network)"
 
 
 class EPOCSegmenter(Segmenter):
@@ -61,6 +63,12 @@ class EPOCSegmenter(Segmenter):
         device: str | torch.device | None = None,
     ) -> None:
         self.partitioner = WatershedPartitioner(threshold=threshold, backend=backend)
+        if model is not None and not isinstance(model, BoundaryModel):
+            check_type(
+                "model", model, (str, Path), _MODEL_REMEDY, noun="a BoundaryModel, folder or hub id"
+            )
+        if device is not None:
+            check_device(device)
         self._device = device
         self._model = model
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment import FillRules, LabelMapPartitioner, check_count
+from subtok_data.segment import FillRules, LabelMapPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
     Images,

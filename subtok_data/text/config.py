@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from subtok_data.arguments import check_choice, check_count, check_text, describe
 from subtok_data.errors import ConfigError
 from subtok_data.transformers_io import read_pretrained
 
@@ -99,16 +100,19 @@ class TextConfig:
             raise ConfigError("answer= belongs to prompt=: name the column of the question")
         if self.prompt is not None and self.answer is None and not self.generation:
             raise ConfigError("prompt= needs answer=, the supervised column (or generation=True)")
-        if self.labels not in ("assistant", "after_prompt"):
-            raise ConfigError(f"labels is {self.labels!r}; choose 'assistant' or 'after_prompt'")
-        if self.padding_side not in ("right", "left"):
-            raise ConfigError(f"padding_side is {self.padding_side!r}; choose 'right' or 'left'")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigError(f"max_length is {self.max_length}; it must be at least 1")
+        check_choice("labels", self.labels, ("assistant", "after_prompt"))
+        check_choice("padding_side", self.padding_side, ("right", "left"))
+        if isinstance(self.tokenizer, str | type):
+            raise ConfigError(
+                f"tokenizer is {describe(self.tokenizer)}, expected a transformers tokenizer: give "
+                'AutoTokenizer.from_pretrained("…")'
+            )
+        for name in ("caption", "prompt", "answer", "messages"):
+            check_text(name, getattr(self, name), "the name of a column", optional=True)
+        check_count("max_length", self.max_length, unit="tokens")
+        check_count("pad_to_multiple_of", self.pad_to_multiple_of, optional=False)
         if self.shrink_tokens and self.max_length is None:
             raise ConfigError("shrink_tokens=True needs max_length=, the limit to shrink to")
-        if self.pad_to_multiple_of < 1:
-            raise ConfigError(f"pad_to_multiple_of is {self.pad_to_multiple_of}; it must be >= 1")
         if not self.image_mark or not self.placeholder:
             raise ConfigError("image_mark and placeholder must not be empty")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -569,3 +570,165 @@ def test_resize():
     same_image(resize(flat, (96, 64)), np.full((96, 64, 3), 77))
     with pytest.raises(ConfigError, match="at least 1 pixel"):
         resize(RGB, (0, 4))
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def icon_with(content: bytes, side: int = 16) -> bytes:
+    """An ICO file whose only entry says ``side``, whatever the image inside is."""
+    import struct
+
+    entry = struct.pack("<BBBBHHII", side, side, 0, 0, 1, 32, len(content), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + content
+
+
+def apple_icon_with(content: bytes) -> bytes:
+    """An ICNS file that says 128 x 128, whatever the image inside is."""
+    import struct
+
+    part = b"ic07" + struct.pack(">I", 8 + len(content)) + content
+    return b"icns" + struct.pack(">I", 8 + len(part)) + part
+
+
+@pytest.mark.parametrize("wrap", [icon_with, apple_icon_with])
+def test_images_inside_an_icon_are_checked_before_they_are_decoded(wrap, monkeypatch):
+    side = 16 if wrap is icon_with else 128
+    good = encoded(Image.new("RGBA", (side, side), (9, 9, 9, 255)), "PNG")
+    assert to_rgb(wrap(good)).shape == (side, side, 3)
+
+    def refuse(*_):
+        raise AssertionError("decoded before the size was checked")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    with pytest.raises(ImageError, match="300 x 200 = 60000 pixels exceed max_pixels=50000"):
+        to_rgb(wrap(encoded(Image.new("RGB", (200, 300)), "PNG")), max_pixels=50_000)
+
+
+def test_a_bitmap_inside_an_icon_is_checked():
+    import struct
+
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 9000, 18_000, 1, 32, 0, 0, 0, 0, 0, 0)
+    with pytest.raises(ImageError, match="9000 x 9000 = 81000000 pixels exceed"):
+        to_rgb(icon_with(bitmap + bytes(64)))
+
+
+def test_what_wraps_a_file_of_any_size_is_no_image():
+    from PIL import IptcImagePlugin  # registers itself
+
+    assert IptcImagePlugin.IptcImageFile.format == "IPTC"
+    with pytest.raises(ImageError, match="not an image in any format"):
+        to_rgb(b"\x1c\x03\x3c\x00\x02\x01\x01" + bytes(64))
+
+
+LIMITED = """
+import io, resource, sys
+import numpy as np
+from PIL import Image
+from subtok_data.errors import ImageError
+from subtok_data.images import to_rgb
+
+stream = io.BytesIO()
+Image.new("1", (8100, 8100)).save(stream, "PNG", compress_level=9)
+content = stream.getvalue()
+assert len(content) < 20_000, len(content)
+small = io.BytesIO()
+Image.new("RGB", (640, 480)).save(small, "JPEG")
+used = int(open("/proc/self/status").read().split("VmSize:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000,) * 2)
+try:
+    to_rgb(content)
+except ImageError as error:
+    print(error)
+assert to_rgb(small.getvalue()).shape == (480, 640, 3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
+def test_an_image_that_memory_does_not_suffice_for_is_refused():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"8100 x 8100 pixels may take 1640 MB .* MB of memory are free", done.stdout)
+
+
+MEASURED = """
+import io, sys
+sys.path.insert(0, "tests")
+from helpers.peak_memory import peak, reset_peak
+from PIL import Image
+from subtok_data.images import to_rgb
+
+mode, format = sys.argv[1:]
+stream = io.BytesIO()
+exif = Image.Exif()
+exif[0x0112] = 6
+side = 3000
+options = {} if format in ("GIF", "JPEG2000") else {"exif": exif}
+Image.new(mode, (side, side), 1 if mode == "I;16" else (9, 9, 9, 9)[: len(mode)]).save(
+    stream, format, **options
+)
+small = io.BytesIO()
+Image.new("RGB", (9, 9)).save(small, format)
+to_rgb(small.getvalue())
+before = reset_peak()
+result = to_rgb(stream.getvalue())
+print((peak() - before) * 2**20 / side**2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measured with Linux")
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [("RGB", "JPEG"), ("RGBA", "PNG"), ("I;16", "PNG"), ("RGBA", "WEBP"), ("RGB", "JPEG2000")],
+)
+def test_decoding_takes_no_more_than_it_says(mode, format):
+    from subtok_data.images.decode import PEAK_BYTES
+
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, mode, format],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) <= PEAK_BYTES
+
+
+def test_large_images_are_copied_strip_by_strip(monkeypatch):
+    from subtok_data.images import decode
+
+    expected = to_rgb(Image.fromarray(RGB)).copy()
+    monkeypatch.setattr(decode, "_STRIP", 2 * WIDTH)
+    same_image(to_rgb(Image.fromarray(RGB)), expected)
+    monkeypatch.setattr(decode, "_STRIP", 1)
+    same_image(to_rgb(Image.fromarray(RGB)), expected)
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({"proc/meminfo": "MemAvailable:  5 kB"}, 5 * 1024),
+        ({"cgroup/memory.max": "900", "cgroup/memory.current": "500"}, 400),
+        (
+            {
+                "cgroup/memory.max": "900",
+                "cgroup/memory.current": "500",
+                "cgroup/memory.stat": "file 7\ninactive_file 50\n",
+                "proc/meminfo": "MemAvailable: 5 kB",
+            },
+            450,
+        ),
+        ({"cgroup/memory.max": "max", "cgroup/memory.current": "500"}, None),
+        ({"cgroup/memory.max": "100", "cgroup/memory.current": "500"}, 0),
+    ],
+)
+def test_free_memory_is_the_least_of_all_limits(tmp_path, monkeypatch, files, free):
+    from subtok_data.images import memory
+
+    for name in ("proc", "cgroup"):
+        (tmp_path / name).mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "cgroup")
+    assert memory.available_memory() == free

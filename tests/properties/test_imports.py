@@ -30,6 +30,7 @@ MODULES.sort()
 LEVELS: dict[str, list[set[str]]] = {
     "subtok_data": [
         {"errors"},
+        {"arguments"},
         {"devices", "images", "transformers_io"},
         {"segment"},
         {"annotations", "boundary", "viz"},
@@ -235,7 +236,9 @@ def test_every_folder_has_a_lazy_face(folder):
         assert getattr(loaded, name) is not None
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in ("segment", "errors")])
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.split(".")[1] in ("segment", "arguments", "errors")]
+)
 def test_what_runs_in_segment_workers_needs_numpy_and_numba_only(module):
     for name, at_load in READ[module].foreign:
         top = name.split(".")[0]

@@ -29,6 +29,7 @@ def models(tmp_path_factory) -> Models:
 def cuda(monkeypatch) -> None:
     """Let torch believe that there are CUDA devices, of which number 3 is current."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
 
 

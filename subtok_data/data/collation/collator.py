@@ -10,18 +10,22 @@ from typing import Any
 
 import torch
 
+from subtok_data.arguments import check_type
 from subtok_data.batch import PixelConfig
 from subtok_data.data.collation.pending_batch import COLLATORS, PendingBatch, RawBatch
 from subtok_data.data.collation.stages import BatchStages
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.datasets import PromptColumns
 from subtok_data.data.replacement import Replacement
+from subtok_data.devices import check_device
 from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.text import RegionText, TextConfig, TextEncoder
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["SubobjectCollator"]
+_TOKENIZER_REMEDY = "give SubobjectTokenizer(…), around a segmenter if you have one"
+_TEXT_REMEDY = 'give TextConfig(AutoTokenizer.from_pretrained("gpt2"), caption="…"), for example'
 
 
 class SubobjectCollator:
@@ -98,6 +102,11 @@ class SubobjectCollator:
         prompts: PromptColumns | None = None,
         region_text: RegionText | None = None,
     ) -> None:
+        check_type("tokenizer", tokenizer, SubobjectTokenizer, _TOKENIZER_REMEDY)
+        if text is not None:
+            check_type("text", text, TextConfig, _TEXT_REMEDY)
+        if isinstance(columns, str):
+            raise ConfigError(f"columns={columns!r}: give a list of names, columns=[{columns!r}]")
         if pixels is not None and image_processor is not None:
             raise ConfigError("give pixels= or image_processor=, not both")
         if image_processor is not None:
@@ -108,7 +117,7 @@ class SubobjectCollator:
             encoder=None if text is None else TextEncoder(text),
             packing=packing,
             columns=None if columns is None else tuple(columns),
-            pixels=pixels or PixelConfig(),
+            pixels=PixelConfig() if pixels is None else pixels,
             pad_to_multiple_of=pad_to_multiple_of,
             shape_size=shape_size,
             on_error=on_error,
@@ -153,7 +162,7 @@ class SubobjectCollator:
 
     def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
         """Infer, segment and pad a raw batch, one stage after the other, in this thread."""
-        target = None if device is None else torch.device(device)
+        target = None if device is None else check_device(device)
         stages = self.stages(device=target)
         return stages.finish(stages.run(raw))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_count, check_flag, check_text, check_type
 from subtok_data.batch import PixelConfig, collate_columns
 from subtok_data.data.collation.pending_batch import PendingBatch, RawBatch, RawImages, RawSample
 from subtok_data.data.datasets import PromptColumns, Sample, decode_row
@@ -51,10 +52,16 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         check_on_error(self.on_error)
-        if self.pad_to_multiple_of < 1:
-            raise ConfigError(f"pad_to_multiple_of={self.pad_to_multiple_of}: give at least 1")
-        if self.shape_size is not None and self.shape_size < 1:
-            raise ConfigError(f"shape_size={self.shape_size}: give at least 1, or None")
+        check_flag("packing", self.packing)
+        check_text("image_column", self.image_column, "the key of the image in dict rows")
+        check_count("pad_to_multiple_of", self.pad_to_multiple_of, optional=False)
+        check_count("shape_size", self.shape_size)
+        check_count("max_pixels", self.max_pixels, unit="pixels")
+        check_type("pixels", self.pixels, PixelConfig, "give pixels=PixelConfig(size=…)")
+        if self.prompts is not None:
+            check_type("prompts", self.prompts, PromptColumns, 'give PromptColumns(boxes="…")')
+        if self.region_text is not None:
+            check_type("region_text", self.region_text, RegionText, "give RegionText(…)")
         if self.packing and self.encoder is None:
             raise ConfigError("packing=True packs rows of text: give text=TextConfig(…) too")
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.data.datasets.sample import Sample
-from subtok_data.errors import ConfigError
+from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images import to_rgb
 from subtok_data.segment import Prompts, RLEMasks, label_runs
 
@@ -56,8 +56,10 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
     Raises
     ------
     ConfigError
-        If image and token map leave the transform with different sizes, or it changes the number
-        of boxes, points or masks.
+        If image and token map leave the transform with different sizes, it changes the number of
+        boxes, points or masks, or it takes no tensors (torchvision's ``ToTensor``).
+    ImageError
+        If what it returns is no image.
 
     Notes
     -----
@@ -76,18 +78,35 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
             transformed["token_map"] = tv_tensors.Mask(token_map)
         if sample.prompts is not None:
             transformed |= prompts_to_tensors(sample.prompts[place])
-            transformed = transform({**transformed, "row_texts": list(_strings(sample.columns))})
+            row_texts = list(_strings(sample.columns))
+            transformed = _apply(transform, {**transformed, "row_texts": row_texts})
         elif sample.token_maps is not None:
-            transformed = dict(zip(transformed, transform(*transformed.values()), strict=True))
+            given = transformed.values()
+            transformed = dict(zip(transformed, _apply(transform, *given), strict=True))
         else:
-            transformed["image"] = transform(transformed["image"])
-        sample.images[place] = to_rgb(transformed["image"])
+            transformed["image"] = _apply(transform, transformed["image"])
+        try:
+            sample.images[place] = to_rgb(transformed["image"])
+        except ImageError as error:
+            raise ImageError(f"the transform returned no image: {error}") from error
         size = (sample.images[place].shape[0], sample.images[place].shape[1])
         if sample.token_maps is not None:
             sample.token_maps[place] = _same_size(transformed["token_map"], size)
         if sample.prompts is not None:
             sample.prompts[place] = prompts_from_tensors(sample.prompts[place], transformed, size)
     return sample
+
+
+def _apply(transform: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return transform(*given)
+    except (TypeError, AttributeError) as error:
+        # What a transform written for Pillow images raises of a tensor.
+        raise ConfigError(
+            f"the transform failed on a tv_tensors.Image (3, H, W) of uint8: {error}. Images are "
+            "tensors here: leave out ToTensor and conversions from or to Pillow, and take "
+            "torchvision.transforms.v2; normalisation belongs into PixelConfig"
+        ) from error
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from subtok_data.arguments import check_type
 from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
 
@@ -31,6 +32,9 @@ class ImageFiles(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, folder: str | Path) -> None:
+        check_type("folder", folder, (str, Path), "give the path of a folder of images")
+        if not str(folder):
+            raise ConfigError("folder is the string '': give the path of a folder of images")
         self.folder = Path(folder)
         if self.folder.is_file():
             self.folder, names = self.folder.parent, [self.folder.name]

@@ -16,9 +16,10 @@ from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.map_style import Transform, own_decoding, shared_epoch
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
+from subtok_data.data.datasets.sources import as_stream, check_options
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
-from subtok_data.data.replacement import Replacement, check_on_error
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.data.replacement import Replacement
+from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["SubobjectIterableDataset"]
@@ -89,20 +90,27 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         seed: int = 0,
     ) -> None:
-        if not hasattr(dataset, "__iter__"):
-            raise ConfigError(f"{type(dataset).__name__} cannot be iterated")
-        if shards_itself is False and _is_hugging_face(dataset):
+        check_options(
+            image_column=image_column,
+            transform=transform,
+            prompts=prompts,
+            on_error=on_error,
+            max_pixels=max_pixels,
+            seed=seed,
+        )
+        stream = as_stream(dataset)
+        if shards_itself is False and _is_hugging_face(stream):
             raise ConfigError(
                 "shards_itself=False for a Hugging Face stream: in DataLoader workers it always "
                 "gives each its own shards, and shared out once more it would lose rows. Leave "
                 "shards_itself out"
             )
-        self.shards_itself = _shards_itself(dataset) if shards_itself is None else shards_itself
-        self.dataset: Any = own_decoding(dataset, image_column)
+        self.shards_itself = _shards_itself(stream) if shards_itself is None else shards_itself
+        self.dataset: Any = own_decoding(stream, image_column)
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
-        self.on_error = check_on_error(on_error)
+        self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
         self._epoch = shared_epoch()

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from subtok_data.arguments import check_type, describe
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
+from subtok_data.data.datasets.sources import as_rows, check_options
 from subtok_data.data.replacement import (
     MAX_REPLACEMENTS,
     Replacement,
     candidates,
-    check_on_error,
     register_source,
 )
 from subtok_data.data.store import StoredTokens
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["SubobjectDataset", "own_decoding", "shared_epoch"]
@@ -66,9 +68,10 @@ class SubobjectDataset(Dataset[Sample]):
 
     Parameters
     ----------
-    dataset : dataset with ``len`` and integer indexing
+    dataset : dataset with ``len`` and integer indexing, or str or Path
         Hugging Face ``Dataset``, torchvision dataset, ``Subset``, ``ConcatDataset``, list … Rows
-        may be dicts, ``(image, label)`` tuples, or images.
+        may be dicts, ``(image, label)`` tuples, or images. A folder becomes
+        :class:`~subtok_data.ImageFiles`.
     image_column : str, optional
         Key of the image in dict rows. A column of lists gives several images per sample.
     transform : callable, optional
@@ -91,7 +94,8 @@ class SubobjectDataset(Dataset[Sample]):
     Raises
     ------
     ConfigError
-        If the dataset has no length, or the image column is missing.
+        If the dataset is empty, has no length or several splits, an option is of another type, or
+        the image column is missing.
 
     Examples
     --------
@@ -114,22 +118,27 @@ class SubobjectDataset(Dataset[Sample]):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         seed: int = 0,
     ) -> None:
-        if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
-            raise ConfigError(
-                f"{type(dataset).__name__} has no length or no indexing: use "
-                "SubobjectIterableDataset for streams"
-            )
-        self.dataset = own_decoding(dataset, image_column)
+        check_options(
+            image_column=image_column,
+            transform=transform,
+            prompts=prompts,
+            on_error=on_error,
+            max_pixels=max_pixels,
+            seed=seed,
+        )
+        if tokens is not None:
+            check_type("tokens", tokens, (str, Path), "give the folder of `subtok tokenize`")
+        self.dataset = own_decoding(as_rows(dataset), image_column)
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
         self.tokens = None if tokens is None else StoredTokens(tokens)
-        self.on_error = check_on_error(on_error)
+        self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
         self._epoch = shared_epoch()
         if self.tokens is not None:
-            self.tokens.check_length(len(dataset))
+            self.tokens.check_length(len(self.dataset))
         self._key = register_source(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -148,11 +157,29 @@ class SubobjectDataset(Dataset[Sample]):
         """Change the augmentation of the coming epoch, in living workers too."""
         self._epoch.fill_(epoch)
 
-    def __getitem__(self, index: int) -> Sample:
-        index = int(index)
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """Return a sample, or the list of samples of a slice."""
+        if isinstance(index, slice):
+            return [self.get(one) for one in range(*index.indices(len(self)))]
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"index is {describe(index)}: give a whole number or a slice; for chosen samples "
+                "take torch.utils.data.Subset(dataset, indices)"
+            ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
-        index %= len(self)
+        return self.get(index % len(self))
+
+    def get(self, index: int) -> Sample:
+        """Return the sample at an index from 0 on, or what stands in for it."""
         if self.on_error == "raise":
             return self.load(index)
         try:

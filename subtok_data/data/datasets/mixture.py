@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_choice, check_type
 from subtok_data.data.datasets.map_style import SubobjectDataset
 from subtok_data.data.datasets.sample import Sample
 from subtok_data.errors import ConfigError
@@ -189,8 +190,9 @@ class MixedDataset(SubobjectDataset):
 
 
 def _check(datasets: Sequence[Any], weights: Sequence[Any], stop: str) -> None:
-    if stop not in get_args(StopRule):
-        raise ConfigError(f"stop={stop!r}: expected one of {get_args(StopRule)}")
+    check_choice("stop", stop, get_args(StopRule))
+    for name, given in (("datasets", datasets), ("weights", weights)):
+        check_type(name, given, (list, tuple), "give one dataset and one weight for each part")
     if not datasets or len(datasets) != len(weights):
         raise ConfigError(
             f"{len(datasets)} datasets and {len(weights)} weights: give one of each, at least one"
@@ -204,7 +206,8 @@ def _check(datasets: Sequence[Any], weights: Sequence[Any], stop: str) -> None:
             )
         if not len(dataset):
             raise ConfigError(f"dataset {number} is empty")
-        if isinstance(weight, bool) or weight != int(weight) or weight < 1:
+        number_given = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+        if not number_given or weight != int(weight) or weight < 1:
             raise ConfigError(
                 f"weight {weight!r} of dataset {number}: give whole numbers from 1, such as 10 and "
                 "1, so that the ratio can be exact"

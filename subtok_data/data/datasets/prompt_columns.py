@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
+from subtok_data.arguments import check_choice, check_text
 from subtok_data.errors import ConfigError
 from subtok_data.segment import BoxFormat, Prompts
 
@@ -55,6 +56,9 @@ class PromptColumns:
     texts: str | None = None
 
     def __post_init__(self) -> None:
+        for kind in ("boxes", "points", "labels", "masks", "texts"):
+            check_text(kind, getattr(self, kind), "the name of a column", optional=True)
+        check_choice("box_format", self.box_format, get_args(BoxFormat))
         if self.boxes is None and self.points is None and self.masks is None:
             raise ConfigError("PromptColumns: name a column of boxes, points or masks")
         if self.labels is not None and self.points is None:

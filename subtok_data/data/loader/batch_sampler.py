@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
+from subtok_data.arguments import check_count, check_flag, describe
 from subtok_data.errors import ConfigError
 
 __all__ = ["BatchPlan", "SubobjectBatchSampler", "rank_and_world_size"]
@@ -98,12 +99,19 @@ class BatchPlan:
     max_batch_length: int | None = None
 
     def __post_init__(self) -> None:
+        check_flag("by_length", self.by_length)
         grouped = self.by_length or self.max_batch_length is not None
         if grouped and self.lengths is None:
             raise ConfigError(
                 "batches by length need lengths: token counts are known only after segmentation. "
                 "Store tokens once (`subtok tokenize`) and give "
                 "lengths=StoredTokens(folder).lengths(), or give a length column of your own"
+            )
+        check_count("max_batch_length", self.max_batch_length)
+        lengths = np.asarray([] if self.lengths is None else self.lengths)
+        if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"lengths is {describe(self.lengths)}: give one whole number per sample"
             )
         if self.max_batch_length is not None and self.lengths is not None:
             longest = int(np.max(np.asarray(self.lengths), initial=0))
@@ -174,8 +182,7 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         plan: BatchPlan | None = None,
         dataset: Any = None,
     ) -> None:
-        if isinstance(batch_size, bool) or batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size}: give at least 1")
+        check_count("batch_size", batch_size, optional=False)
         # The number of samples, or None under a framework's sampler, which decides on its own.
         self.num_samples = sampler if isinstance(sampler, int) else None
         # Lightning looks here to learn whether the loader shuffles.

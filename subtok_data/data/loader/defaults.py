@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from subtok_data.arguments import (
+    check_count,
+    check_number,
+    check_type,
+    describe,
+    similar_names,
+)
 from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_sampler import BatchPlan, SubobjectBatchSampler
 from subtok_data.errors import ConfigError
+from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
 
-__all__ = ["batch_options", "check_shared_memory", "choose_collator", "wrap_dataset"]
+__all__ = [
+    "batch_options",
+    "check_options",
+    "check_shared_memory",
+    "choose_collator",
+    "wrap_dataset",
+]
+_TOKENIZER_REMEDY = "SubobjectLoader(dataset, SubobjectTokenizer(…))"
+_PLACES = {
+    SubobjectDataset: "SubobjectLoader(SubobjectDataset(dataset, {option}), …)",
+    SubobjectCollator: "SubobjectLoader(…, collator=SubobjectCollator(tokenizer, {option}))",
+    SubobjectTokenizer: "SubobjectLoader(dataset, SubobjectTokenizer({option}))",
+}
+"""Where an option goes that the loader does not have."""
 
 
 def choose_collator(
@@ -39,6 +62,8 @@ def choose_collator(
     """
     if collate_fn is not None and collator is not None and collate_fn is not collator:
         raise ConfigError("collate_fn= and collator= name two collators: give only collator=")
+    if tokenizer is not None:
+        check_type("tokenizer", tokenizer, SubobjectTokenizer, _TOKENIZER_REMEDY)
     collator = collate_fn if collator is None else collator
     if collator is None:
         return SubobjectCollator(
@@ -54,7 +79,7 @@ def choose_collator(
         )
     if not isinstance(collator, SubobjectCollator):
         raise ConfigError(
-            f"collate_fn is a {type(collator).__name__}: SubobjectLoader works with a "
+            f"the collator is {describe(collator)}: SubobjectLoader works with a "
             "SubobjectCollator; use a plain DataLoader for other collate functions"
         )
     if tokenizer is not None and tokenizer is not collator.tokenizer:
@@ -73,12 +98,62 @@ def choose_collator(
 def wrap_dataset(
     dataset: Any, *, image_column: str, on_error: str, seed: int
 ) -> SubobjectDataset | SubobjectIterableDataset:
-    """Wrap a dataset or stream, unless it is one of ours already."""
+    """Wrap a dataset, stream or folder, unless it is one of ours already."""
     if isinstance(dataset, (SubobjectDataset, SubobjectIterableDataset)):
         return dataset
+    if isinstance(dataset, os.PathLike):
+        dataset = os.fsdecode(cast("os.PathLike[str]", dataset))
     streaming = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
     wrapper = SubobjectIterableDataset if streaming else SubobjectDataset
     return wrapper(dataset, image_column=image_column, on_error=on_error, seed=seed)
+
+
+def check_options(
+    *,
+    dataset: object,
+    segment_workers: object,
+    prefetch_batches: object,
+    num_workers: object,
+    batch_size: object,
+    seed: object,
+    timeout_s: object,
+    max_restarts: object,
+    plan: object,
+    unknown: Iterable[str],
+) -> None:
+    """Raise ConfigError for options of a loader that cannot work, or are those of something else.
+
+    ``unknown`` are names that are no parameters of the loader; those of a DataLoader pass.
+    """
+    if isinstance(dataset, SubobjectTokenizer | SubobjectCollator | Segmenter):
+        raise ConfigError(
+            f"dataset is {describe(dataset)}: the dataset comes first, "
+            "SubobjectLoader(dataset, tokenizer)"
+        )
+    check_count("segment_workers", segment_workers)
+    check_count("prefetch_batches", prefetch_batches, least=0, optional=False)
+    check_count("num_workers", num_workers, least=0, optional=False)
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, least=0, optional=False)
+    check_count("max_restarts", max_restarts, least=0, optional=False)
+    check_number("timeout_s", timeout_s, above=0, unit="seconds")
+    if plan is not None:
+        check_type("plan", plan, BatchPlan, "give plan=BatchPlan(lengths=…, by_length=True)")
+    known = inspect.signature(DataLoader).parameters
+    owners = (SubobjectDataset, SubobjectCollator, SubobjectTokenizer)
+    for name in unknown:
+        if name in known:
+            continue
+        owner = next((o for o in owners if name in inspect.signature(o).parameters), None)
+        if owner is None:
+            raise ConfigError(
+                f"SubobjectLoader has no option {name!r}"
+                + similar_names(name, [*known, "prefetch_batches", "segment_workers", "executor"])
+            )
+        place = _PLACES[owner]
+        raise ConfigError(
+            f"{name}= belongs to {owner.__name__}: {place.format(option=f'{name}=…')}"
+        )
 
 
 def batch_options(

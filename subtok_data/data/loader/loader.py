@@ -10,12 +10,14 @@ from typing import Any, Self
 
 import torch
 
+from subtok_data.arguments import check_choice
 from subtok_data.data.collation import SubobjectCollator
 from subtok_data.data.datasets import SubobjectIterableDataset
 from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
 from subtok_data.data.loader.batch_sampler import BatchPlan, rank_and_world_size
 from subtok_data.data.loader.defaults import (
     batch_options,
+    check_options,
     check_shared_memory,
     choose_collator,
     wrap_dataset,
@@ -32,6 +34,7 @@ from subtok_data.data.loader.resumable import ResumableDataLoader
 from subtok_data.data.loader.stats import LoaderStats, StatsRecorder
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.position import LoaderState
+from subtok_data.devices import check_device
 from subtok_data.errors import ConfigError, WorkerCrashError
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -49,8 +52,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
 
     Parameters
     ----------
-    dataset : dataset
-        Anything that :class:`~subtok_data.SubobjectDataset` or
+    dataset : dataset, str or Path
+        A folder of images, or anything that :class:`~subtok_data.SubobjectDataset` or
         :class:`~subtok_data.SubobjectIterableDataset` wraps, or one of these.
     tokenizer : SubobjectTokenizer, optional
         How images become tokens; the default tokenizer if neither this nor ``collator`` is given.
@@ -145,10 +148,19 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         max_restarts: int = 3,
         **kwargs: Any,
     ) -> None:
-        if executor not in EXECUTORS:
-            raise ConfigError(f"executor must be one of {EXECUTORS}, got {executor!r}")
-        if prefetch_batches < 0:
-            raise ConfigError(f"prefetch_batches={prefetch_batches}: give 0 or more")
+        check_choice("executor", executor, EXECUTORS)
+        check_options(
+            dataset=dataset,
+            segment_workers=segment_workers,
+            prefetch_batches=prefetch_batches,
+            num_workers=num_workers,
+            batch_size=batch_size,
+            seed=seed,
+            timeout_s=timeout_s,
+            max_restarts=max_restarts,
+            plan=plan,
+            unknown=kwargs,
+        )
         if not kwargs.get("in_order", True):
             raise ConfigError("in_order=False would give other batches in each run: leave it out")
         collator = choose_collator(
@@ -188,7 +200,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         self.segment_workers = segment_workers
         self.executor = executor
         self.prefetch_batches = prefetch_batches
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else check_device(device)
         self.on_error = collator.on_error
         self.image_column = collator.image_column
         self.timeout_s = timeout_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from subtok_data.arguments import check_choice
 from subtok_data.data.pool.base import SegmentPool
 from subtok_data.data.pool.local import InlineSegmentPool, ThreadSegmentPool
 from subtok_data.data.pool.process import ProcessSegmentPool
@@ -53,8 +54,7 @@ def make_pool(
     ...     pool.workers
     2
     """
-    if executor not in EXECUTORS:
-        raise ConfigError(f"executor must be one of {EXECUTORS}, got {executor!r}")
+    check_choice("executor", executor, EXECUTORS)
     if workers is not None and workers < 1:
         raise ConfigError(
             f"segment_workers={workers}: give at least 1, or executor='inline' for none"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from subtok_data.arguments import check_choice
 from subtok_data.data.datasets import Sample, SubobjectDataset, refuse_plain_flips
 from subtok_data.data.regions.readers import RegionColumns
 from subtok_data.data.regions.regions import Regions
@@ -130,10 +131,9 @@ class RegionDataset(SubobjectDataset):
                 f"max_regions={max_regions}, train={train}: give at least 1, and in training only; "
                 "evaluation takes all regions"
             )
-        if prompt not in get_args(PromptKind):
-            raise ConfigError(f"prompt={prompt!r}: expected one of {get_args(PromptKind)}")
-        if empty is not None and empty not in get_args(EmptyRule):
-            raise ConfigError(f"empty={empty!r}: expected one of {get_args(EmptyRule)}")
+        check_choice("prompt", prompt, get_args(PromptKind))
+        if empty is not None:
+            check_choice("empty", empty, get_args(EmptyRule))
         features: Any = getattr(self.dataset, "features", None)
         self.columns = (columns or RegionColumns()).with_names_of(features)
         self.train = train
@@ -144,13 +144,14 @@ class RegionDataset(SubobjectDataset):
         self.empty: EmptyRule = empty or ("replace" if train else "keep")
         self.task = task
 
-    def __getitem__(self, index: int) -> Sample:
+    def get(self, index: int) -> Sample:
+        """Return the sample at an index; one without a region may be replaced."""
         try:
-            return super().__getitem__(index)
+            return super().get(index)
         except NoRegionError as error:
             if self.empty != "replace":
                 raise
-            return self.replacement(int(index) % len(self), str(error))
+            return self.replacement(index, str(error))
 
     def decode(self, row: Any, index: int) -> Sample:
         """Decode the image of a row, and read its regions."""

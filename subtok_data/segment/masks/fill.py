@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.segment.partition import Evidence, TokenMap, token_dtype
 from subtok_data.segment.watershed import Seeds, flood_from
 
@@ -50,8 +49,7 @@ class FillRules:
     def __post_init__(self) -> None:
         check_count("min_area", self.min_area, least=0, optional=False)
         check_count("gap_area", self.gap_area)
-        if self.fill not in get_args(Fill):
-            raise ConfigError(f"fill={self.fill!r}: expected one of {get_args(Fill)}")
+        check_choice("fill", self.fill, get_args(Fill))
 
     @property
     def has_cost_map(self) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["GridPartitioner"]

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
 from subtok_data.segment.masks import (
     FillRules,
     RLEMasks,
@@ -69,8 +69,7 @@ class MaskPartitioner(Partitioner):
         check_count("min_region", self.min_region, least=0, optional=False)
         if not 0 <= self.max_overlap <= 1:
             raise ConfigError(f"max_overlap={self.max_overlap}: expected a number from 0 to 1")
-        if self.paint not in get_args(PaintOrder):
-            raise ConfigError(f"paint={self.paint!r}: expected one of {get_args(PaintOrder)}")
+        check_choice("paint", self.paint, get_args(PaintOrder))
 
     @property
     def has_cost_map(self) -> bool:

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_choice, check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["SuperpixelPartitioner"]
@@ -63,8 +63,7 @@ class SuperpixelPartitioner(Partitioner):
     num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ConfigError(f"method={self.method!r}: expected one of {get_args(Method)}")
+        check_choice("method", self.method, get_args(Method))
         check_count("n_segments", self.n_segments)
         check_count("min_size", self.min_size)
         check_count("num_tokens", self.num_tokens)

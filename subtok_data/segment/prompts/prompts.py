@@ -10,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from subtok_data.errors import ConfigError, PromptError
+from subtok_data.arguments import check_choice, describe
+from subtok_data.errors import PromptError
 from subtok_data.segment.masks import RLEMasks, Spans, join_spans
 from subtok_data.segment.partition import Evidence
 from subtok_data.segment.prompts.boxes import box_runs, pixel_box
@@ -106,8 +107,7 @@ class Prompts:
             A prompt with nothing in it, an empty box, a box or point outside the image, values that
             are not finite, a mask of another size, or counts that differ.
         """
-        if box_format not in get_args(BoxFormat):
-            raise ConfigError(f"box_format={box_format!r}: expected one of {get_args(BoxFormat)}")
+        check_choice("box_format", box_format, get_args(BoxFormat))
         if labels is not None and points is None:
             raise PromptError("labels without points: give points, (P, K, 2)")
         packed = None if masks is None else read_masks(masks, size)
@@ -307,6 +307,18 @@ def fit_prompts(
     """
     if prompts is None:
         return [None] * len(sizes)
+    given: Any = prompts
+    if isinstance(given, Prompts | Mapping) or not isinstance(given, Sequence):
+        raise PromptError(
+            f"prompts for a list of images are {describe(given)}: give a list, one Prompts or "
+            "None per image"
+        )
+    for place, (one, size) in enumerate(zip(given, sizes, strict=False)):
+        if one is not None and not isinstance(one, Prompts):
+            raise PromptError(
+                f"prompts of image {place} are {describe(one)}: make them with "
+                f"Prompts.of(({size[0]}, {size[1]}), boxes=…), the height and width of the image"
+            )
     if len(prompts) != len(sizes):
         raise PromptError(
             f"{len(prompts)} entries of prompts for {len(sizes)} images: give one Prompts, or "

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_choice
 from subtok_data.images import image_size
 from subtok_data.segment.kernels import borrow
 from subtok_data.segment.partition import TokenMap, token_dtype
@@ -19,8 +19,7 @@ Backend = Literal["numba", "skimage"]
 
 def check_backend(backend: str) -> None:
     """Raise ConfigError for a backend that is unknown."""
-    if backend not in get_args(Backend):
-        raise ConfigError(f"backend={backend!r}: expected one of {get_args(Backend)}")
+    check_choice("backend", backend, get_args(Backend))
 
 
 def flood_from(

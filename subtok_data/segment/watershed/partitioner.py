@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment.budget import check_count
 from subtok_data.segment.partition import Evidence, Partition, Partitioner
 from subtok_data.segment.watershed.flood import Backend, check_backend, flood_from
 from subtok_data.segment.watershed.quantization import quantize

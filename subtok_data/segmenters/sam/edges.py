@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError
-from subtok_data.segment import WatershedPartitioner, check_count
+from subtok_data.segment import WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
     Images,

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.arguments import check_count
 from subtok_data.errors import ConfigError, SubtokError
-from subtok_data.segment import check_count
 from subtok_data.segmenters.sam.generated_masks import GeneratedMasks, mask_boxes, mask_runs
 
 __all__ = [

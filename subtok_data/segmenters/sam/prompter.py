@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.arguments import check_count
 from subtok_data.images import image_size
-from subtok_data.segment import Prompts, RLEMasks, check_count, fit_prompts
+from subtok_data.segment import Prompts, RLEMasks, fit_prompts
 from subtok_data.segmenters.base import Images, Prompter
 from subtok_data.segmenters.sam.decoder import PromptableModel, PromptChunk, PromptDecoder
 from subtok_data.segmenters.sam.generated_masks import mask_runs

@@ -121,9 +121,9 @@ def test_samples_can_pass_the_stages_without_a_collator():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"on_error": "skip"}, "on_error must be 'raise' or 'replace', got 'skip'"),
-        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0: give at least 1"),
-        ({"shape_size": 0}, "shape_size=0: give at least 1"),
+        ({"on_error": "skip"}, "on_error='skip': expected one of"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0: expected a whole number of at least 1"),
+        ({"shape_size": 0}, "shape_size=0: expected a whole number of at least 1"),
         ({"packing": True}, "packing=True .* give text="),
     ],
 )

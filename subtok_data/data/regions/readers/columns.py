@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from subtok_data.arguments import check_choice
 from subtok_data.data.datasets import ColumnError
 from subtok_data.data.regions.regions import Regions
 from subtok_data.errors import ConfigError, PromptError
@@ -83,10 +84,7 @@ class RegionColumns:
     categories: Mapping[int, str] | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.box_format not in get_args(BoxFormat):
-            raise ConfigError(
-                f"box_format={self.box_format!r}: expected one of {get_args(BoxFormat)}"
-            )
+        check_choice("box_format", self.box_format, get_args(BoxFormat))
         if self.regions is None and (self.phrases is None or not (self.box or self.mask)):
             raise ConfigError(
                 "regions=None takes the row itself: name its columns phrases= and box= or mask="

@@ -1,0 +1,108 @@
+"""What may be wrapped as a dataset: rows by index, a stream of rows, or a folder of images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any, cast
+
+from subtok_data.arguments import check_callable, check_count, check_text, check_type, describe
+from subtok_data.data.datasets.image_files import ImageFiles
+from subtok_data.data.datasets.prompt_columns import PromptColumns
+from subtok_data.data.replacement import check_on_error
+from subtok_data.errors import ConfigError
+
+__all__ = ["as_rows", "as_stream", "check_options"]
+
+
+def as_rows(dataset: Any) -> Any:
+    """Return a dataset with rows by index; a folder becomes :class:`ImageFiles`.
+
+    Raises
+    ------
+    ConfigError
+        Several splits, a stream, an empty dataset, or no dataset at all.
+
+    Examples
+    --------
+    >>> as_rows({"train": [1], "test": [2]})
+    Traceback (most recent call last):
+    ...
+    subtok_data.errors.ConfigError: dataset is a dict with the keys ['train', 'test']: give one ...
+    """
+    if isinstance(dataset, str | os.PathLike):
+        return _open_folder(os.fsdecode(cast("str | os.PathLike[str]", dataset)))
+    _refuse_splits(dataset)
+    if isinstance(dataset, type | bytes | bytearray):
+        raise ConfigError(f"dataset is {describe(dataset)}: give rows by index, such as a list")
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        raise ConfigError(
+            f"dataset is {describe(dataset)}, which has no length or no indexing: use "
+            "SubobjectIterableDataset for streams"
+        )
+    if len(dataset) == 0:
+        raise ConfigError(f"dataset is empty ({type(dataset).__name__} of 0 rows)")
+    return dataset
+
+
+def as_stream(dataset: Any) -> Iterable[Any]:
+    """Return a dataset that can be iterated.
+
+    Raises
+    ------
+    ConfigError
+        Several splits, a folder, or what cannot be iterated.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        raise ConfigError(
+            f"dataset is {describe(dataset)}, and a folder is no stream: give it to "
+            "SubobjectDataset, which reads its images by index"
+        )
+    _refuse_splits(dataset)
+    if isinstance(dataset, type) or not hasattr(dataset, "__iter__"):
+        raise ConfigError(f"dataset is {describe(dataset)}, which cannot be iterated")
+    return dataset
+
+
+def check_options(
+    *,
+    image_column: object,
+    transform: Callable[..., Any] | None,
+    prompts: object,
+    on_error: str,
+    max_pixels: object,
+    seed: object,
+) -> None:
+    """Raise ConfigError for options that no dataset can work with."""
+    check_text("image_column", image_column, "the key of the image in dict rows")
+    if isinstance(transform, type):
+        raise ConfigError(
+            f"transform is {describe(transform)}, expected an instance: {transform.__name__}(…)"
+        )
+    check_callable("transform", transform, "give one of torchvision's transforms v2, or a function")
+    if prompts is not None:
+        check_type("prompts", prompts, PromptColumns, 'give prompts=PromptColumns(boxes="…")')
+    check_on_error(on_error)
+    check_count("max_pixels", max_pixels, unit="pixels")
+    check_count("seed", seed, least=0, optional=False)
+
+
+def _open_folder(folder: str) -> ImageFiles:
+    try:
+        return ImageFiles(folder)
+    except ConfigError as error:
+        if os.path.exists(folder) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", folder):
+            raise
+        raise ConfigError(
+            f"{error}; of a dataset of the Hugging Face hub give the rows: "
+            f'datasets.load_dataset({folder!r}, split="train")'
+        ) from error
+
+
+def _refuse_splits(dataset: Any) -> None:
+    if not isinstance(dataset, Mapping):
+        return
+    splits = list(cast("Mapping[Any, Any]", dataset))
+    remedy = f"give one of them, dataset[{splits[0]!r}]" if splits else "give rows"
+    raise ConfigError(f"dataset is {describe(dataset)}: {remedy}")
