@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from subtok_data.boundary import BoundaryModel
 from subtok_data.boundary.scales import MAX_SCALE, check_scales, scaled_size
-from subtok_data.errors import ConfigError, ImageError
+from subtok_data.errors import ConfigError, ImageError, WeightsError
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_a_map_does_not_depend_on_its_batch():
     model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
     for image, found in zip(images, model.predict(images), strict=True):
         assert np.array_equal(model.predict([image])[0], found)
-        assert np.array_equal(model.predict([torch.from_numpy(image)])[0], found)
+        assert np.array_equal(model.predict_on_device([torch.from_numpy(image)])[0].numpy(), found)
 
 
 @given(
@@ -99,6 +100,37 @@ def test_scales_show_and_travel():
     copy = pickle.loads(pickle.dumps(model))
     assert copy.scales == model.scales
     assert copy.config_hash == model.config_hash
+
+
+def test_scales_are_saved_and_loaded(tmp_path):
+    model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
+    model.save_pretrained(tmp_path)
+    again = BoundaryModel.from_pretrained(tmp_path, device="cpu")
+    assert again.scales == (1.0, 1.5)
+    assert again.config_hash == model.config_hash
+    plain = BoundaryModel.from_pretrained(tmp_path, device="cpu", scales=[1.0])
+    assert plain.scales == (1.0,)
+    plain.save_pretrained(tmp_path)
+    assert BoundaryModel.from_pretrained(tmp_path, device="cpu").scales == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"tile": None, "overlap": 128, "scales": "1"},
+        {"tile": None, "overlap": 128, "scales": [1]},
+        {"tile": None, "overlap": 128},
+        {"tile": 1.5, "overlap": 128, "scales": [1.0]},
+    ],
+)
+def test_damaged_options_are_refused(tmp_path, values):
+    BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5)).save_pretrained(tmp_path)
+    (tmp_path / "maps.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=r"maps\.json holds .*scales"):
+        BoundaryModel.from_pretrained(tmp_path, device="cpu")
+    (tmp_path / "maps.json").write_text('{"tile": null, "overlap": 128, "scales": [9.0]}')
+    with pytest.raises(ConfigError, match=r"scales\[0\]=9"):
+        BoundaryModel.from_pretrained(tmp_path, device="cpu")
 
 
 def test_maps_are_ordinary_tensors():

@@ -96,12 +96,6 @@ def test_every_reader_finds_the_borders(folder: Path, kind: str, soft: bool):
     assert not strength[0, :4].any()
 
 
-def test_a_teacher_map_is_taken_as_it_is(folder: Path):
-    sample = parse_source(f"teacher:{folder}/images,{folder}/maps")[1]
-    assert np.array_equal(sample.strength, quadrants() * 60)
-    assert not sample.thin
-
-
 def test_photos_without_open_licence_can_be_left_out(folder: Path):
     assert (
         len(parse_source(f"panoptic+open:{folder}/images,{folder}/coco.json,{folder}/labels")) == 1
@@ -149,6 +143,51 @@ def test_missing_folders_are_named(tmp_path: Path):
         parse_source(f"labels:{tmp_path}/nowhere,{tmp_path}")
     with pytest.raises(ConfigError, match="no image with a label"):
         parse_source(f"labels:{tmp_path},{tmp_path}")
+
+
+def test_teacher_and_votes_are_averaged(folder: Path):
+    line = np.zeros((48, 64), np.uint8)
+    line[:, 30:35] = [60, 120, 200, 120, 60]
+    for stem in ("a", "b"):
+        Image.fromarray(line).save(folder / "maps" / f"{stem}.png")
+    (folder / "masks" / "b.npz").unlink()
+    places = f"{folder}/images,{folder}/maps"
+    alone = parse_source(f"teacher:{places}")
+    image, strength, thin = alone[0]
+    assert image.shape == (48, 64, 3)
+    assert not thin
+    # The crest, three pixels wide, as strong as it was.
+    assert strength[24, 28:37].tolist() == [0, 0, 0, 200, 200, 200, 0, 0, 0]
+    both = parse_source(f"teacher:{places},{folder}/masks")
+    assert np.array_equal(both[1].strength, alone[1].strength)
+    votes = parse_source(f"masks:{folder}/images,{folder}/masks")[0].strength
+    mean = both[0].strength.astype(int)
+    assert mean[10, 32] == round((200 + int(votes[10, 31:34].max())) / 2)
+    assert mean[24, 10] == round(int(votes[23:26, 10].max()) / 2)
+    assert mean[10, 10] == 0
+
+
+def test_the_shift_of_the_teachers_weights_is_taken_off(folder: Path):
+    line = np.zeros((48, 64), np.uint8)
+    line[:, 32] = 200
+    Image.fromarray(line).save(folder / "maps" / "a.png")
+    places = f"teacher:{folder}/images,{folder}/maps"
+    strength = parse_source(places, logit_shift=2.4)[0].strength
+    logit = np.log(200 / 55) - 2.4
+    assert set(np.unique(strength)) == {0, round(255 / (1 + np.exp(-logit)))}
+
+
+def test_a_teacher_without_its_masks_is_refused(folder: Path):
+    places = f"teacher:{folder}/images,{folder}/maps"
+    with pytest.raises(ConfigError, match="nowhere' is no folder of masks"):
+        parse_source(f"{places},{folder}/nowhere")
+    with pytest.raises(ConfigError, match="takes 2 or 3 places"):
+        parse_source(f"{places},x,y")
+    scores = np.full(1, 0.95, np.float32)
+    small = RLEMasks.from_masks([np.ones((9, 9), bool)], scores, {"stability": scores})
+    write_masks(folder / "masks" / "a.npz", small)
+    with pytest.raises(ConfigError, match=r"map is \(48, 64\), the masks \(9, 9\)"):
+        parse_source(f"{places},{folder}/masks")[0]
 
 
 @pytest.mark.data
