@@ -131,7 +131,12 @@ def test_nothing_to_train_on_is_an_error(folder: Path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("voc:a", "no such kind"), ("masks:a", "takes 2 places"), ("masks+open:a,b", "not known")],
+    [
+        ("voc:a", "no such kind"),
+        ("teacher+open:a,b", "not known"),
+        ("masks:a", "takes 2 places"),
+        ("masks+open:a,b", "not known"),
+    ],
 )
 def test_unknown_sources_are_refused(text: str, message: str):
     with pytest.raises(ConfigError, match=message):
@@ -145,36 +150,34 @@ def test_missing_folders_are_named(tmp_path: Path):
         parse_source(f"labels:{tmp_path},{tmp_path}")
 
 
+def test_a_teacher_map_is_taken_as_it_is(folder: Path):
+    sample = parse_source(f"teacher:{folder}/images,{folder}/maps")[1]
+    assert np.array_equal(sample.strength, quadrants() * 60)
+    assert not sample.thin
+
+
 def test_teacher_and_votes_are_averaged(folder: Path):
-    line = np.zeros((48, 64), np.uint8)
-    line[:, 30:35] = [60, 120, 200, 120, 60]
-    for stem in ("a", "b"):
-        Image.fromarray(line).save(folder / "maps" / f"{stem}.png")
     (folder / "masks" / "b.npz").unlink()
-    places = f"{folder}/images,{folder}/maps"
-    alone = parse_source(f"teacher:{places}")
-    image, strength, thin = alone[0]
-    assert image.shape == (48, 64, 3)
-    assert not thin
-    # The crest, three pixels wide, as strong as it was.
-    assert strength[24, 28:37].tolist() == [0, 0, 0, 200, 200, 200, 0, 0, 0]
-    both = parse_source(f"teacher:{places},{folder}/masks")
-    assert np.array_equal(both[1].strength, alone[1].strength)
+    places = f"{folder}/images,{folder}/maps,{folder}/masks"
+    both, alone = (parse_source(f"teacher:{places}")[index] for index in (0, 1))
+    assert np.array_equal(alone.strength, quadrants() * 60)
     votes = parse_source(f"masks:{folder}/images,{folder}/masks")[0].strength
-    mean = both[0].strength.astype(int)
-    assert mean[10, 32] == round((200 + int(votes[10, 31:34].max())) / 2)
-    assert mean[24, 10] == round(int(votes[23:26, 10].max()) / 2)
-    assert mean[10, 10] == 0
+    for y, x in ((10, 32), (24, 10), (10, 10), (24, 32)):
+        cross = [votes[y, x], votes[y - 1, x], votes[y + 1, x], votes[y, x - 1], votes[y, x + 1]]
+        expected = round((int(max(cross)) + int(quadrants()[y, x]) * 60) / 2)
+        assert both.strength[y, x] == expected
+    assert not both.thin
 
 
 def test_the_shift_of_the_teachers_weights_is_taken_off(folder: Path):
     line = np.zeros((48, 64), np.uint8)
     line[:, 32] = 200
+    line[:, 40] = 255
     Image.fromarray(line).save(folder / "maps" / "a.png")
     places = f"teacher:{folder}/images,{folder}/maps"
     strength = parse_source(places, logit_shift=2.4)[0].strength
     logit = np.log(200 / 55) - 2.4
-    assert set(np.unique(strength)) == {0, round(255 / (1 + np.exp(-logit)))}
+    assert set(np.unique(strength)) == {0, round(255 / (1 + np.exp(-logit))), 255}
 
 
 def test_a_teacher_without_its_masks_is_refused(folder: Path):
