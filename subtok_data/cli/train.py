@@ -14,7 +14,7 @@ from subtok_data.training import PRESETS, preset
 if TYPE_CHECKING:
     from types import FrameType
 
-    from subtok_data.training.samples import BoundarySource
+    from subtok_data.training import BoundarySource
 
 __all__ = ["add_train_parser", "run_train"]
 _EXAMPLES = """examples:
