@@ -16,12 +16,13 @@ from torch import nn
 
 from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
 from subtok_data.boundary.padding import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
+from subtok_data.boundary.scales import check_scales, resized_map, scaled_image, scaled_size
 from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
 from subtok_data.boundary.weights_io import (
     DEFAULT_OVERLAP,
     IMAGENET_NORMALISATION,
+    MapOptions,
     Normalisation,
-    Tiling,
     load_network,
     save_network,
 )
@@ -41,8 +42,9 @@ class BoundaryModel:
 
     Each image is padded by itself to multiples of 32 pixels (mirrored), the
     logits are upsampled bicubically to that canvas, and the sigmoid times 255, rounded half to
-    even, is cropped to the image. So a map depends on its image and on the configuration, and on
-    the other images of a batch by at most one level, through rounding.
+    even, is cropped to the image. With several scales this is done with the image resized to each,
+    and the mean of the probabilities is rounded. So a map depends on its image and on the
+    configuration, and on the other images of a batch by at most one level, through rounding.
 
     Parameters
     ----------
@@ -62,6 +64,9 @@ class BoundaryModel:
         Side in pixels above which an image is run in overlapping, blended tiles; a multiple of 32.
     overlap : int, default 128
         Least overlap of neighbouring tiles in pixels; a multiple of 32, at most half a tile.
+    scales : sequence of float, default (1.0,)
+        Multiples of the image's size, above 0 and at most 4, in any order: the map is the mean of
+        those at these sizes. Time grows with the sum of their squares. Tiles apply to each size.
     batch_size : int, default 16
         Images of 512 x 512 that run together on an accelerator, fewer if larger; a CPU takes one
         or two.
@@ -88,6 +93,7 @@ class BoundaryModel:
         compile: bool = False,
         tile: int | None = None,
         overlap: int = DEFAULT_OVERLAP,
+        scales: Sequence[float] = (1.0,),
         batch_size: int = 16,
         name: str | None = None,
     ) -> None:
@@ -96,6 +102,7 @@ class BoundaryModel:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         self.tile = tile
         self.overlap = overlap
+        self.scales = check_scales(scales)
         self.batch_size = batch_size
         self._network = BoundaryNetwork(
             module, Normalisation(mean, std), dtype, compile, name or type(module).__name__
@@ -116,6 +123,7 @@ class BoundaryModel:
         compile: bool = False,
         tile: int | Literal["saved"] | None = "saved",
         overlap: int | Literal["saved"] = "saved",
+        scales: Sequence[float] | Literal["saved"] = "saved",
         batch_size: int = 16,
     ) -> BoundaryModel:
         """Load a model; safetensors only.
@@ -131,7 +139,7 @@ class BoundaryModel:
             None takes a CUDA device if there is one.
         dtype, compile, batch_size
             See the class.
-        tile, overlap : int or None, optional
+        tile, overlap, scales : optional
             See the class; ``"saved"`` takes what :meth:`save_pretrained` wrote.
 
         Raises
@@ -152,8 +160,9 @@ class BoundaryModel:
             device=resolve_device(device),
             dtype=dtype,
             compile=compile,
-            tile=loaded.tiling.tile if tile == "saved" else tile,
-            overlap=loaded.tiling.overlap if overlap == "saved" else overlap,
+            tile=loaded.options.tile if tile == "saved" else tile,
+            overlap=loaded.options.overlap if overlap == "saved" else overlap,
+            scales=loaded.options.scales if scales == "saved" else scales,
             batch_size=batch_size,
             name=loaded.name,
         )
@@ -161,11 +170,11 @@ class BoundaryModel:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write all that decides about a map into a folder for :meth:`from_pretrained`.
 
-        That is the network, its normalisation and its tiles; device, dtype, compilation and batch
-        size are chosen anew where the model is loaded.
+        That is the network, its normalisation, tiles and scales; device, dtype, compilation and
+        batch size are chosen anew where the model is loaded.
         """
-        network, tiling = self._network, Tiling(self.tile, self.overlap)
-        save_network(network.module, network.normalisation, Path(folder), tiling)
+        network, options = self._network, MapOptions(self.tile, self.overlap, self.scales)
+        save_network(network.module, network.normalisation, Path(folder), options)
 
     def to(self, device: str | torch.device) -> BoundaryModel:
         """Move to a device, in place.
@@ -208,13 +217,15 @@ class BoundaryModel:
     def config_hash(self) -> str:
         """SHA-256 of all that decides about a map, up to rounding; computed once.
 
-        Architecture, weights (as float32), normalisation, upsampling and tiles are in it; device,
-        precision and batch size are not. Stored tokens carry it.
+        Architecture, weights (as float32), normalisation, upsampling, tiles and scales are in it;
+        device, precision and batch size are not. Stored tokens carry it.
         """
         if self._hash is None:
             digest = hashlib.sha256()
             tiling = (self.tile, self.overlap) if self.tile else None
             digest.update(repr((UPSAMPLING, CANVAS_MULTIPLE, tiling)).encode())
+            if self.scales != (1.0,):
+                digest.update(repr(self.scales).encode())
             self._network.update(digest)
             self._hash = digest.hexdigest()
         return self._hash
@@ -281,21 +292,52 @@ class BoundaryModel:
         """
         refuse_in_worker(self.device)
         found = checked(images)
-        maps: list[torch.Tensor] = [torch.empty(0)] * len(found)
         # What leaves here may be used in autograd later, even if the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             finite = torch.ones(len(found), dtype=torch.bool, device=self.device)
-            for canvas, members in group(found).items():
-                plan = self._plan(canvas)
-                length = self._batch_length(canvas if plan is None else plan.tile)
-                for chunk in chunked(members, length if plan is None else 1):
-                    pixels = stack([found[at] for at in chunk], canvas, self.device)
-                    quantised, good = self._network.quantised(pixels, plan, length)
-                    for row, at in enumerate(chunk):
-                        height, width = found[at].shape[:2]
-                        maps[at] = quantised[row, :height, :width].contiguous()
-                        finite[at] = good[row]
+            if self.scales == (1.0,):
+                means = self._probabilities(found, finite)
+            else:
+                means = self._mean_over_scales(found, finite)
+            maps = [one.mul(255).round_().to(torch.uint8) for one in means]
         return DeviceMaps(maps, finite, self.name)
+
+    def _mean_over_scales(self, images: list[Pixels], finite: torch.Tensor) -> list[torch.Tensor]:
+        """Mean over the scales of the probabilities (H, W) of each image."""
+        count = len(images)
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        scaled_sizes = [
+            [scaled_size(size, scale, index, count) for index, size in enumerate(sizes)]
+            for scale in self.scales
+        ]
+        # One by one, as their own canvas: pixels go up once, and are resized on the device.
+        placed = [
+            stack([image], size, self.device)[0] for image, size in zip(images, sizes, strict=True)
+        ]
+        totals = [torch.zeros(size, device=self.device) for size in sizes]
+        for wanted in scaled_sizes:
+            resized: list[Pixels] = [
+                image if size == goal else scaled_image(image, goal)
+                for image, size, goal in zip(placed, sizes, wanted, strict=True)
+            ]
+            for total, found in zip(totals, self._probabilities(resized, finite), strict=True):
+                total += resized_map(found, (total.shape[0], total.shape[1]))
+        return [total.div_(len(self.scales)) for total in totals]
+
+    def _probabilities(self, images: list[Pixels], finite: torch.Tensor) -> list[torch.Tensor]:
+        """Probabilities (H, W) of each image as it is; clears `finite` where they mean nothing."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(images)
+        for canvas, members in group(images).items():
+            plan = self._plan(canvas)
+            length = self._batch_length(canvas if plan is None else plan.tile)
+            for chunk in chunked(members, length if plan is None else 1):
+                pixels = stack([images[at] for at in chunk], canvas, self.device)
+                rows, good = self._network.probabilities(pixels, plan, length)
+                for row, at in enumerate(chunk):
+                    height, width = images[at].shape[:2]
+                    found[at] = rows[row, :height, :width]
+                    finite[at] &= good[row]
+        return found
 
     def _plan(self, canvas: tuple[int, int]) -> TilePlan | None:
         if self.tile is None or max(canvas) <= self.tile:
@@ -314,10 +356,11 @@ class BoundaryModel:
 
     def __repr__(self) -> str:
         tiling = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
+        scales = f", scales={self.scales}" if self.scales != (1.0,) else ""
         dtype = str(self._network.dtype).removeprefix("torch.")
         return (
             f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
-            f"device={str(self.device)!r}, dtype={dtype!r}{tiling})"
+            f"device={str(self.device)!r}, dtype={dtype!r}{tiling}{scales})"
         )
 
 

@@ -112,10 +112,11 @@ class BoundaryNetwork:
             )
         return logits[:count].float()
 
-    def quantised(
+    @torch.inference_mode()
+    def probabilities(
         self, pixels: torch.Tensor, plan: TilePlan | None = None, tiles_at_once: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probability times 255 of every pixel.
+        """Boundary probability of every pixel.
 
         Parameters
         ----------
@@ -128,22 +129,18 @@ class BoundaryNetwork:
 
         Returns
         -------
-        quantised, finite : (N, H, W) uint8 Tensor, (N,) bool Tensor
+        probabilities, finite : (N, H, W) float32 Tensor, (N,) bool Tensor
             And whether the logits of each image are finite.
         """
-        # Made outside of inference mode: what leaves here may be used in autograd later.
-        quantised = torch.empty(pixels.shape[:3], dtype=torch.uint8, device=self.device)
-        with torch.inference_mode():
-            if plan is None:
-                logits = self.logits(pixels)
-            else:
-                tiles = plan.cut(pixels[0]).split(tiles_at_once)
-                logits = plan.blend(torch.cat([self.logits(part) for part in tiles]))
-            upsampled = F.interpolate(
-                logits, size=tuple(quantised.shape[1:]), mode="bicubic", align_corners=False
-            )
-            quantised.copy_(upsampled.sigmoid_().mul_(255).round_()[:, 0])
-            return quantised, logits.isfinite().flatten(1).all(1)
+        if plan is None:
+            logits = self.logits(pixels)
+        else:
+            tiles = plan.cut(pixels[0]).split(tiles_at_once)
+            logits = plan.blend(torch.cat([self.logits(part) for part in tiles]))
+        upsampled = F.interpolate(
+            logits, size=tuple(pixels.shape[1:3]), mode="bicubic", align_corners=False
+        )
+        return upsampled.sigmoid_()[:, 0], logits.isfinite().flatten(1).all(1)
 
     def update(self, digest: hashlib._Hash) -> None:  # pyright: ignore[reportPrivateUsage]
         """Add architecture, normalisation and weights (as float32) to a hash."""

@@ -1,6 +1,7 @@
 """Boundary networks in folders: ``config.json``, safetensors, ``preprocessor_config.json``.
 
-A model that runs large images in tiles also has ``tiling.json``: maps depend on the tiles.
+A model that runs large images in tiles, or images at several scales, also has ``maps.json``: maps
+depend on both.
 
 Weights are read from safetensors only. A pickle can run any code when it is opened, so it is
 refused, and from a hub it is not even downloaded.
@@ -28,8 +29,8 @@ __all__ = [
     "DEFAULT_WEIGHTS",
     "IMAGENET_NORMALISATION",
     "LoadedNetwork",
+    "MapOptions",
     "Normalisation",
-    "Tiling",
     "load_network",
     "save_network",
 ]
@@ -39,7 +40,7 @@ DEFAULT_OVERLAP = 128
 
 #: Folder of the packaged weights that are used when none are named.
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
-_TILING_FILE = "tiling.json"
+_OPTIONS_FILE = "maps.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HOW_TO_CONVERT = (
@@ -74,29 +75,32 @@ IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.2
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """Tiles that large images are run in.
+class MapOptions:
+    """What decides about a map beside the network.
 
     Attributes
     ----------
     tile : int or None
-        Side in pixels; None runs every image as a whole.
+        Side in pixels of the tiles that large images are run in; None runs every image as a whole.
     overlap : int
-        Least overlap of neighbours in pixels.
+        Least overlap of neighbouring tiles in pixels.
+    scales : tuple of float
+        Multiples of the image's size.
     """
 
     tile: int | None = None
     overlap: int = DEFAULT_OVERLAP
+    scales: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network, how its input is normalised, the name to show for it, and its tiles."""
+    """A network, how its input is normalised, the name to show for it, and how it is run."""
 
     module: nn.Module
     normalisation: Normalisation
     name: str
-    tiling: Tiling
+    options: MapOptions
 
 
 @runtime_checkable
@@ -143,12 +147,12 @@ def load_network(name_or_folder: str | os.PathLike[str] | None) -> LoadedNetwork
             f"{name}: model_type {kind!r} cannot be loaded from {str(folder)!r}: {error}"
         ) from error
     return LoadedNetwork(
-        module, _normalisation(folder, config, name), name, _read_tiling(folder, name)
+        module, _normalisation(folder, config, name), name, _read_options(folder, name)
     )
 
 
 def save_network(
-    module: nn.Module, normalisation: Normalisation, folder: Path, tiling: Tiling | None = None
+    module: nn.Module, normalisation: Normalisation, folder: Path, options: MapOptions | None = None
 ) -> None:
     """Write what :func:`load_network` reads.
 
@@ -177,10 +181,10 @@ def save_network(
         "rescale_factor": 1 / 255,
     }
     _write_json(folder / "preprocessor_config.json", values)
-    if tiling is not None and tiling.tile is not None:
-        _write_json(folder / _TILING_FILE, asdict(tiling))
+    if options is not None and options != MapOptions(overlap=options.overlap):
+        _write_json(folder / _OPTIONS_FILE, asdict(options))
     else:  # of a model that was saved here before
-        (folder / _TILING_FILE).unlink(missing_ok=True)
+        (folder / _OPTIONS_FILE).unlink(missing_ok=True)
 
 
 def _folder_of(name_or_folder: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -282,15 +286,24 @@ def _normalisation(folder: Path, config: Mapping[str, Any], name: str) -> Normal
     return Normalisation(cast("Any", mean), cast("Any", std))
 
 
-def _read_tiling(folder: Path, name: str) -> Tiling:
-    file = folder / _TILING_FILE
+def _read_options(folder: Path, name: str) -> MapOptions:
+    file = folder / _OPTIONS_FILE
     if not file.exists():
-        return Tiling()
+        return MapOptions()
     values = _read_json(file, name)
-    tile, overlap = values.get("tile"), values.get("overlap")
-    if set(values) != {"tile", "overlap"} or type(tile) is not int or type(overlap) is not int:
-        raise WeightsError(f"{name}: {file.name} holds {values}, expected whole tile and overlap")
-    return Tiling(tile, overlap)
+    tile, overlap, scales = (values.get(key) for key in ("tile", "overlap", "scales"))
+    if (
+        set(values) != {"tile", "overlap", "scales"}
+        or not (tile is None or type(tile) is int)
+        or type(overlap) is not int
+        or not isinstance(scales, list)
+        or any(type(scale) is not float for scale in cast("list[object]", scales))
+    ):
+        raise WeightsError(
+            f"{name}: {file.name} holds {values}, expected whole tile (or null) and overlap, and "
+            "scales, a list of decimal numbers"
+        )
+    return MapOptions(tile, overlap, tuple(cast("list[float]", scales)))
 
 
 @contextmanager

@@ -14,12 +14,16 @@ from subtok_data.training import PRESETS, preset
 if TYPE_CHECKING:
     from types import FrameType
 
+    from subtok_data.training import BoundarySource
+
 __all__ = ["add_train_parser", "run_train"]
 _EXAMPLES = """examples:
   subtok train run --data masks:photos,masks --init efficientnet_lite0.pth
       from MobileSAM masks of a folder of photos (tools/make_masks of the source code)
   subtok train run --data labels:images,label_pngs --validate labels:val,val_pngs --steps 2000
       from label PNGs, with a loss on held-out images, and previews in run/validation
+  subtok train run --data teacher:photos,maps,masks --init earlier/final
+      self-training: from the maps of earlier weights (subtok maps), and masks where there are any
   subtok train run --preset epoc --data masks:sa1b,sa1b
       the paper's recipe; SA-1B's JSON files lie beside its images
   accelerate launch -m subtok_data train run --data masks:photos,masks
@@ -28,7 +32,7 @@ The same command again goes on where the run was interrupted. Then:
 BoundaryModel.from_pretrained("run/final").
 
 data: bsds:ROOT,SPLIT  panoptic[+open]:IMAGES,JSON,MAPS  instances[+open]:IMAGES,JSON
-      masks:IMAGES,MASKS  labels:IMAGES,LABELS  teacher:IMAGES,MAPS
+      masks:IMAGES,MASKS  labels:IMAGES,LABELS  teacher:IMAGES,MAPS[,MASKS]
 """
 
 #: Settings that have an option of their own.
@@ -38,8 +42,13 @@ _SETTINGS: tuple[tuple[str, type[Any], str], ...] = (
     ("accumulate", int, "forward passes a step"),
     ("learning_rate", float, "rate of AdamW"),
     ("crop", int, "side of the crops in pixels"),
+    ("min_side", int, "least longest side that an image is scaled to"),
+    ("max_side", int, "greatest longest side that an image is scaled to"),
     ("mixed_precision", str, "no or bf16"),
+    ("logit_shift", float, "added to the logits of saved weights"),
     ("seed", int, "of crops and initial weights"),
+    ("warmup", int, "steps in which the rate rises"),
+    ("frozen_stages", int, "first stages of the encoder that keep their weights"),
     ("workers", int, "loader workers"),
     ("checkpoint_every", int, "steps between checkpoints"),
     ("validate_every", int, "steps between validations"),
@@ -102,13 +111,17 @@ def run_train(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name, _, _ in _SETTINGS}
     config = preset(options.preset, **{k: v for k, v in given.items() if v is not None})
     soft = config.labels == "soft"
+
+    def read(texts: list[str]) -> list[BoundarySource]:
+        return [parse_source(text, soft=soft, logit_shift=config.logit_shift) for text in texts]
+
     if options.init is not None and not options.init.exists():
         raise ConfigError(f"--init {options.init} does not exist")
     trainer = Trainer(
         config,
-        [parse_source(text, soft=soft) for text in options.data],
+        read(options.data),
         options.output,
-        validation=[parse_source(text, soft=soft) for text in options.validate],
+        validation=read(options.validate),
         init=options.init,
         cpu=options.cpu,
         tensorboard=options.tensorboard,

@@ -52,12 +52,18 @@ class Network:
     last_bias: str
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Split the parameters into those of the encoder and the rest."""
-        named = list(self.module.named_parameters())
+        """Split the parameters to train into those of the encoder and the rest."""
+        named = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         return (
             [p for name, p in named if name.startswith(self.encoder)],
             [p for name, p in named if not name.startswith(self.encoder)],
         )
+
+    def freeze(self, stages: int) -> None:
+        """Keep the weights of the stem and of so many stages of a "lite" encoder; 0 keeps none."""
+        kept = ("stem.", *(f"stages.{stage}." for stage in range(stages))) if stages else ()
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(not name.startswith(kept))
 
     def encoder_norms(self) -> Iterator[nn.Module]:
         """Yield the batch normalisations of the encoder."""
@@ -74,7 +80,9 @@ class Network:
         save_network(module.half().eval(), Normalisation(self.mean, self.std), folder)
 
 
-def build_network(architecture: str, init: str | Path | None = None) -> Network:
+def build_network(
+    architecture: str, init: str | Path | None = None, *, logit_shift: float = 0.0
+) -> Network:
     """Build a network with random weights, or with those of a file.
 
     Parameters
@@ -85,6 +93,8 @@ def build_network(architecture: str, init: str | Path | None = None) -> Network:
         For ``"lite"``: EfficientNet-Lite0 classification weights (``.safetensors`` or ``.pth``; of
         the latter only tensors are read). For either: a folder that `BoundaryModel` loads, to go on
         from.
+    logit_shift : float
+        What was added to the logits when that folder was saved; it is taken off.
 
     Raises
     ------
@@ -105,7 +115,10 @@ def build_network(architecture: str, init: str | Path | None = None) -> Network:
         if isinstance(loaded.module, LiteBoundaryNet) != (architecture == "lite"):
             raise WeightsError(f"{init} does not hold a network of the architecture {architecture}")
         mean, std = loaded.normalisation.mean, loaded.normalisation.std
-        return Network(loaded.module, mean, std, _ENCODER[architecture], _LAST_BIAS[architecture])
+        last = _LAST_BIAS[architecture]
+        with torch.no_grad():
+            loaded.module.get_parameter(last).sub_(logit_shift)
+        return Network(loaded.module, mean, std, _ENCODER[architecture], last)
     if architecture == "lite":
         net = LiteBoundaryNet()
         if init is not None:

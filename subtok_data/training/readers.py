@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from subtok_data.annotations import (
     OPEN_LICENCES,
@@ -238,18 +239,61 @@ class LabelMapSource(_FileSource):
 class TeacherSource(_FileSource):
     """Images and grey boundary maps of a teacher, PNGs of the same stem; 255 is a boundary.
 
+    Where there are masks of the same stem, the label is the mean of teacher and votes
+    (`edge_strength`, a pixel wider on each side).
+
     Parameters
     ----------
     images, maps : path
         Folders.
+    masks : path, optional
+        Folder of npz files of ``make_masks``.
+    logit_shift : float
+        What was added to the logits of the teacher's weights when they were saved; it is taken
+        off, so that teacher and votes mean the same by a level.
     """
 
-    def __init__(self, images: str | Path, maps: str | Path) -> None:
-        super().__init__(pair_by_stem(images, maps), True, str(maps))
+    def __init__(
+        self,
+        images: str | Path,
+        maps: str | Path,
+        masks: str | Path | None = None,
+        *,
+        logit_shift: float = 0.0,
+    ) -> None:
+        folder = None if masks is None else Path(masks)
+        if folder is not None and not folder.is_dir():
+            raise ConfigError(f"{str(masks)!r} is no folder of masks")
+        pairs = [
+            (image, (path, None if folder is None else folder / f"{path.stem}.npz"))
+            for image, path in pair_by_stem(images, maps)
+        ]
+        super().__init__(pairs, True, str(maps))
+        self._levels = _shifted_levels(-logit_shift)
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:
-        with Image.open(label) as file:
-            return np.array(file.convert("L"), np.uint8), False
+        path, masks = label
+        with Image.open(path) as file:
+            strength = self._levels[np.array(file.convert("L"), np.uint8)]
+        if masks is not None and masks.exists():
+            votes: Any = ndimage.grey_dilation(
+                edge_strength(read_masks(masks)), footprint=_CROSS, mode="constant", cval=0
+            )
+            if votes.shape != strength.shape:
+                raise ConfigError(f"{path}: the map is {strength.shape}, the masks {votes.shape}")
+            strength = (strength + votes) / 2
+        return np.rint(strength).astype(np.uint8), False
+
+
+_CROSS = ndimage.generate_binary_structure(2, 1)
+"""A pixel and its four neighbours."""
+
+
+def _shifted_levels(shift: float) -> NDArray[np.float64]:
+    """Map each level, 0 … 255, to the level after adding to its logit; 0 and 255 stay."""
+    share = np.arange(1, 255) / 255
+    shifted = 255 / (1 + (1 - share) / share * np.exp(-shift))
+    return np.concatenate([[0.0], shifted, [255.0]])
 
 
 def _runs(name: int | str, segmentation: Any, size: tuple[int, int]) -> NDArray[np.int32]:
@@ -267,28 +311,30 @@ def _drawn(edges: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], bool]:
     return np.where(edges, np.uint8(HUMAN), np.uint8(0)), True
 
 
-_KINDS: dict[str, tuple[Callable[..., BoundarySource], int]] = {
-    "bsds": (BSDSSource, 2),
-    "panoptic": (CocoPanopticSource, 3),
-    "instances": (CocoInstanceSource, 2),
-    "masks": (MaskSource, 2),
-    "labels": (LabelMapSource, 2),
-    "teacher": (TeacherSource, 2),
+_KINDS: dict[str, tuple[Callable[..., BoundarySource], tuple[int, ...]]] = {
+    "bsds": (BSDSSource, (2,)),
+    "panoptic": (CocoPanopticSource, (3,)),
+    "instances": (CocoInstanceSource, (2,)),
+    "masks": (MaskSource, (2,)),
+    "labels": (LabelMapSource, (2,)),
+    "teacher": (TeacherSource, (2, 3)),
 }
-"""What makes a source, and how many places it takes."""
+"""What makes a source, and how many places it may take."""
 
 
-def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
+def parse_source(text: str, *, soft: bool = True, logit_shift: float = 0.0) -> BoundarySource:
     """Build a source from the command line's ``KIND:FOLDER[,FOLDER…]``.
 
     Parameters
     ----------
     text : str
         ``bsds:ROOT,SPLIT``; ``panoptic:IMAGES,JSON,MAPS``; ``instances:IMAGES,JSON``;
-        ``masks:IMAGES,MASKS``; ``labels:IMAGES,LABELS``; ``teacher:IMAGES,MAPS``. A ``+open`` after
-        a COCO kind admits photos of open licences only.
+        ``masks:IMAGES,MASKS``; ``labels:IMAGES,LABELS``; ``teacher:IMAGES,MAPS[,MASKS]``. A
+        ``+open`` after a COCO kind admits photos of open licences only.
     soft : bool
         Which form of label.
+    logit_shift : float
+        Of a teacher's maps, see `TeacherSource`.
 
     Raises
     ------
@@ -300,16 +346,19 @@ def parse_source(text: str, *, soft: bool = True) -> BoundarySource:
     places = [place for place in rest.split(",") if place]
     if kind not in _KINDS:
         raise ConfigError(f"{text!r}: no such kind of data; there are {', '.join(_KINDS)}")
-    make, count = _KINDS[kind]
-    if len(places) != count:
+    make, counts = _KINDS[kind]
+    if len(places) not in counts:
         raise ConfigError(
-            f"{text!r}: {kind} takes {count} places separated by commas, got {len(places)}"
+            f"{text!r}: {kind} takes {' or '.join(map(str, counts))} places separated by commas, "
+            f"got {len(places)}"
         )
     if option and (option != "open" or kind not in ("panoptic", "instances")):
         raise ConfigError(
             f"{text!r}: '+{option}' is not known; panoptic and instances take '+open'"
         )
-    options: dict[str, Any] = {} if make is TeacherSource else {"soft": soft}
+    options: dict[str, Any] = (
+        {"logit_shift": logit_shift} if make is TeacherSource else {"soft": soft}
+    )
     if option:
         options["licences"] = OPEN_LICENCES
     return make(*places, **options)

@@ -99,7 +99,8 @@ class Trainer:
         self.problems = (*self._samples.problems, *held_out_problems)
         self.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
-        network = build_network(config.architecture, init)
+        network = build_network(config.architecture, init, logit_shift=config.logit_shift)
+        network.freeze(config.frozen_stages)
         checkpoint = self._find_checkpoint()
         self.step = 0 if checkpoint is None else checkpoint.step
         self._learner = Learner(config, network, self._accelerator, checkpoint)

@@ -52,7 +52,9 @@ def photos(tmp_path):
 # --- the command itself ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["tokenize"], ["bench"], ["train"], ["eval"]])
+@pytest.mark.parametrize(
+    "command", [[], ["demo"], ["tokenize"], ["maps"], ["bench"], ["train"], ["eval"]]
+)
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
@@ -87,6 +89,55 @@ def test_python_m_is_the_same_command():
     )
     assert done.returncode == 0
     assert done.stdout.startswith("subtok-data ")
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def test_maps_of_a_folder_are_those_of_the_model(photos, tmp_path, capsys):
+    out = tmp_path / "maps"
+    arguments = ["maps", str(photos), str(out), "--scales", "1,1.5", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "6 maps in" in capsys.readouterr().err
+    model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
+    for number in range(6):
+        image = np.asarray(Image.open(photos / f"{number:02d}.png"))
+        written = np.asarray(Image.open(out / f"{number:02d}.png"))
+        assert np.array_equal(written, model.predict([image])[0])
+    (out / "03.png").unlink()
+    before = (out / "02.png").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (out / "03.png").exists()
+    assert (out / "02.png").stat().st_mtime_ns == before
+
+
+def test_maps_of_some_images_and_of_bad_ones(photos, tmp_path, capsys):
+    wanted = tmp_path / "masks"
+    wanted.mkdir()
+    for stem in ("01", "04", "nowhere"):
+        (wanted / f"{stem}.npz").touch()
+    (photos / "04.png").write_bytes(b"no image")
+    out = tmp_path / "maps"
+    options = [str(out), "--only-with", str(wanted), "--device", "cpu"]
+    assert main(["maps", str(photos), *options]) == 1
+    assert "04.png" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["01.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scales", "1,x"], "numbers separated by commas"),
+        (["--scales", "0"], "above 0"),
+        (["--only-with", "nowhere"], "'nowhere' is not a folder"),
+        (["--weights", "nowhere"], "no folder 'nowhere'"),
+    ],
+)
+def test_maps_that_cannot_be_made(photos, tmp_path, capsys, options, message):
+    assert main(["maps", str(photos), str(tmp_path / "maps"), *options]) in (1, 2)
+    assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["maps", str(tmp_path / "empty"), str(tmp_path / "maps")]) == 2
 
 
 # --- tokenize ----------------------------------------------------------------------------------

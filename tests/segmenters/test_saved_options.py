@@ -159,6 +159,7 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "std": {"std": (0.2, 0.3, 0.4)},
     "tile": {"tile": 64, "overlap": 32},
     "overlap": {"tile": 128, "overlap": 32},
+    "scales": {"scales": (1.0, 1.5)},
 }
 
 

@@ -96,12 +96,6 @@ def test_every_reader_finds_the_borders(folder: Path, kind: str, soft: bool):
     assert not strength[0, :4].any()
 
 
-def test_a_teacher_map_is_taken_as_it_is(folder: Path):
-    sample = parse_source(f"teacher:{folder}/images,{folder}/maps")[1]
-    assert np.array_equal(sample.strength, quadrants() * 60)
-    assert not sample.thin
-
-
 def test_photos_without_open_licence_can_be_left_out(folder: Path):
     assert (
         len(parse_source(f"panoptic+open:{folder}/images,{folder}/coco.json,{folder}/labels")) == 1
@@ -137,7 +131,12 @@ def test_nothing_to_train_on_is_an_error(folder: Path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("voc:a", "no such kind"), ("masks:a", "takes 2 places"), ("masks+open:a,b", "not known")],
+    [
+        ("voc:a", "no such kind"),
+        ("teacher+open:a,b", "not known"),
+        ("masks:a", "takes 2 places"),
+        ("masks+open:a,b", "not known"),
+    ],
 )
 def test_unknown_sources_are_refused(text: str, message: str):
     with pytest.raises(ConfigError, match=message):
@@ -149,6 +148,49 @@ def test_missing_folders_are_named(tmp_path: Path):
         parse_source(f"labels:{tmp_path}/nowhere,{tmp_path}")
     with pytest.raises(ConfigError, match="no image with a label"):
         parse_source(f"labels:{tmp_path},{tmp_path}")
+
+
+def test_a_teacher_map_is_taken_as_it_is(folder: Path):
+    sample = parse_source(f"teacher:{folder}/images,{folder}/maps")[1]
+    assert np.array_equal(sample.strength, quadrants() * 60)
+    assert not sample.thin
+
+
+def test_teacher_and_votes_are_averaged(folder: Path):
+    (folder / "masks" / "b.npz").unlink()
+    places = f"{folder}/images,{folder}/maps,{folder}/masks"
+    both, alone = (parse_source(f"teacher:{places}")[index] for index in (0, 1))
+    assert np.array_equal(alone.strength, quadrants() * 60)
+    votes = parse_source(f"masks:{folder}/images,{folder}/masks")[0].strength
+    for y, x in ((10, 32), (24, 10), (10, 10), (24, 32)):
+        cross = [votes[y, x], votes[y - 1, x], votes[y + 1, x], votes[y, x - 1], votes[y, x + 1]]
+        expected = round((int(max(cross)) + int(quadrants()[y, x]) * 60) / 2)
+        assert both.strength[y, x] == expected
+    assert not both.thin
+
+
+def test_the_shift_of_the_teachers_weights_is_taken_off(folder: Path):
+    line = np.zeros((48, 64), np.uint8)
+    line[:, 32] = 200
+    line[:, 40] = 255
+    Image.fromarray(line).save(folder / "maps" / "a.png")
+    places = f"teacher:{folder}/images,{folder}/maps"
+    strength = parse_source(places, logit_shift=2.4)[0].strength
+    logit = np.log(200 / 55) - 2.4
+    assert set(np.unique(strength)) == {0, round(255 / (1 + np.exp(-logit))), 255}
+
+
+def test_a_teacher_without_its_masks_is_refused(folder: Path):
+    places = f"teacher:{folder}/images,{folder}/maps"
+    with pytest.raises(ConfigError, match="nowhere' is no folder of masks"):
+        parse_source(f"{places},{folder}/nowhere")
+    with pytest.raises(ConfigError, match="takes 2 or 3 places"):
+        parse_source(f"{places},x,y")
+    scores = np.full(1, 0.95, np.float32)
+    small = RLEMasks.from_masks([np.ones((9, 9), bool)], scores, {"stability": scores})
+    write_masks(folder / "masks" / "a.npz", small)
+    with pytest.raises(ConfigError, match=r"map is \(48, 64\), the masks \(9, 9\)"):
+        parse_source(f"{places},{folder}/masks")[0]
 
 
 @pytest.mark.data

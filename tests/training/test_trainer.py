@@ -209,6 +209,38 @@ def test_encoders_that_do_not_fit_are_refused(tmp_path: Path):
         build_network("resnet")
 
 
+def test_frozen_stages_keep_their_weights(source: LabelMapSource, tmp_path: Path):
+    start = train(preset("default", **TINY), [source], tmp_path / "first", cpu=True)
+    config = preset("default", **TINY, frozen_stages=2, seed=1)
+    end = train(config, [source], tmp_path / "second", init=start, cpu=True)
+    before, after = weights(start), weights(end)
+    kept = ("stem.", "stages.0.", "stages.1.")
+    for name in before:
+        if name.endswith((".weight", ".bias")):
+            assert torch.equal(before[name], after[name]) == name.startswith(kept)
+
+
+def test_a_run_without_change_gives_back_its_start(source: LabelMapSource, tmp_path: Path):
+    """The shift of saved logits is taken off on the way in, and added once on the way out."""
+    start = train(preset("default", **TINY), [source], tmp_path / "first", cpu=True)
+    config = preset("default", **{**TINY, "steps": 1}, frozen_stages=7, learning_rate=1e-12)
+    end = train(config, [source], tmp_path / "second", init=start, cpu=True)
+    images = [np.full((64, 64, 3), 90, np.uint8)]
+    maps = [
+        BoundaryModel.from_pretrained(folder, device="cpu", dtype="float32").predict(images)[0]
+        for folder in (start, end)
+    ]
+    assert np.abs(maps[0].astype(int) - maps[1]).max() <= 2
+
+
+@pytest.mark.parametrize("changes", [{"frozen_stages": 8}, {"frozen_stages": -1}])
+def test_stages_that_are_not_there_cannot_be_frozen(changes: dict[str, int]):
+    with pytest.raises(ConfigError, match=r"frozen_stages is .*0 to 7"):
+        preset("default", **changes)
+    with pytest.raises(ConfigError, match="0 for segformer"):
+        preset("epoc", frozen_stages=1)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (160, 32)])
 def test_logits_come_at_half_the_side(size: tuple[int, int]):
     net = LiteBoundaryNet(LiteConfig(decoder_channels=16)).eval()
