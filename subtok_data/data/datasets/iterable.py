@@ -19,7 +19,7 @@ from subtok_data.data.datasets.sample import Sample, decode_row
 from subtok_data.data.datasets.sources import as_stream, check_options
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
 from subtok_data.data.replacement import Replacement
-from subtok_data.errors import SampleError
+from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["SubobjectIterableDataset"]
