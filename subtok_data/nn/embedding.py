@@ -94,6 +94,11 @@ class TokenEmbedding(nn.Module):
 
         RoIAlign on 32 x 32 bins and three linear layers without bias, (4 + r² + C) -> h -> 4h -> h.
 
+        Tokens at the right and lower edge of the image differ from the original, whose boxes end at
+        W − 1 and H − 1: there a box that is as wide as the image misses its last column. The
+        original also adds the vectors to the embedding of the placeholder, for which
+        :func:`merge_visual_tokens` has ``mode="add"``; by default they take its place.
+
         Examples
         --------
         >>> sum(p.numel() for p in TokenEmbedding.paper(384, 64).parameters())

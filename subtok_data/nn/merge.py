@@ -34,8 +34,9 @@ def merge_visual_tokens(
     visual_token_mask : Tensor, optional
         (I, N) bool; which rows of padded features are tokens.
     mode : {"replace", "add"}
-        ``"add"`` keeps the placeholder's own embedding and adds the vector to it, as the original
-        EPOC code does; ``"replace"`` is what LLaVA-type models do.
+        ``"replace"`` puts the vector in place of the placeholder's embedding, as LLaVA-type models
+        do; ``"add"`` keeps the placeholder's own embedding and adds the vector to
+        it, as the original EPOC code does.
 
     Returns
     -------
