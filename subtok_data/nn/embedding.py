@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from subtok_data.errors import ConfigError
 from subtok_data.nn.cells import TokenCells, pool_tokens, token_cells
+from subtok_data.nn.compiled import compiled_cells, compiled_shapes, compiled_tokens
 from subtok_data.nn.intervals import cell_size
 from subtok_data.nn.roi import roi_pool_tokens
 from subtok_data.nn.shapes import shape_codes
@@ -28,6 +29,9 @@ class TokenEmbedding(nn.Module):
     in ``shape_size`` x ``shape_size`` bins. Content and position enter the first layer of a
     perceptron; the position's part runs in float32 also under autocast or in a bf16 module, since
     bf16 cannot tell apart places less than 1/256 of the image away from each other.
+
+    ``torch.compile`` takes it without a graph break, for any number of tokens at once, except for
+    ``pooling="roi"``.
 
     Parameters
     ----------
@@ -94,6 +98,11 @@ class TokenEmbedding(nn.Module):
 
         RoIAlign on 32 x 32 bins and three linear layers without bias, (4 + r² + C) -> h -> 4h -> h.
 
+        Tokens at the right and lower edge of the image differ from the original, whose boxes end at
+        W − 1 and H − 1: there a box that is as wide as the image misses its last column. The
+        original also adds the vectors to the embedding of the placeholder, for which
+        :func:`merge_visual_tokens` has ``mode="add"``; by default they take its place.
+
         Examples
         --------
         >>> sum(p.numel() for p in TokenEmbedding.paper(384, 64).parameters())
@@ -149,16 +158,15 @@ class TokenEmbedding(nn.Module):
             raise ConfigError(
                 f"features have {features.shape[1]} channels, feature_dim is {self.feature_dim}"
             )
-        counts: list[int] = batch["num_visual_tokens"].tolist()
+        boxes = self._flat(batch, "visual_token_boxes").float()
         if self.pooling == "roi":
-            content, shapes = self._roi(features, batch, counts)
+            content, shapes = self._roi(features, batch, batch["num_visual_tokens"].tolist())
         else:
             if cells is None:
-                cells = self.cells_of(batch, (int(features.shape[-2]), int(features.shape[-1])))
+                cells = self._cells(features, batch, boxes.shape[0])
             with torch.autocast(features.device.type, enabled=False):
                 content = pool_tokens(features, cells)
-            shapes = self._shapes(batch, counts)
-        boxes = self._flat(batch, "visual_token_boxes").float()
+            shapes = self._shapes(batch, boxes.shape[0])
         low, high = boxes[:, :2], boxes[:, 2:]
         place = torch.cat([(low + high) / 2, high - low, shapes.flatten(1).float()], dim=1)
         dtype = self.content.weight.dtype
@@ -199,6 +207,14 @@ class TokenEmbedding(nn.Module):
             sampling="bilinear" if self.pooling == "bilinear" else "area",
         )
 
+    def _cells(self, features: Tensor, batch: Mapping[str, Tensor], tokens: int) -> TokenCells:
+        images, _, height, width = features.shape
+        if not torch.compiler.is_compiling():
+            return self.cells_of(batch, (int(height), int(width)))
+        sampling = "bilinear" if self.pooling == "bilinear" else "area"
+        token, cell, weight = compiled_cells(batch, (height, width), self.stride, sampling)
+        return TokenCells(token, cell, weight, tokens, (images, height, width))
+
     def _roi(
         self, features: Tensor, batch: Mapping[str, Tensor], counts: list[int]
     ) -> tuple[Tensor, Tensor]:
@@ -216,12 +232,15 @@ class TokenEmbedding(nn.Module):
             extent=(extent[0], extent[1]),
         )
 
-    def _shapes(self, batch: Mapping[str, Tensor], counts: list[int]) -> Tensor:
+    def _shapes(self, batch: Mapping[str, Tensor], tokens: int) -> Tensor:
         token_map = batch["visual_token_map"]
         if self.shape_size == 0:
-            return token_map.new_zeros(sum(counts), 0)
+            return token_map.new_zeros(tokens, 0)
         if "visual_token_shapes" not in batch:
+            if torch.compiler.is_compiling():
+                return compiled_shapes(batch, tokens, self.shape_size)
             sizes = _sizes(batch, "map_sizes")
+            counts: list[int] = batch["num_visual_tokens"].tolist()
             return shape_codes(token_map, counts, self.shape_size, map_sizes=sizes)
         shapes = self._flat(batch, "visual_token_shapes")
         if shapes.shape[-1] != self.shape_size:
@@ -236,10 +255,12 @@ class TokenEmbedding(nn.Module):
         """Rows of all tokens (T, ...), from a padded or a packed batch."""
         if name not in batch:
             raise ConfigError(f"the batch has no {name!r}, which the token embedding reads")
-        # Packed batches hold flat rows already.
-        return (
-            batch[name] if "visual_cu_seqlens" in batch else batch[name][batch["visual_token_mask"]]
-        )
+        if "visual_cu_seqlens" in batch:  # packed batches hold flat rows already
+            return batch[name]
+        mask = batch["visual_token_mask"]
+        if torch.compiler.is_compiling():
+            return batch[name].flatten(0, 1)[compiled_tokens(mask)]
+        return batch[name][mask]
 
 
 def _sizes(batch: Mapping[str, Tensor], name: str) -> list[list[int]] | None:

@@ -34,8 +34,9 @@ def merge_visual_tokens(
     visual_token_mask : Tensor, optional
         (I, N) bool; which rows of padded features are tokens.
     mode : {"replace", "add"}
-        ``"add"`` keeps the placeholder's own embedding and adds the vector to it, as the original
-        EPOC code does; ``"replace"`` is what LLaVA-type models do.
+        ``"replace"`` puts the vector in place of the placeholder's embedding, as LLaVA-type models
+        do; ``"add"`` keeps the placeholder's own embedding and adds the vector to
+        it, as the original EPOC code does.
 
     Returns
     -------
@@ -45,7 +46,8 @@ def merge_visual_tokens(
     Raises
     ------
     ValueError
-        When placeholders and vectors differ in number; the message names both.
+        When placeholders and vectors differ in number; the message names both. (In a graph of
+        ``torch.compile``, RuntimeError without the numbers.)
 
     Examples
     --------
@@ -59,6 +61,13 @@ def merge_visual_tokens(
             raise ValueError("padded features (I, N, D) need visual_token_mask")
         features = features[visual_token_mask]
     place = input_ids == placeholder_id
+    if torch.compiler.is_compiling():  # a number of Python's would break the graph
+        torch._assert_async(  # pyright: ignore[reportPrivateUsage]
+            place.sum() == features.shape[0],
+            f"input_ids have more or fewer placeholders (id {placeholder_id}) than there are "
+            f"visual vectors: batch and features must come from the same images",
+        )
+        return _merge(inputs_embeds, place, features, mode)
     # The count makes the device wait, once; a silent shift of all later images would cost more.
     expected = int(place.sum())
     if expected != features.shape[0]:
@@ -71,6 +80,10 @@ def merge_visual_tokens(
             f"visual vectors have width {features.shape[-1]}, the text embeddings "
             f"{inputs_embeds.shape[-1]}: set hidden_size of the token embedding to the latter"
         )
+    return _merge(inputs_embeds, place, features, mode)
+
+
+def _merge(inputs_embeds: Tensor, place: Tensor, features: Tensor, mode: str) -> Tensor:
     features = features.to(inputs_embeds.device, inputs_embeds.dtype)
     mask = place[..., None].expand_as(inputs_embeds)
     if mode == "replace":

@@ -42,6 +42,12 @@ class LargeScaleJitter(v2.Transform):
         Pad. Without it an image that is smaller keeps its size, and tokenization, which resizes
         images to its own canvas, enlarges it again.
 
+    Notes
+    -----
+    Unlike the original, it antialiases where it makes an image smaller, and draws the place of the
+    crop for each axis by itself. Regions whose shorter side is then under 1 px are dropped
+    (``min_side`` of :class:`~subtok_data.RegionDataset`).
+
     Raises
     ------
     ConfigError

@@ -58,6 +58,12 @@ class SAMSegmenter(PromptableModel, Segmenter):
     device : str or torch.device, optional
         Where the model runs; None picks a CUDA device if there is one.
 
+    Notes
+    -----
+    The masks are bit for bit those of the official code only with a processor that resizes by
+    Pillow, as it does (``SamImageProcessorPil``, beside the model as a module). The default one
+    changes 15 to 39 % of the masks before the filters by some pixels (IoU at least 0.98).
+
     Raises
     ------
     ConfigError
