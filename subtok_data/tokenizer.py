@@ -25,6 +25,7 @@ from subtok_data.segment import (
     add_prompts,
     fit_prompts,
     segment_image,
+    warn_of_shortfall,
 )
 from subtok_data.segmenters import (
     EPOCSegmenter,
@@ -198,6 +199,11 @@ class SubobjectTokenizer:
             If a value cannot become an RGB image.
         PromptError
             If prompts are for an image of another size, or not one entry per image.
+
+        Warns
+        -----
+        UserWarning
+            Images have fewer tokens than ``num_tokens``: once for all, with their number.
         """
         if isinstance(images, list | tuple | Iterator):
             return self._tokenize([*images], prompts, shape_size)
@@ -216,12 +222,15 @@ class SubobjectTokenizer:
         taken = fitted if self.segmenter.takes_prompts else None
         task = self.segment_task(shape_size=shape_size)
         found: list[TokenizedImage] = []
+        short = 0
         for source, image, size, one, evidence in zip(
             sources, images, sizes, fitted, self.segmenter.infer(images, sizes, taken), strict=True
         ):
             evidence = add_prompts(evidence, one)
             segmented = segment_image(task, evidence, size, image)
+            short += segmented.shortfall > 0
             found.append(TokenizedImage.of(image, segmented, evidence, image_size(source)))
+        warn_of_shortfall(short, len(found), self.budget.num_tokens)
         return found
 
     def config(self) -> dict[str, Any]:

@@ -78,3 +78,47 @@ def test_wheel_has_the_package_and_nothing_else(tracked, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     assert sorted(names) == sorted(name for name in tracked if name.startswith("subtok_data/"))
+
+
+USER = """
+from subtok_data import SubobjectCollator, SubobjectLoader, SubobjectTokenizer
+from subtok_data.batch import Batch
+
+tokenizer = SubobjectTokenizer()
+for batch in SubobjectLoader(["a.png"], tokenizer):
+    reveal_type(batch["num_visual_tokens"])
+    reveal_type(batch["of the dataset"])
+collated: Batch = SubobjectCollator(tokenizer)([])
+"""
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_seen_by_type_checkers(tmp_path):
+    """Editors complete ``batch["``: the package is found by a path, not by an import hook."""
+    pytest.importorskip("setuptools", minversion="77", reason="older ones cannot build this")
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT / "subtok_data",
+        source / "subtok_data",
+        ignore=shutil.ignore_patterns("__pycache__", "weights"),
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        paths = {name: archive.read(name).decode() for name in archive.namelist() if ".pth" in name}
+    (path,) = paths.values()
+    assert path.strip() == str(source)
+    (tmp_path / "user.py").write_text(USER)
+    (tmp_path / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{path.strip()}"]}}')
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert 'Type of "batch["num_visual_tokens"]" is "Tensor"' in done.stdout, done.stdout
+    assert 'Type of "batch["of the dataset"]" is "Any"' in done.stdout
+    assert "0 errors" in done.stdout

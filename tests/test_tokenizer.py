@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from subtok_data import (
     PromptedSegmenter,
     Prompts,
     SAMSegmenter,
+    SubobjectLoader,
     SubobjectTokenizer,
     SuperpixelSegmenter,
     watershed_tokens,
 )
 from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images import Canvas
+from subtok_data.segment import WatershedPartitioner
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +203,54 @@ def test_extreme_sizes_have_tokens(shape):
         tokens = SubobjectTokenizer(size=size, device="cpu")(image)
         assert tokens.num_tokens >= 1
         assert tokens.areas.sum() == tokens.token_map.size
+
+
+class RedAsBoundaries:
+    """The red channel is the boundary map."""
+
+    partitioner = WatershedPartitioner()
+
+    def infer(self, images, sizes, prompts=None):
+        return [{"boundary_map": np.ascontiguousarray(image[..., 0])} for image in images]
+
+
+FLAT = np.zeros((64, 64, 3), np.uint8)
+
+
+def test_images_too_flat_for_the_number_are_counted_in_one_warning(photo):
+    tokenizer = SubobjectTokenizer(RedAsBoundaries(), num_tokens=7, size=96)
+    with pytest.warns(UserWarning, match="2 of 3 images .* than num_tokens=7") as told:
+        counts = [tokens.num_tokens for tokens in tokenizer([FLAT, photo, FLAT])]
+    assert len(told) == 1
+    assert counts == [1, 7, 1]
+
+
+def test_the_loader_counts_them_over_an_epoch(photo):
+    tokenizer = SubobjectTokenizer(RedAsBoundaries(), num_tokens=7, size=96)
+    with SubobjectLoader([FLAT, photo] * 2, tokenizer, executor="inline") as loader:
+        for epoch in (1, 2):
+            with pytest.warns(UserWarning, match="2 of 4 images have fewer") as told:
+                list(loader)
+            assert len(told) == 1
+            assert loader.stats().short == 2 * epoch
+        assert "4 images have fewer tokens" in loader.stats().report()
+
+
+def test_fingerprint_is_the_same_after_the_first_use(photo):
+    from datasets.fingerprint import Hasher
+
+    tokenizer = SubobjectTokenizer(size=96, device="cpu")
+    before = Hasher.hash(tokenizer)
+    tokens = tokenizer(photo)
+    assert tokenizer.config_hash
+    assert (
+        Hasher.hash(tokenizer) == before == Hasher.hash(SubobjectTokenizer(size=96, device="cpu"))
+    )
+    assert Hasher.hash(SubobjectTokenizer(size=128, device="cpu")) != before
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert (again(photo).token_map == tokens.token_map).all()
+    model = SubobjectTokenizer(EPOCSegmenter(tokenizer.segmenter.model), size=96)
+    before = Hasher.hash(model)
+    model(photo)
+    assert model.config_hash == tokenizer.config_hash
+    assert Hasher.hash(model) == before

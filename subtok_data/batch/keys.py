@@ -209,7 +209,13 @@ KEYS: dict[str, Key] = {
     "image_to_sample": Key(
         "sample", ("I",), "int64", "row of each image; only where samples hold lists of images"
     ),
-    "sample_index": Key("sample", ("B",), "int64", "row of the dataset", required=True),
+    "sample_index": Key(
+        "sample",
+        ("B",),
+        "int64",
+        "row of the dataset; −1 if unknown",
+        required=True,
+    ),
     "region_to_image": Key("region", ("R",), "int64", "image of each region, ascending"),
     "region_to_token": Key(
         "region",

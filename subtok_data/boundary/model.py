@@ -352,7 +352,7 @@ class BoundaryModel:
 
     def __getstate__(self) -> dict[str, Any]:
         refuse_to_pickle(self, self.device)
-        return self.__dict__
+        return {**self.__dict__, "_hash": None, "_stream": None}  # made when first used
 
     def __repr__(self) -> str:
         tiling = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""

@@ -72,8 +72,8 @@ def to_rgb(
         * a torch tensor or ``tv_tensors.Image`` (H, W) or (C, H, W), same channels and types.
     max_pixels : int, optional
         Largest height times width, compared before anything is decoded; None for no limit. Decoding
-        takes up to 25 bytes per pixel for a while (WebP; 12 for PNG and JPEG); what is more than
-        the memory that is free (of the machine, the container, the process) is always refused.
+        takes up to 25 bytes per pixel for a while (WebP; 12 for PNG and JPEG). What is more than
+        the memory that is free (of the machine, the container, the process) is refused anyway.
     background : tuple of 3 int, default white
         Colour in 0 to 255 behind transparent pixels.
 

@@ -44,7 +44,11 @@ from .prompts import (
     pixel_box as pixel_box,
     prompt_regions as prompt_regions,
 )
-from .task import SegmentTask as SegmentTask, segment_image as segment_image
+from .task import (
+    SegmentTask as SegmentTask,
+    segment_image as segment_image,
+    warn_of_shortfall as warn_of_shortfall,
+)
 from .warmup import warm_up as warm_up
 from .watershed import (
     DEFAULT_THRESHOLD as DEFAULT_THRESHOLD,

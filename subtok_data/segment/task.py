@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from subtok_data.segment.partition import Evidence, Partitioner, as_partitioner
 from subtok_data.segment.partitioners import PromptedPartitioner
 from subtok_data.segment.prompts import Prompts
 
-__all__ = ["SegmentTask", "segment_image"]
+__all__ = ["SegmentTask", "segment_image", "warn_of_shortfall"]
 _NO_LIMITS = Budget()
 
 
@@ -126,3 +127,24 @@ def segment_image(
         segmented.token_map, segmented.num_tokens, prompts.regions(), segmented.geometry.areas
     )
     return replace(segmented, prompt_tokens=matched)
+
+
+def warn_of_shortfall(short: int, images: int, num_tokens: int | None) -> None:
+    """Warn of images that have fewer tokens than asked for, unless there are none.
+
+    Parameters
+    ----------
+    short : int
+        How many there are.
+    images : int
+        Of so many.
+    num_tokens : int or None
+        Tokens asked for.
+    """
+    if short:
+        warnings.warn(
+            f"{short:,} of {images:,} images have fewer tokens than num_tokens={num_tokens}: they "
+            "are too flat for more, or min_area joined them",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -10,7 +10,7 @@ import torch
 
 from subtok_data.arguments import check_type
 from subtok_data.boundary import BoundaryModel
-from subtok_data.devices import check_device, resolve_device
+from subtok_data.devices import check_device, refuse_to_pickle, resolve_device
 from subtok_data.segment import Backend, WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
@@ -70,6 +70,7 @@ class EPOCSegmenter(Segmenter):
         if device is not None:
             check_device(device)
         self._device = device
+        self._source = model
         self._model = model
 
     @property
@@ -113,6 +114,13 @@ class EPOCSegmenter(Segmenter):
         del sizes
         refuse_prompts(self, prompts)
         return _BoundaryLaunch(self.model, images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what was loaded: equal before and after the first use, for datasets' fingerprints.
+        if self._model is not self._source and isinstance(self._model, BoundaryModel):
+            refuse_to_pickle(self._model, self._model.device)
+            return {**self.__dict__, "_model": self._source}
+        return self.__dict__
 
     def _described(self) -> list[str]:
         model = self._model

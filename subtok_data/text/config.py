@@ -116,6 +116,13 @@ class TextConfig:
         if not self.image_mark or not self.placeholder:
             raise ConfigError("image_mark and placeholder must not be empty")
 
+    @property
+    def form(self) -> str:
+        """Which of the three forms is chosen: "caption", "prompt" or "messages"."""
+        if self.caption is not None:
+            return "caption"
+        return "prompt" if self.prompt is not None else "messages"
+
     def for_generation(self) -> TextConfig:
         """Return the same text without what the model shall write, padded on the left."""
         return replace(self, generation=True, padding_side="left")

@@ -321,6 +321,7 @@ def test_device_choice(monkeypatch):
     assert compute_dtype("auto", torch.device("cuda")) == torch.float16
     assert compute_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert resolve_device(None) == resolve_device("cuda") == torch.device("cuda", 3)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)

@@ -30,6 +30,7 @@ from subtok_data import (
     SubobjectIterableDataset,
     SubobjectLoader,
     SubobjectTokenizer,
+    SuperpixelSegmenter,
     TextConfig,
 )
 from subtok_data.errors import ConfigError, ImageError, PromptError, SubtokError
@@ -374,6 +375,24 @@ def test_every_message_is_one_paragraph():
         with pytest.raises(SubtokError) as caught:
             of(*given, **options)
         assert re.fullmatch(r"\S.*\S", str(caught.value)), str(caught.value)
+
+
+def test_representations_say_what_things_are(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "0.png")
+    text = TextConfig(word_tokenizer(), caption="caption")
+    shown = {
+        "SubobjectDataset(list, 3 samples)": SubobjectDataset(ROWS),
+        f"SubobjectDataset(ImageFiles('{tmp_path}'), 1 samples)": SubobjectDataset(tmp_path),
+        "SubobjectIterableDataset(list)": SubobjectIterableDataset(ROWS),
+        "SubobjectLoader(SubobjectDataset(list, 3 samples), SubobjectTokenizer(": load(),
+        "text='caption', size=8)": SubobjectCollator(
+            TOKENIZER, text=text, pixels=PixelConfig(size=8)
+        ),
+        "SuperpixelSegmenter(SuperpixelPartitioner(method='slic'": SuperpixelSegmenter(),
+        "EPOCSegmenter(packaged weights, WatershedPartitioner(": EPOCSegmenter(),
+    }
+    for words, thing in shown.items():
+        assert words in repr(thing)
 
 
 def test_text_is_still_taken():

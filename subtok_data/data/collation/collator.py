@@ -6,13 +6,13 @@ import threading
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from subtok_data.arguments import check_type
-from subtok_data.batch import PixelConfig
-from subtok_data.data.collation.pending_batch import COLLATORS, PendingBatch, RawBatch
+from subtok_data.batch import Batch, PixelConfig
+from subtok_data.data.collation.pending_batch import COLLATORS, RawBatch
 from subtok_data.data.collation.stages import BatchStages
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.datasets import PromptColumns
@@ -130,19 +130,20 @@ class SubobjectCollator:
         self._deferring = threading.local()
         COLLATORS[self.worker.key] = self
 
-    def __call__(self, rows: Sequence[Any]) -> dict[str, Any] | PendingBatch:
+    def __call__(self, rows: Sequence[Any]) -> Batch:
         """Collate rows: decoded samples of our datasets, dict rows, tuples or images.
 
         Returns
         -------
-        dict or PendingBatch
-            Finished in the main process, pending inside a DataLoader worker.
+        Batch
+            A finished dict in the main process; inside a DataLoader worker a
+            :class:`~subtok_data.data.PendingBatch`, which has the same keys.
         """
         pending = self.worker(rows)
         inside_worker = torch.utils.data.get_worker_info() is not None
         if inside_worker or getattr(self._deferring, "on", False):
-            return pending
-        return pending.finish()
+            return cast("Batch", pending)
+        return cast("Batch", pending.finish())
 
     @property
     def text(self) -> TextConfig | None:
@@ -195,4 +196,13 @@ class SubobjectCollator:
         return (WorkerCollator, (self.worker.canvas, self.options, self.worker.key))
 
     def __repr__(self) -> str:
-        return f"SubobjectCollator({self.tokenizer!r})"
+        options = self.options
+        shown = {
+            "text": options.encoder and options.encoder.config.form,
+            "packing": options.packing,
+            "size": options.pixels.size,
+            "prompts": options.prompts,
+            "on_error": options.on_error if options.on_error != "raise" else None,
+        }
+        given = "".join(f", {name}={value!r}" for name, value in shown.items() if value)
+        return f"SubobjectCollator({self.tokenizer!r}{given})"

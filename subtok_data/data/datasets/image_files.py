@@ -57,6 +57,9 @@ class ImageFiles(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __repr__(self) -> str:
+        return f"ImageFiles({str(self.folder)!r})"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self._names[index]
         text = name.decode() if isinstance(name, bytes) else str(name)

@@ -16,7 +16,7 @@ from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.map_style import Transform, own_decoding, shared_epoch
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
-from subtok_data.data.datasets.sources import as_stream, check_options
+from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
 from subtok_data.data.replacement import Replacement
 from subtok_data.errors import ConfigError, SampleError
@@ -118,6 +118,9 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self._rank, self._world = 0, 1
         self._batch_size = 1
         self._resume: LoaderState | None = None
+
+    def __repr__(self) -> str:
+        return f"SubobjectIterableDataset({name_dataset(self.dataset)})"
 
     @property
     def epoch(self) -> int:

@@ -16,7 +16,7 @@ from subtok_data.arguments import check_type, describe
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
-from subtok_data.data.datasets.sources import as_rows, check_options
+from subtok_data.data.datasets.sources import as_rows, check_options, name_dataset
 from subtok_data.data.replacement import (
     MAX_REPLACEMENTS,
     Replacement,
@@ -147,6 +147,9 @@ class SubobjectDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({name_dataset(self.dataset)}, {len(self)} samples)"
 
     @property
     def epoch(self) -> int:

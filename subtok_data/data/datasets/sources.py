@@ -13,7 +13,7 @@ from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import check_on_error
 from subtok_data.errors import ConfigError
 
-__all__ = ["as_rows", "as_stream", "check_options"]
+__all__ = ["as_rows", "as_stream", "check_options", "name_dataset"]
 
 
 def as_rows(dataset: Any) -> Any:
@@ -63,6 +63,19 @@ def as_stream(dataset: Any) -> Iterable[Any]:
     if isinstance(dataset, type) or not hasattr(dataset, "__iter__"):
         raise ConfigError(f"dataset is {describe(dataset)}, which cannot be iterated")
     return dataset
+
+
+def name_dataset(dataset: object) -> str:
+    """Name what is wrapped, for ``repr``: that of a list or a dataset of Hugging Face is long.
+
+    Examples
+    --------
+    >>> name_dataset([1, 2])
+    'list'
+    """
+    if isinstance(dataset, ImageFiles):
+        return repr(dataset)
+    return type(dataset).__name__
 
 
 def check_options(

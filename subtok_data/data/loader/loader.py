@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
 from subtok_data.arguments import check_choice
+from subtok_data.batch import Batch
 from subtok_data.data.collation import SubobjectCollator
 from subtok_data.data.datasets import SubobjectIterableDataset
 from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
@@ -36,6 +37,7 @@ from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.position import LoaderState
 from subtok_data.devices import check_device
 from subtok_data.errors import ConfigError, WorkerCrashError
+from subtok_data.segment import warn_of_shortfall
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
 
@@ -105,6 +107,12 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     ------
     ConfigError
         If an option is out of range, or contradicts another or the collator.
+
+    Warns
+    -----
+    UserWarning
+        At the end of an epoch in which images had fewer tokens than ``num_tokens``, with their
+        number; or a stream that cannot resume exactly.
 
     Notes
     -----
@@ -211,7 +219,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
 
     # --- iteration ----------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._stop_running()
         state = self._begin()
         total = self._batches_left(state)
@@ -220,15 +228,23 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         running = self._load(total)
         self._running = running
         self._begin_epoch(self._remainder())
+        before = self._recorder.short, self._recorder.images
         try:
             with self._recorder.timed("elapsed"), closing(running):
                 for batch, position, is_last in running:
                     if is_last:
                         self.end_of_dataloader = True
                     state.advance(position)
-                    yield batch
+                    yield cast("Batch", batch)
                     self._refuse_ended(running)
             state.begin(state.epoch + 1)
+            short, images = (
+                now - then
+                for now, then in zip(
+                    (self._recorder.short, self._recorder.images), before, strict=True
+                )
+            )
+            warn_of_shortfall(short, images, self.tokenizer.budget.num_tokens)
         except WorkerCrashError:
             self._end_dataloader_workers()  # torch cannot go on with some of them dead
             raise
@@ -294,6 +310,12 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             self._pool_closer.detach()
         self._pool = self._pool_closer = None
         self._recorder = StatsRecorder()
+
+    def __repr__(self) -> str:
+        return (
+            f"SubobjectLoader({self.dataset!r}, {self.tokenizer!r}, batch_size={self.batch_size}, "
+            f"num_workers={self.num_workers}, executor={self.executor!r})"
+        )
 
     # --- end ----------------------------------------------------------------------------------
 

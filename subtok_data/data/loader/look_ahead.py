@@ -205,6 +205,7 @@ def _hand_over(
     finished = stages.finish(batch)
     counts = [one.num_tokens for sample in batch.samples for one in sample.segmented]
     stats.count(np.array(counts, np.int64), finished)
+    stats.short += sum(one.shortfall > 0 for sample in batch.samples for one in sample.segmented)
     stats.hold(-batch.nbytes)
     return LoadedBatch(finished, batch.position, is_last)
 

@@ -51,6 +51,8 @@ class LoaderStats:
         Most bytes of decoded images held between decoding and delivery.
     tokens_histogram : dict of str to int
         Images by number of tokens.
+    short : int
+        Images with fewer tokens than ``num_tokens``; after each epoch a warning tells their number.
     replaced : tuple of Replacement
         Samples that were replaced.
     restarts : int
@@ -72,6 +74,7 @@ class LoaderStats:
     text_padding_fraction: float
     peak_bytes_in_flight: int
     tokens_histogram: dict[str, int]
+    short: int
     replaced: tuple[Replacement, ...]
     restarts: int
 
@@ -108,6 +111,8 @@ class LoaderStats:
             f"  training waited            {self.consumer_wait_s * per_image:8.2f} ms per image; "
             f"{self.ready_mean:.1f} batches ready on average",
         ]
+        if self.short:
+            lines.append(f"  {self.short} images have fewer tokens than num_tokens")
         if self.replaced:
             lines.append(f"  {len(self.replaced)} samples replaced; the first: {self.replaced[0]}")
         if self.restarts:
@@ -140,6 +145,7 @@ class StatsRecorder:
     text_tokens: int = 0
     text_places: int = 0
     ready: int = 0
+    short: int = 0
     bytes_in_flight: int = 0
     peak_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -207,6 +213,7 @@ class StatsRecorder:
             else 0.0,
             peak_bytes_in_flight=self.peak_bytes,
             tokens_histogram=dict(zip(names, self.histogram.tolist(), strict=True)),
+            short=self.short,
             replaced=tuple(self.replaced),
             restarts=restarts,
         )

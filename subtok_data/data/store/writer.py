@@ -42,12 +42,17 @@ class StoredRow:
         fields = self.token_fields or [{}] * len(self.token_maps)
         return {
             "index": self.index,
-            "path": self.path,
+            "path": _escaped(self.path),
             "num_visual_tokens": [int(token_map.max()) + 1 for token_map in self.token_maps],
             "sizes": [side for token_map in self.token_maps for side in token_map.shape],
-            "error": self.error,
+            "error": _escaped(self.error),
             "records": [encode_record(m, f) for m, f in zip(self.token_maps, fields, strict=True)],
         }
+
+
+def _escaped(text: str | None) -> str | None:
+    """Text that UTF-8 can hold: other bytes of file names become their escapes."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class TokenWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -189,3 +190,36 @@ def test_a_row_with_another_number_of_images_is_refused(tmp_path, tokenizer):
     sample = decode_row([image, image], image_column="image", index=0)
     with pytest.raises(SampleError, match="1 stored maps for 2 images"):
         sample.attach(StoredTokens(tmp_path))
+
+
+def test_file_names_that_are_no_utf8(tmp_path, capsys):
+    """Bytes of names that are no text, as old archives have them, in store, messages and JSON."""
+    from PIL import Image
+
+    from subtok_data import PatchSegmenter, SubobjectLoader, SubobjectTokenizer
+    from subtok_data.cli import main
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    try:
+        (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with (folder / os.fsdecode(b"good\xe9.png")).open("wb") as file:
+        Image.new("RGB", (40, 30)).save(file, "PNG")
+    out = str(tmp_path / "tokens")
+    command = ["tokenize", str(folder), "--out", out, "--segmenter", "patch", "--size", "64"]
+    assert main([*command, "--json"]) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["images"] == 1
+    assert "udce9.png" in printed.out
+    assert main(command) == 1  # nothing to do; the failure again, for people
+    assert "bad\\udce9.png" in capsys.readouterr().err
+    tokenizer = SubobjectTokenizer(PatchSegmenter(), size=64)
+    options = {"executor": "inline", "on_error": "replace", "batch_size": 2}
+    with SubobjectLoader(folder, tokenizer, **options) as loader:
+        (batch,) = loader
+        (replaced,) = loader.stats().replaced
+    assert batch["path"] == [os.fsdecode(b"good\xe9.png")] * 2
+    assert "bad\\udce9.png" in replaced.reason
