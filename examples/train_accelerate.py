@@ -1,7 +1,7 @@
 """Train with accelerate, gradient accumulation, and resume in the middle of an epoch.
 
 python examples/train_accelerate.py --steps 6 --out run
-accelerate launch --cpu --num_processes 2 examples/train_accelerate.py
+torchrun --nproc_per_node 2 examples/train_accelerate.py
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keeps a checkpoint here, and goes on from it")
     args = parser.parse_args()
 
-    accelerator = Accelerator(gradient_accumulation_steps=2)
+    # Without cpu=True, accelerate on a machine without GPUs overlooks the other processes.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, gradient_accumulation_steps=2)
+    accelerator.print(f"processes: {accelerator.num_processes}")
     photos = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
     rows = [{"image": photo, "label": label} for label, photo in enumerate(photos)] * 10
     tokenizer = SubobjectTokenizer(num_tokens=16, size=args.size)

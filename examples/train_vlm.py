@@ -2,7 +2,7 @@
 
     python examples/train_vlm.py --out out/vlm
     python examples/train_vlm.py --out out/vlm --resume          # goes on in the middle of an epoch
-    accelerate launch --cpu --num_processes 2 examples/train_vlm.py --out out/vlm2
+    torchrun --nproc_per_node 2 examples/train_vlm.py --out out/vlm2
     python examples/train_vlm.py --out out/smol --llm FOLDER     # any causal LM of transformers
 
 Photos and captions come from ``--data`` (folders of COCO or Flickr8k), $SUBTOK_TEST_DATA, or
@@ -143,7 +143,9 @@ def plot(log: Path, path: Path) -> None:
 
 def main() -> None:
     args = parse_args()
-    accelerator = Accelerator()
+    # Without cpu=True, accelerate on a machine without GPUs overlooks the other processes.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator.print(f"processes: {accelerator.num_processes}")
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     train_rows, val_rows = caption_rows(data_folder(args.data))

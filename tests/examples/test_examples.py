@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,12 @@ RUNS = {
     "train_lightning": (["--size", "64", "--steps", "3"], "step 2: loss"),
     "train_trainer": (["--size", "64", "--steps", "5"], "trained 5 steps"),
 }
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def run(name: str, *arguments: str, folder: Path) -> str:
@@ -41,6 +49,30 @@ def test_example_runs(name, tmp_path):
         pytest.importorskip("lightning")
     arguments, words = RUNS[name]
     assert words in run(name, *arguments, folder=tmp_path)
+
+
+def test_the_command_for_two_processes_starts_two(tmp_path):
+    script = EXAMPLES / "train_accelerate.py"
+    (line,) = (
+        line.split()
+        for line in script.read_text(encoding="utf-8").splitlines()
+        if line.startswith("torchrun")
+    )
+    options = line[1:-1]  # between the program and the script
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--master-port", str(free_port())),
+            *(*options, str(script), "--size", "64", "--steps", "2"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes: 2" in done.stdout
+    assert done.stdout.count("step 1: loss") == 1
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -46,8 +46,10 @@ def test_packing_gives_the_same_losses(tmp_path, data_dir):
         assert math.isclose(left["loss"], right["loss"], rel_tol=1e-4)
 
 
-def test_runs_under_accelerate_launch_on_two_processes(tmp_path, data_dir):
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    launch += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+def test_runs_under_torchrun_on_two_processes(tmp_path, data_dir):
+    assert "torchrun --nproc_per_node 2 examples/train_vlm.py" in (
+        EXAMPLES / "train_vlm.py"
+    ).read_text(encoding="utf-8")
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
     log = train(tmp_path / "two", data_dir, launch=launch)
     assert len([entry for entry in log if "loss" in entry]) == 24

@@ -61,7 +61,7 @@ def test_a_step_is_one_graph_with_the_same_values(backend, pooling):
     torch.manual_seed(0)
     step = Step(pooling=pooling)
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=backend)
-    for seed, counts in enumerate([[3, 5], [2, 7], [9, 4]]):
+    for seed, counts in enumerate([[20, 25], [22, 17], [29, 24]]):
         batch = batch_of(seed, counts)
         expected = step(batch)
         gradients = torch.autograd.grad(expected, list(step.parameters()))
