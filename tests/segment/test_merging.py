@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ from skimage.measure import label
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import Partition, TokenMap, region_adjacency
-from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
+from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
 from subtok_data.segment.merging import merge_hierarchy
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
@@ -68,7 +69,10 @@ def merges_by_hand(
     rule: int,
     min_area: int,
     stop: int,
-) -> tuple[list[tuple[int, int]], int]:
+    limit: float = -1,
+    unit: float = 1,
+    scale: float = 1,
+) -> tuple[list[tuple[int, int]], list[float], int]:
     """The definition: look at every pair before every merge."""
     edges = {
         frozenset(p): [i, n, s]
@@ -77,7 +81,9 @@ def merges_by_hand(
     area = dict(enumerate(areas))
     shielded = {token for token, shield in enumerate(protected) if shield}
     merges: list[tuple[int, int]] = []
+    costs: list[float] = []
     forced = 0
+    free = 0.0
 
     def cost(pair: frozenset[int]) -> tuple[int, float, int]:
         rank, length, total = edges[pair]
@@ -85,19 +91,24 @@ def merges_by_hand(
         shields = len(pair & shielded)
         if rule == AREA:
             return shields, smaller + 1 - length * 2.0**-27, rank
-        weight = np.log1p(smaller) if rule == BALANCED else 1
-        return shields, total / length * weight, rank
+        weight = math.log1p(smaller / unit) if rule == BALANCED else 1
+        return shields, total / length * weight / scale, rank
 
     def is_crumb(token: int) -> bool:
         return area[token] < min_area and token not in shielded
 
     while edges:
         small = [pair for pair in edges if any(map(is_crumb, pair))]
+        best = min(small or edges, key=cost)
+        shields, price, _ = cost(best)
         if small:
             forced += 1
-        elif len(area) <= stop:
-            break
-        best = min(small or edges, key=cost)
+            costs.append(0)
+        else:
+            free = math.inf if shields else max(free, price)
+            if len(area) <= stop and free > limit:
+                break
+            costs.append(free)
         made = len(areas) + len(merges)
         merges.append((min(best), max(best)))
         area[made] = sum(area.pop(token) for token in best)
@@ -109,24 +120,36 @@ def merges_by_hand(
             new = frozenset({made}) | (pair - best)
             old = edges.get(new, [rank, 0, 0])
             edges[new] = [min(rank, old[0]), length + old[1], total + old[2]]
-    return merges, forced
+    return merges, costs, forced
 
 
 @pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
 @pytest.mark.parametrize("min_area", [0, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-def test_merges_follow_their_definition(rule: int, min_area: int, share: float) -> None:
+@pytest.mark.parametrize("limit", [-1.0, 0.0, 0.6])
+def test_merges_follow_their_definition(
+    rule: int, min_area: int, share: float, limit: float
+) -> None:
     rng = np.random.default_rng(rule + min_area)
-    for _ in range(60):
+    unit, scale = (1.0, 1.0) if limit < 0 else (2.5, 300.0)
+    for _ in range(30):
         partition = cut_up(rng)
         borders = region_adjacency(partition.token_map, partition.cost_map)
         areas = np.bincount(partition.token_map.ravel()).astype(np.int64)
         protected = rng.random(len(areas)) < share
-        stop = int(rng.integers(1, 6))
-        merges, forced = merge_neighbours(
-            borders.pairs, borders.lengths, borders.sums, areas, protected, rule, min_area, stop
+        stop = int(rng.integers(1, 6 if limit < 0 else 20))
+        merges, costs, forced = merge_neighbours(
+            borders.pairs,
+            borders.lengths,
+            borders.sums,
+            areas,
+            protected,
+            Cost(rule, unit, scale),
+            min_area,
+            stop,
+            limit,
         )
-        by_hand, forced_by_hand = merges_by_hand(
+        by_hand, costs_by_hand, forced_by_hand = merges_by_hand(
             [(int(a), int(b)) for a, b in borders.pairs],
             borders.lengths.tolist(),
             borders.sums.tolist(),
@@ -135,8 +158,13 @@ def test_merges_follow_their_definition(rule: int, min_area: int, share: float) 
             rule,
             min_area,
             stop,
+            limit,
+            unit,
+            scale,
         )
         assert merges.tolist() == [list(merge) for merge in by_hand]
+        np.testing.assert_allclose(costs, costs_by_hand)
+        assert (np.diff(costs[np.isfinite(costs)]) >= 0).all()
         assert forced == forced_by_hand
 
 
@@ -200,9 +228,9 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
         if flat:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
         started = time.process_time()  # other processes do not count
-        merges, _ = merge_neighbours(
-            pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
-        )
+        protected = np.zeros(len(areas), bool)
+        cost = Cost(rule, 1.0, 1.0)
+        merges, _, _ = merge_neighbours(pairs, lengths, sums, areas, protected, cost, 0, 1, -1.0)
         seconds.append(time.process_time() - started)
         assert len(merges) == leaves
     # Eight times the tokens: quadratic would be 64 times the time.
@@ -263,6 +291,52 @@ def test_large_maps_merge_in_time() -> None:
     token_map, count = flood_from(levels, minima_seeds(levels, 100_000))
     assert count > 9_000
     assert merge_hierarchy(Partition(token_map, count, levels)).cut(60).num_tokens == 60
+
+
+def test_strength_is_the_probability_along_the_border_of_a_hundredth() -> None:
+    """Whatever the size of the image; a smaller token needs a stronger border."""
+    for side in (40, 200, 1000):
+        token_map = np.zeros((side, side), np.int16)
+        levels = np.zeros((side, side), np.uint8)
+        corner = side // 10
+        token_map[:corner, :corner] = 1
+        levels[corner, : corner + 1] = levels[: corner + 1, corner] = 102  # 0.4
+        partition = Partition(token_map, 2, levels)
+        for merge in ("balanced", "boundary"):
+            (cost,) = merge_hierarchy(partition, merge=merge, strength=1).costs
+            assert cost == pytest.approx(0.4)
+        token_map[corner // 2, :corner] = 0
+        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
+        assert cost < 0.4
+        token_map[: 2 * corner, : 2 * corner] = 1
+        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
+        assert 0.4 < cost < 0.8
+
+
+def test_strength_needs_a_cost_map() -> None:
+    image = np.zeros((1, 2, 3), np.uint8)
+    partition = Partition(np.array([[0, 1]], np.int16), 2)
+    with pytest.raises(ConfigError, match=r"strength=0\.3: the partition has no boundary map"):
+        merge_hierarchy(partition, strength=0.3, image=image)
+
+
+def test_strength_merges_no_protected_token() -> None:
+    partition = cut_up(np.random.default_rng(8), 60)
+    protected = np.random.default_rng(9).random(partition.num_tokens) < 0.3
+    shielded = Partition(
+        partition.token_map, partition.num_tokens, partition.cost_map, {}, {}, protected
+    )
+    cut = merge_hierarchy(shielded, strength=1.0, num_tokens=partition.num_tokens).cut(
+        partition.num_tokens, 1.0
+    )
+    assert cut.protected is not None
+    assert cut.num_tokens < partition.num_tokens
+    for token in np.flatnonzero(protected):
+        (now,) = np.unique(cut.token_map[partition.token_map == token])
+        assert np.array_equal(cut.token_map == now, partition.token_map == token)
+    # A limit goes beyond.
+    few = merge_hierarchy(shielded, strength=1.0, num_tokens=3).cut(3, 1.0)
+    assert few.num_tokens == 3
 
 
 def test_unknown_cost_is_refused() -> None:
