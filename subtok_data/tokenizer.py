@@ -54,16 +54,21 @@ class SubobjectTokenizer:
         own needs ``partitioner`` and ``infer``, see :func:`~subtok_data.segmenters.as_segmenter`.
     threshold : float, optional
         Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter``
-        (give it there) or ``num_tokens``.
+        (give it there), ``num_tokens`` or ``strength``.
     num_tokens : int, optional
         Exactly this many tokens per image (fewer where an image has not that many minima). Not
-        together with a threshold, here or of the segmenter.
+        together with another control, here or of the segmenter.
+    strength : float, optional
+        As many tokens as the image has borders stronger than this, from 0 to 1: the mean boundary
+        probability that the border of a token of one hundredth of the image needs to last; smaller
+        tokens need more. Tokens of a higher strength are unions of those of a lower one. Needs a
+        segmenter with a boundary map. Not together with another control, here or of the segmenter.
     max_tokens : int, optional
         At most this many tokens per image, by merging neighbours.
     min_area : int, optional
         Tokens smaller than this many pixels are merged into a neighbour. By default that of the
         segmenter, 64 for :class:`~subtok_data.EPOCSegmenter`, where texture near the threshold
-        leaves crumbs; 0 with ``num_tokens``. ``min_area=0`` is the paper's.
+        leaves crumbs; 0 with ``num_tokens`` or ``strength``. ``min_area=0`` is the paper's.
     merge : {"balanced", "boundary"}, optional
         Merge cost; see :class:`~subtok_data.segment.Budget`.
     overflow : {"merge", "drop"}, optional
@@ -100,6 +105,7 @@ class SubobjectTokenizer:
         *,
         threshold: float | None = None,
         num_tokens: int | None = None,
+        strength: float | None = None,
         max_tokens: int | None = None,
         min_area: int | None = None,
         merge: MergeCost = "balanced",
@@ -118,10 +124,12 @@ class SubobjectTokenizer:
             )
         self.segmenter: Segmenter = as_segmenter(segmenter)
         if min_area is None:
-            min_area = self.segmenter.default_min_area if num_tokens is None else 0
+            by_threshold = num_tokens is None and strength is None
+            min_area = self.segmenter.default_min_area if by_threshold else 0
         self.canvas = Canvas(size, square)
         self.budget = Budget(
             num_tokens=num_tokens,
+            strength=strength,
             max_tokens=max_tokens,
             min_area=min_area,
             merge=merge,

@@ -43,6 +43,22 @@ def test_default_tokenizer_covers_a_photo(photo):
     assert (tokens.token_map == expected).all()
 
 
+def test_strength_needs_a_boundary_map_and_no_other_control(photo):
+    tokens = SubobjectTokenizer(size=256, strength=0.25, device="cpu")(photo)
+    expected = watershed_tokens(tokens.boundary_map, strength=0.25)
+    assert (tokens.token_map == expected).all()
+    few = SubobjectTokenizer(size=256, strength=0.25, max_tokens=5, device="cpu")(photo)
+    assert few.num_tokens == 5
+    for options, message in (
+        ({"threshold": 0.1}, r"threshold=0\.1 and strength=0\.25"),
+        ({"segmenter": EPOCSegmenter(threshold=0.1)}, r"threshold=0\.1 and strength=0\.25"),
+        ({"num_tokens": 9}, r"num_tokens=9 and strength=0\.25"),
+        ({"segmenter": PatchSegmenter(16)}, "GridPartitioner gives no boundary map"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SubobjectTokenizer(**options, strength=0.25)
+
+
 @pytest.mark.parametrize(
     "segmenter", [None, PatchSegmenter(24), SuperpixelSegmenter("slic", n_segments=60)]
 )

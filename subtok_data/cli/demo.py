@@ -25,7 +25,7 @@ _RUNS = 3
 _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
   subtok demo --image holiday.jpg --num-tokens 60
-  subtok demo --image photos/ --threshold 0.2 --out pictures/
+  subtok demo --image photos/ --strength 0.4 --out pictures/
   subtok demo --segmenter sam --segmenter-model facebook/sam-vit-base --points-per-side 16
   subtok demo --json > timings.json
 """
@@ -55,6 +55,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         default=[0.05, 0.1, 0.2, 0.4],
         metavar="T",
         help="to compare on one page (default: 0.05 0.1 0.2 0.4)",
+    )
+    parser.add_argument(
+        "--strengths",
+        type=float,
+        nargs="*",
+        default=[0.15, 0.3, 0.45, 0.6],
+        metavar="S",
+        help="to compare on the same page (default: 0.15 0.3 0.45 0.6)",
     )
     parser.add_argument(
         "--counts",
@@ -196,10 +204,13 @@ def _draw(
     stem = Path(name).with_suffix("").as_posix().replace("/", "-")
     title = Path(name).stem
     pages = {stem: plot_tokens(tokenized, title=title)}
-    if tokenized.boundary_map is not None and (args.thresholds or args.counts):
-        pages[f"{stem}-compare"] = plot_thresholds(
-            tokenized, thresholds=args.thresholds, num_tokens=args.counts, title=title
-        )
+    settings = {
+        "thresholds": args.thresholds,
+        "strengths": args.strengths,
+        "num_tokens": args.counts,
+    }
+    if tokenized.boundary_map is not None and any(settings.values()):
+        pages[f"{stem}-compare"] = plot_thresholds(tokenized, **settings, title=title)
     for picture, page in pages.items():
         file = out / f"{picture}.{args.format}"
         page.savefig(file, dpi=200 if args.format == "png" else 110)

@@ -66,6 +66,15 @@ def add_eval_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="0.02,0.05,0.1,0.15,0.2,0.3,0.4,0.5",
         help="watershed thresholds (default: %(default)s)",
     )
+    what.add_argument(
+        "--min-areas",
+        default="0",
+        help="tokens by threshold of fewer pixels merge, 64 as in the tokenizer "
+        "(default: %(default)s)",
+    )
+    what.add_argument(
+        "--strengths", default="0.2,0.3,0.4,0.5", help="border strengths (default: %(default)s)"
+    )
     what.add_argument("--merges", default="balanced", help="merge costs: balanced, boundary")
     what.add_argument(
         "--ods-thresholds", type=int, default=33, help="thresholds of ODS (default: %(default)s)"
@@ -93,6 +102,7 @@ def run_eval(options: argparse.Namespace) -> int:
         FelzenszwalbCutter,
         PatchCutter,
         SlicCutter,
+        StrengthCutter,
         ThresholdCutter,
         evaluate,
         write_report,
@@ -103,11 +113,14 @@ def run_eval(options: argparse.Namespace) -> int:
     if not options.no_tokens:
         counts = _numbers(options.counts, int, "counts")
         thresholds = _numbers(options.thresholds, float, "thresholds")
+        strengths = _numbers(options.strengths, float, "strengths")
+        areas = _numbers(options.min_areas, int, "min-areas")
         cutters = [PatchCutter(counts), SlicCutter(counts), FelzenszwalbCutter(counts)]
         for name in makers:
             if name not in ("sobel", "canny"):
-                cutters.append(ThresholdCutter(name, thresholds))
+                cutters += [ThresholdCutter(name, thresholds, area) for area in areas]
                 merges: list[Any] = options.merges.split(",")
+                cutters += [StrengthCutter(name, strengths, merge) for merge in merges]
                 cutters += [CountCutter(name, counts, merge) for merge in merges]
     reports = [
         evaluate(

@@ -84,6 +84,12 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num-tokens", type=int, metavar="N", help="exactly N tokens per image, instead"
     )
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="as many tokens as have borders stronger than S, from 0 to 1, instead",
+    )
     group.add_argument("--max-tokens", type=int, metavar="N", help="at most N tokens per image")
     group.add_argument(
         "--min-area",
@@ -122,6 +128,7 @@ def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
     return SubobjectTokenizer(
         segmenter,
         num_tokens=args.num_tokens,
+        strength=args.strength,
         max_tokens=args.max_tokens,
         min_area=args.min_area,
         order=args.order,

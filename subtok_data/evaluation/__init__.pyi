@@ -5,6 +5,7 @@ from .cutters import (
     PatchCutter as PatchCutter,
     SegmenterCutter as SegmenterCutter,
     SlicCutter as SlicCutter,
+    StrengthCutter as StrengthCutter,
     ThresholdCutter as ThresholdCutter,
 )
 from .datasets import (

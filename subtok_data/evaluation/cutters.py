@@ -30,6 +30,7 @@ __all__ = [
     "PatchCutter",
     "SegmenterCutter",
     "SlicCutter",
+    "StrengthCutter",
     "ThresholdCutter",
 ]
 
@@ -115,16 +116,22 @@ class ThresholdCutter:
 
     source: str
     thresholds: Sequence[float]
+    min_area: int = 0
 
     @property
     def name(self) -> str:
         """What made the map, and how it is segmented."""
-        return f"{self.source} by threshold"
+        merged = f", {self.min_area} px or more" if self.min_area else ""
+        return f"{self.source} by threshold{merged}"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
         """Compute token maps by threshold."""
         del image
-        return {f"{t:g}": watershed_tokens(maps[self.source], t) for t in self.thresholds}
+        boundary_map = maps[self.source]
+        return {
+            f"{t:g}": watershed_tokens(boundary_map, t, min_area=self.min_area)
+            for t in self.thresholds
+        }
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,27 @@ class CountCutter:
         counts = list(self.counts)
         cuts = watershed_tokens(maps[self.source], num_tokens=counts, merge=self.merge)
         return {str(n): one for n, one in zip(counts, cuts, strict=True)}
+
+
+@dataclass(frozen=True)
+class StrengthCutter:
+    """Watershed of a boundary map, merged across all borders up to a strength."""
+
+    source: str
+    strengths: Sequence[float]
+    merge: MergeCost = "balanced"
+
+    @property
+    def name(self) -> str:
+        """What made the map, and how neighbours merge."""
+        return f"{self.source} by strength ({self.merge})"
+
+    def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
+        """Compute token maps by strength, all from one flood."""
+        del image
+        strengths = list(self.strengths)
+        cuts = watershed_tokens(maps[self.source], strength=strengths, merge=self.merge)
+        return {f"{s:g}": one for s, one in zip(strengths, cuts, strict=True)}
 
 
 @dataclass(frozen=True)

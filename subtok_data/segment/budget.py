@@ -26,6 +26,10 @@ class Budget:
     ----------
     num_tokens : int, optional
         Merge to exactly so many; a partition that is coarser already stays as it is.
+    strength : float, optional
+        Merge across all borders of this strength or less, from 0 to 1: the mean boundary
+        probability that the border of a token of one hundredth of the image needs to last; smaller
+        tokens need more. Needs partitions with a cost map. Not together with ``num_tokens``.
     max_tokens : int, optional
         Merge to at most so many.
     min_area : int
@@ -45,18 +49,21 @@ class Budget:
 
     Examples
     --------
-    >>> Budget(max_tokens=256).capped(100)
-    Budget(num_tokens=None, max_tokens=100, min_area=0, merge='balanced', overflow='merge')
+    >>> Budget(max_tokens=256).capped(100).max_tokens
+    100
     """
 
     num_tokens: int | None = None
+    strength: float | None = None
     max_tokens: int | None = None
     min_area: int = 0
     merge: MergeCost = "balanced"
     overflow: Overflow = "merge"
 
     def __post_init__(self) -> None:
-        check_count("num_tokens", self.num_tokens)
+        check_controls(num_tokens=self.num_tokens, strength=self.strength)
+        if self.strength is not None:  # of one type, so that equal options have equal hashes
+            object.__setattr__(self, "strength", float(self.strength))
         check_count("max_tokens", self.max_tokens)
         check_count("min_area", self.min_area, least=0, optional=False)
         check_merge(self.merge)
@@ -76,7 +83,9 @@ class Budget:
     def merges(self) -> bool:
         """Whether tokens may have to merge."""
         limited = self.num_tokens is not None or self.max_tokens is not None
-        return self.min_area > 1 or (limited and self.overflow == "merge")
+        return (
+            self.min_area > 1 or self.strength is not None or (limited and self.overflow == "merge")
+        )
 
     def capped(self, max_tokens: int) -> Budget:
         """Return the budget for an image that has room for ``max_tokens`` only.
@@ -104,6 +113,31 @@ class Budget:
         return replace(self, num_tokens=max_tokens)
 
 
+def check_controls(
+    *,
+    threshold: float | None = None,
+    num_tokens: int | None = None,
+    strength: float | None = None,
+) -> None:
+    """Raise ConfigError for a control of granularity out of range, or two at once."""
+    controls = {"threshold": threshold, "num_tokens": num_tokens, "strength": strength}
+    given = [f"{name}={value!r}" for name, value in controls.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            f"{' and '.join(given[:2])}: both control how fine the tokens are; "
+            "leave out one of them"
+        )
+    if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
+        raise ConfigError(f"threshold={threshold!r}: expected a number above 0 and below 1")
+    check_count("num_tokens", num_tokens)
+    if strength is not None and not (_is_number(strength) and 0 <= strength <= 1):
+        raise ConfigError(f"strength={strength!r}: expected a number from 0 to 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+
+
 def apply_budget(
     partition: Partition, budget: Budget, image: NDArray[np.uint8] | None = None
 ) -> Partition:
@@ -126,6 +160,8 @@ def apply_budget(
 
     Raises
     ------
+    ConfigError
+        ``strength`` for a partition without a cost map.
     ValueError
         Pixels without a token separate the others, so that too few of them can merge.
 
@@ -139,15 +175,17 @@ def apply_budget(
     max_tokens = budget.max_tokens if budget.num_tokens is None else budget.num_tokens
     if max_tokens is not None and budget.overflow == "merge":
         num_tokens = min(num_tokens, max_tokens)
-    if num_tokens < partition.num_tokens or budget.min_area > 1:
+    strength = budget.strength
+    if num_tokens < partition.num_tokens or budget.min_area > 1 or strength is not None:
         hierarchy = merge_hierarchy(
             partition,
             merge=budget.merge,
             min_area=budget.min_area,
             num_tokens=num_tokens,
+            strength=strength,
             image=image,
         )
-        partition = hierarchy.cut(num_tokens)
+        partition = hierarchy.cut(num_tokens, strength)
         if partition.num_tokens > num_tokens:
             raise ValueError(
                 f"{partition.num_tokens} groups of tokens do not touch each other, so they cannot "

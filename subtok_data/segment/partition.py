@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.errors import ConfigError
+
 __all__ = [
     "Evidence",
     "FieldRule",
@@ -157,6 +159,31 @@ class Partitioner(ABC):
         """
         return self
 
+    def for_strength(self, strength: float) -> Partitioner:
+        """Return a partitioner fine enough for tokens to be merged by strength.
+
+        Parameters
+        ----------
+        strength : float
+            Borders of this strength or less are merged across, from 0 to 1.
+
+        Returns
+        -------
+        Partitioner
+            By default this one: it is as fine as it can be.
+
+        Raises
+        ------
+        ConfigError
+            The partitioner has no cost map, or was given another control of granularity.
+        """
+        if not self.has_cost_map:
+            raise ConfigError(
+                f"strength={strength}: {self.name} gives no boundary map to measure borders on; "
+                "give num_tokens or max_tokens, or use a segmenter with a boundary map"
+            )
+        return self
+
     @abstractmethod
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         """Partition an image.
@@ -198,6 +225,12 @@ class _Adapter(Partitioner):
         refine = getattr(self.function, "for_num_tokens", None)
         return self if refine is None else as_partitioner(refine(num_tokens))
 
+    def for_strength(self, strength: float) -> Partitioner:
+        refine = getattr(self.function, "for_strength", None)
+        return (
+            super().for_strength(strength) if refine is None else as_partitioner(refine(strength))
+        )
+
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         return self.function(evidence, size)
 
@@ -210,8 +243,8 @@ def as_partitioner(
     Parameters
     ----------
     partitioner : callable
-        A :class:`Partitioner`, a function, or an object that may have ``has_cost_map`` and
-        ``for_num_tokens``.
+        A :class:`Partitioner`, a function, or an object that may have ``has_cost_map``,
+        ``for_num_tokens`` and ``for_strength``.
 
     Returns
     -------

@@ -39,8 +39,8 @@ class SegmentTask:
     Raises
     ------
     ConfigError
-        The order is unknown, ``shape_size`` below 1, or the partitioner has another control of
-        granularity than ``budget.num_tokens``.
+        The order is unknown, ``shape_size`` below 1, the partitioner has another control of
+        granularity than the budget, or no cost map to measure ``budget.strength`` on.
     """
 
     partitioner: Partitioner
@@ -60,10 +60,12 @@ class SegmentTask:
         return self.budget.merges and not self.partitioner.has_cost_map
 
     def refined(self) -> Partitioner:
-        """Return the partitioner, fine enough for ``budget.num_tokens`` where that is given."""
-        if self.budget.num_tokens is None:
-            return self.partitioner
-        return self.partitioner.for_num_tokens(self.budget.num_tokens)
+        """Return the partitioner, fine enough for ``num_tokens`` or ``strength`` of the budget."""
+        if self.budget.num_tokens is not None:
+            return self.partitioner.for_num_tokens(self.budget.num_tokens)
+        if self.budget.strength is not None:
+            return self.partitioner.for_strength(self.budget.strength)
+        return self.partitioner
 
 
 def segment_image(

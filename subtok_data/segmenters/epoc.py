@@ -38,7 +38,7 @@ class EPOCSegmenter(Segmenter):
         Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
         threshold joins seeds, and adds some where no pixel was below the lower one, so the count
         may go either way. :data:`~subtok_data.segment.DEFAULT_THRESHOLD` (0.1) if not given. Not
-        together with ``num_tokens`` of the tokenizer.
+        together with ``num_tokens`` or ``strength`` of the tokenizer.
     backend : {"numba", "skimage"}, optional
         Which flood; the tokens are the same.
     device : str or torch.device, optional

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
+STRENGTHS = (0.15, 0.3, 0.45, 0.6)
 TOKEN_COUNTS = (16, 60, 150, 400)
 _LANDSCAPE = 1.15
 _INK = np.array([16, 32, 66], np.float32)
@@ -234,10 +235,11 @@ def plot_thresholds(
     tokenized: HasTokens,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
+    strengths: Sequence[float] = STRENGTHS,
     num_tokens: Sequence[int] = TOKEN_COUNTS,
     title: str = "",
 ) -> Figure:
-    """Compare both controls of granularity in one figure: thresholds above, exact counts below.
+    """Compare the controls of granularity in one figure: thresholds, strengths, exact counts.
 
     Parameters
     ----------
@@ -245,6 +247,8 @@ def plot_thresholds(
         With a boundary map.
     thresholds : sequence of float, optional
         In (0, 1); may be empty.
+    strengths : sequence of float, optional
+        From 0 to 1; may be empty.
     num_tokens : sequence of int, optional
         Exact numbers of tokens; may be empty.
     title : str, optional
@@ -267,10 +271,15 @@ def plot_thresholds(
             "these tokens were made without a boundary map, so there is no threshold to compare: "
             "use a tokenizer with EPOCSegmenter, the default"
         )
-    if not thresholds and not num_tokens:
-        raise ConfigError("thresholds and num_tokens are both empty: give at least one value")
+    if not thresholds and not strengths and not num_tokens:
+        raise ConfigError(
+            "thresholds, strengths and num_tokens are all empty: give at least one value"
+        )
     by_threshold = [
         (f"t = {t:g}", SegmentTask(WatershedPartitioner(threshold=t))) for t in thresholds
+    ]
+    by_strength = [
+        (f"s = {s:g}", SegmentTask(WatershedPartitioner(), Budget(strength=s))) for s in strengths
     ]
     by_count = [
         (f"N = {n}", SegmentTask(WatershedPartitioner(), Budget(num_tokens=n))) for n in num_tokens
@@ -288,6 +297,10 @@ def plot_thresholds(
     rows: list[Row] = []
     if by_threshold:
         rows.append(row(by_threshold, "threshold", "seeds are the parts with P < t"))
+    if by_strength:
+        rows.append(
+            row(by_strength, "strength", "neighbours merged unless the border is stronger than s")
+        )
     if by_count:
         rows.append(
             row(by_count, "num_tokens", "exactly N, neighbours merged by boundary strength")

@@ -267,6 +267,10 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
     ("options", "words"),
     [
         (["--threshold", "0.1", "--num-tokens", "5"], "both control how fine"),
+        (["--strength", "0.3", "--num-tokens", "5"], "num_tokens=5 and strength=0.3: both control"),
+        (["--strength", "0.3", "--threshold", "0.2"], "threshold=0.2 and strength=0.3: both"),
+        (["--strength", "nan"], "strength=nan: expected a number from 0 to 1"),
+        (["--segmenter", "patch", "--strength", "0.3"], "gives no boundary map"),
         (["--threshold", "1.5"], "1.5"),
         (["--max-tokens", "0"], "max_tokens=0"),
         (["--size", "8"], "size=8"),
@@ -435,7 +439,7 @@ def test_rows_with_several_images(tmp_path):
 
 def test_demo_draws_bundled_photos_and_prints_a_table(tmp_path, capsys):
     out = tmp_path / "pictures"
-    assert main(["demo", "--out", str(out), "--size", "64", "--thresholds", "0.1", "--counts"]) == 0
+    assert main(["demo", "--out", str(out), "--size", "64", "--strengths", "0.4", "--counts"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("image")
     assert "segment ms" in lines[0]

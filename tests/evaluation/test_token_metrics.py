@@ -23,6 +23,7 @@ from subtok_data.evaluation import (
     FelzenszwalbCutter,
     PatchCutter,
     SlicCutter,
+    StrengthCutter,
     ThresholdCutter,
     evaluate,
     read_label_maps,
@@ -159,6 +160,11 @@ def test_every_method_comes_near_its_count(folder: Path):
     assert token_scores(exact, Reference(one.label_maps)).asa > 0.97
     by_threshold = ThresholdCutter("edges", [0.1, 0.5])(one.image, boundary)
     assert set(by_threshold) == {"0.1", "0.5"}
+    merged = ThresholdCutter("edges", [0.1], min_area=2000)(one.image, boundary)["0.1"]
+    assert np.bincount(merged.ravel()).min() >= 2000
+    by_strength = StrengthCutter("edges", [0.2, 0.9])(one.image, boundary)
+    assert set(by_strength) == {"0.2", "0.9"}
+    assert len(np.unique(by_strength["0.2"])) == 12
 
 
 def test_a_report_is_written(folder: Path, tmp_path: Path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
 from subtok_data.segment.kernels.merging import AREA, BALANCED
 
@@ -16,7 +16,10 @@ def merges_by_hand(
     rule: int,
     min_area: int,
     stop: int,
-) -> tuple[list[tuple[int, int]], int]:
+    limit: float = -1,
+    unit: float = 1,
+    scale: float = 1,
+) -> tuple[list[tuple[int, int]], list[float], int]:
     """The definition: look at every pair before every merge."""
     edges = {
         frozenset(p): [i, n, s]
@@ -25,7 +28,9 @@ def merges_by_hand(
     area = dict(enumerate(areas))
     shielded = {token for token, shield in enumerate(protected) if shield}
     merges: list[tuple[int, int]] = []
+    costs: list[float] = []
     forced = 0
+    free = 0.0
 
     def cost(pair: frozenset[int]) -> tuple[int, float, int]:
         rank, length, total = edges[pair]
@@ -33,19 +38,24 @@ def merges_by_hand(
         shields = len(pair & shielded)
         if rule == AREA:
             return shields, smaller + 1 - length * 2.0**-27, rank
-        weight = np.log1p(smaller) if rule == BALANCED else 1
-        return shields, total / length * weight, rank
+        weight = math.log1p(smaller / unit) if rule == BALANCED else 1
+        return shields, total / length * weight / scale, rank
 
     def is_crumb(token: int) -> bool:
         return area[token] < min_area and token not in shielded
 
     while edges:
         small = [pair for pair in edges if any(map(is_crumb, pair))]
+        best = min(small or edges, key=cost)
+        shields, price, _ = cost(best)
         if small:
             forced += 1
-        elif len(area) <= stop:
-            break
-        best = min(small or edges, key=cost)
+            costs.append(0)
+        else:
+            free = math.inf if shields else max(free, price)
+            if len(area) <= stop and free > limit:
+                break
+            costs.append(free)
         made = len(areas) + len(merges)
         merges.append((min(best), max(best)))
         area[made] = sum(area.pop(token) for token in best)
@@ -57,4 +67,4 @@ def merges_by_hand(
             new = frozenset({made}) | (pair - best)
             old = edges.get(new, [rank, 0, 0])
             edges[new] = [min(rank, old[0]), length + old[1], total + old[2]]
-    return merges, forced
+    return merges, costs, forced

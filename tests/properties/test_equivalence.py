@@ -130,8 +130,11 @@ def test_epoch_reaches_persistent_workers():
         assert_same_batches(list(loader), living[1])
 
 
-def test_boundary_model_gives_the_same_tokens_from_every_executor():
-    tokenizer = SubobjectTokenizer(size=96, num_tokens=9, device="cpu")
+@pytest.mark.parametrize("control", ["num_tokens", "strength"])
+def test_boundary_model_gives_the_same_tokens_from_every_executor(control):
+    tokenizer = SubobjectTokenizer(
+        size=96, device="cpu", **{control: {"num_tokens": 9, "strength": 0.2}[control]}
+    )
     batches = {}
     for executor in ("inline", "thread", "process"):
         with SubobjectLoader(
@@ -140,6 +143,7 @@ def test_boundary_model_gives_the_same_tokens_from_every_executor():
             batches[executor] = list(loader)
             for batch in batches[executor]:
                 validate_batch(batch)
-                assert batch["num_visual_tokens"].tolist() == [9, 9, 9]
+                if control == "num_tokens":
+                    assert batch["num_visual_tokens"].tolist() == [9, 9, 9]
     assert_same_batches(batches["inline"], batches["thread"])
     assert_same_batches(batches["inline"], batches["process"])

@@ -12,7 +12,7 @@ from helpers.merges import merges_by_hand
 from skimage.measure import label
 
 from subtok_data.segment import Prompts, match_regions, region_adjacency, watershed_tokens
-from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
+from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
 from subtok_data.segment.watershed.seeds import threshold_seeds
@@ -48,17 +48,28 @@ def check_merges(seeds: range) -> int:
         areas = np.bincount(token_map.ravel(), minlength=count).astype(np.int64)
         protected = rng.random(count) < rng.choice([0, 0.3, 0.8])
         rule = (BOUNDARY, BALANCED, AREA)[seed % 3]
-        options = rule, int(rng.integers(0, 20)), int(rng.integers(1, 6))
-        merges, forced = merge_neighbours(
-            borders.pairs, borders.lengths, borders.sums, areas, protected, *options
+        min_area, stop = int(rng.integers(0, 20)), int(rng.integers(1, 6))
+        cost = Cost(rule, 1.0, 1.0)
+        merges, _, forced = merge_neighbours(
+            borders.pairs,
+            borders.lengths,
+            borders.sums,
+            areas,
+            protected,
+            cost,
+            min_area,
+            stop,
+            -1.0,
         )
-        expected, forced_by_hand = merges_by_hand(
+        expected, _, forced_by_hand = merges_by_hand(
             [(int(a), int(b)) for a, b in borders.pairs],
             borders.lengths.tolist(),
             borders.sums.tolist(),
             areas.tolist(),
             protected.tolist(),
-            *options,
+            rule,
+            min_area,
+            stop,
         )
         assert merges.tolist() == [list(merge) for merge in expected], seed
         assert forced == forced_by_hand, seed

@@ -48,6 +48,19 @@ def test_min_area_comes_first() -> None:
     assert one.num_tokens == 1
 
 
+def test_strength_then_min_area_then_the_limit() -> None:
+    free = WatershedPartitioner().for_strength(0.2)(EVIDENCE, LEVELS.shape)
+    merged = apply_budget(free, Budget(strength=0.2))
+    assert 5 < merged.num_tokens < free.num_tokens
+    large = apply_budget(free, Budget(strength=0.2, min_area=150))
+    assert measure(large.token_map, large.num_tokens).areas.min() >= 150
+    assert apply_budget(free, Budget(strength=0.2, max_tokens=5)).num_tokens == 5
+    dropped = apply_budget(free, Budget(strength=0.2, max_tokens=5, overflow="drop"))
+    assert dropped.num_tokens == 5
+    kept = merged.token_map[dropped.token_map >= 0]
+    assert len(np.unique(kept)) == 5
+
+
 def test_drop_keeps_the_largest() -> None:
     free = cut()
     free = Partition(free.token_map, free.num_tokens, LEVELS, {"n": np.arange(free.num_tokens)})
@@ -79,6 +92,7 @@ def test_a_cap_lowers_the_count_that_is_given() -> None:
         (Budget(num_tokens=20, max_tokens=30), Budget(num_tokens=9, max_tokens=30)),
         (Budget(max_tokens=4), Budget(max_tokens=4)),
         (Budget(num_tokens=9), Budget(num_tokens=9)),
+        (Budget(strength=0.3), Budget(strength=0.3, max_tokens=9)),
     ):
         assert budget.capped(9) == capped
 
@@ -87,7 +101,12 @@ def test_only_budgets_that_merge_need_colours() -> None:
     assert not Budget().merges
     assert not Budget(max_tokens=3, overflow="drop").merges
     assert not Budget(min_area=1).merges
-    for budget in (Budget(num_tokens=3), Budget(max_tokens=3), Budget(min_area=2)):
+    for budget in (
+        Budget(num_tokens=3),
+        Budget(max_tokens=3),
+        Budget(min_area=2),
+        Budget(strength=0),
+    ):
         assert budget.merges
     assert Budget(max_tokens=3, min_area=2, overflow="drop").merges
 
@@ -96,6 +115,9 @@ def test_only_budgets_that_merge_need_colours() -> None:
     ("options", "message"),
     [
         ({"max_tokens": 0}, "max_tokens=0"),
+        ({"strength": 1.1}, r"strength=1\.1: expected a number from 0 to 1"),
+        ({"strength": "0.3"}, r"strength='0\.3'"),
+        ({"strength": 0.3, "num_tokens": 5}, r"num_tokens=5 and strength=0\.3: both"),
         ({"num_tokens": True}, "num_tokens=True"),
         ({"min_area": -2}, "min_area=-2"),
         ({"min_area": 2.5}, "min_area=2.5"),

@@ -15,7 +15,7 @@ from skimage.measure import label
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import Partition, TokenMap, region_adjacency
-from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, merge_neighbours
+from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
 from subtok_data.segment.merging import merge_hierarchy
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
@@ -63,18 +63,30 @@ def cut_up(rng: np.random.Generator, side: int = 24) -> Partition:
 @pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
 @pytest.mark.parametrize("min_area", [0, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
-def test_merges_follow_their_definition(rule: int, min_area: int, share: float) -> None:
+@pytest.mark.parametrize("limit", [-1.0, 0.0, 0.6])
+def test_merges_follow_their_definition(
+    rule: int, min_area: int, share: float, limit: float
+) -> None:
     rng = np.random.default_rng(rule + min_area)
-    for _ in range(60):
+    unit, scale = (1.0, 1.0) if limit < 0 else (2.5, 300.0)
+    for _ in range(30):
         partition = cut_up(rng)
         borders = region_adjacency(partition.token_map, partition.cost_map)
         areas = np.bincount(partition.token_map.ravel()).astype(np.int64)
         protected = rng.random(len(areas)) < share
-        stop = int(rng.integers(1, 6))
-        merges, forced = merge_neighbours(
-            borders.pairs, borders.lengths, borders.sums, areas, protected, rule, min_area, stop
+        stop = int(rng.integers(1, 6 if limit < 0 else 20))
+        merges, costs, forced = merge_neighbours(
+            borders.pairs,
+            borders.lengths,
+            borders.sums,
+            areas,
+            protected,
+            Cost(rule, unit, scale),
+            min_area,
+            stop,
+            limit,
         )
-        by_hand, forced_by_hand = merges_by_hand(
+        by_hand, costs_by_hand, forced_by_hand = merges_by_hand(
             [(int(a), int(b)) for a, b in borders.pairs],
             borders.lengths.tolist(),
             borders.sums.tolist(),
@@ -83,8 +95,13 @@ def test_merges_follow_their_definition(rule: int, min_area: int, share: float) 
             rule,
             min_area,
             stop,
+            limit,
+            unit,
+            scale,
         )
         assert merges.tolist() == [list(merge) for merge in by_hand]
+        np.testing.assert_allclose(costs, costs_by_hand)
+        assert (np.diff(costs[np.isfinite(costs)]) >= 0).all()
         assert forced == forced_by_hand
 
 
@@ -148,9 +165,9 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
         if flat:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
         started = time.process_time()  # other processes do not count
-        merges, _ = merge_neighbours(
-            pairs, lengths, sums, areas, np.zeros(len(areas), bool), rule, 0, 1
-        )
+        protected = np.zeros(len(areas), bool)
+        cost = Cost(rule, 1.0, 1.0)
+        merges, _, _ = merge_neighbours(pairs, lengths, sums, areas, protected, cost, 0, 1, -1.0)
         seconds.append(time.process_time() - started)
         assert len(merges) == leaves
     # Eight times the tokens: quadratic would be 64 times the time.
@@ -211,6 +228,52 @@ def test_large_maps_merge_in_time() -> None:
     token_map, count = flood_from(levels, minima_seeds(levels, 100_000))
     assert count > 9_000
     assert merge_hierarchy(Partition(token_map, count, levels)).cut(60).num_tokens == 60
+
+
+def test_strength_is_the_probability_along_the_border_of_a_hundredth() -> None:
+    """Whatever the size of the image; a smaller token needs a stronger border."""
+    for side in (40, 200, 1000):
+        token_map = np.zeros((side, side), np.int16)
+        levels = np.zeros((side, side), np.uint8)
+        corner = side // 10
+        token_map[:corner, :corner] = 1
+        levels[corner, : corner + 1] = levels[: corner + 1, corner] = 102  # 0.4
+        partition = Partition(token_map, 2, levels)
+        for merge in ("balanced", "boundary"):
+            (cost,) = merge_hierarchy(partition, merge=merge, strength=1).costs
+            assert cost == pytest.approx(0.4)
+        token_map[corner // 2, :corner] = 0
+        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
+        assert cost < 0.4
+        token_map[: 2 * corner, : 2 * corner] = 1
+        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
+        assert 0.4 < cost < 0.8
+
+
+def test_strength_needs_a_cost_map() -> None:
+    image = np.zeros((1, 2, 3), np.uint8)
+    partition = Partition(np.array([[0, 1]], np.int16), 2)
+    with pytest.raises(ConfigError, match=r"strength=0\.3: the partition has no boundary map"):
+        merge_hierarchy(partition, strength=0.3, image=image)
+
+
+def test_strength_merges_no_protected_token() -> None:
+    partition = cut_up(np.random.default_rng(8), 60)
+    protected = np.random.default_rng(9).random(partition.num_tokens) < 0.3
+    shielded = Partition(
+        partition.token_map, partition.num_tokens, partition.cost_map, {}, {}, protected
+    )
+    cut = merge_hierarchy(shielded, strength=1.0, num_tokens=partition.num_tokens).cut(
+        partition.num_tokens, 1.0
+    )
+    assert cut.protected is not None
+    assert cut.num_tokens < partition.num_tokens
+    for token in np.flatnonzero(protected):
+        (now,) = np.unique(cut.token_map[partition.token_map == token])
+        assert np.array_equal(cut.token_map == now, partition.token_map == token)
+    # A limit goes beyond.
+    few = merge_hierarchy(shielded, strength=1.0, num_tokens=3).cut(3, 1.0)
+    assert few.num_tokens == 3
 
 
 def test_unknown_cost_is_refused() -> None:

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 from helpers.boundary_maps import smooth_noise
 
+from subtok_data import watershed_tokens
 from subtok_data.errors import ConfigError
 from subtok_data.segment import (
     Budget,
+    FillRules,
     GridPartitioner,
+    MaskPartitioner,
     Partition,
     PromptedPartitioner,
+    Prompts,
     SegmentTask,
+    SuperpixelPartitioner,
     WatershedPartitioner,
     measure,
     segment_image,
@@ -73,6 +78,51 @@ def test_a_threshold_and_a_count_exclude_one_another() -> None:
         with pytest.raises(ConfigError, match=r"threshold=0.3 and num_tokens=60: .* leave out one"):
             SegmentTask(partitioner, Budget(num_tokens=60))
     assert SegmentTask(WatershedPartitioner(), Budget(num_tokens=60))
+
+
+def test_strength_cuts_by_borders_with_and_without_prompts() -> None:
+    plain = SegmentTask(WatershedPartitioner(), Budget(strength=0.3))
+    cut = segment_image(pickle.loads(pickle.dumps(plain)), EVIDENCE, LEVELS.shape)
+    alone = watershed_tokens(LEVELS, strength=0.3)
+    assert np.array_equal(cut.token_map, alone)
+    assert cut.shortfall == 0
+    prompted = SegmentTask(PromptedPartitioner(WatershedPartitioner()), Budget(strength=0.3))
+    assert np.array_equal(segment_image(prompted, EVIDENCE, LEVELS.shape).token_map, alone)
+    prompts = Prompts.of(LEVELS.shape, boxes=[[20, 30, 60, 70]])
+    evidence = {**EVIDENCE, **prompts.to_evidence()}
+    regions: list[Any] = []
+    for strength in (0.0, 0.3, 1.0):
+        task = SegmentTask(PromptedPartitioner(WatershedPartitioner()), Budget(strength=strength))
+        found = segment_image(task, evidence, LEVELS.shape)
+        regions.append(found.token_map == found.prompt_tokens)
+        assert 1000 < regions[-1].sum() < 2500
+    # The region stays what it is, however strong the borders must be.
+    assert np.array_equal(regions[0], regions[1])
+    assert np.array_equal(regions[0], regions[2])
+    few = segment_image(
+        SegmentTask(WatershedPartitioner(), Budget(strength=0.1, max_tokens=5)),
+        EVIDENCE,
+        LEVELS.shape,
+    )
+    assert few.num_tokens == 5
+
+
+def test_strength_excludes_other_controls_and_needs_a_boundary_map() -> None:
+    with pytest.raises(ConfigError, match=r"threshold=0\.2 and strength=0\.3: .* leave out one"):
+        SegmentTask(WatershedPartitioner(0.2), Budget(strength=0.3))
+    with pytest.raises(ConfigError, match=r"num_tokens=9 and strength=0\.3: both control"):
+        Budget(num_tokens=9, strength=0.3)
+    for partitioner, name in (
+        (GridPartitioner(patch=4), "GridPartitioner"),
+        (SuperpixelPartitioner(), "SuperpixelPartitioner"),
+        (MaskPartitioner(), "MaskPartitioner"),
+        (PromptedPartitioner(GridPartitioner(patch=4)), "GridPartitioner"),
+        (Halves(), "Halves"),
+    ):
+        with pytest.raises(ConfigError, match=rf"strength=0\.3: {name} gives no boundary map"):
+            SegmentTask(partitioner, Budget(strength=0.3))
+    filled = MaskPartitioner(rules=FillRules(fill="boundary"))
+    assert SegmentTask(filled, Budget(strength=0.3)).refined() is filled
 
 
 def test_tasks_are_checked_before_they_travel() -> None:

@@ -67,6 +67,7 @@ OPTIONS: dict[Any, dict[str, Any]] = {
     SubobjectTokenizer: {
         "threshold": 0.3,
         "num_tokens": 12,
+        "strength": 0.4,
         "max_tokens": 12,
         "min_area": 7,
         "merge": "boundary",

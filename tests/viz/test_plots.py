@@ -104,12 +104,14 @@ def test_plot_without_boundary_map_has_three_panels():
 
 
 def test_comparison_shows_every_setting(coffee):
-    figure = plot_thresholds(coffee, thresholds=(0.1, 0.3), num_tokens=(4, 9, 12), title="cup")
+    figure = plot_thresholds(
+        coffee, thresholds=(0.1, 0.3), strengths=(0.4,), num_tokens=(4, 9, 12), title="cup"
+    )
     words = [text.get_text() for text in figure.texts]
-    assert len(figure.axes) == 5
-    assert {"cup", "t = 0.1", "t = 0.3", "N = 4", "4 tokens", "12 tokens"} <= set(words)
-    with pytest.raises(ConfigError, match="both empty"):
-        plot_thresholds(coffee, thresholds=(), num_tokens=())
+    assert len(figure.axes) == 6
+    assert {"cup", "t = 0.1", "t = 0.3", "s = 0.4", "N = 4", "4 tokens", "12 tokens"} <= set(words)
+    with pytest.raises(ConfigError, match="all empty"):
+        plot_thresholds(coffee, thresholds=(), strengths=(), num_tokens=())
 
 
 def test_plot_of_dropped_tokens(coffee):

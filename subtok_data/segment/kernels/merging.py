@@ -19,6 +19,7 @@ __all__ = [
     "AREA",
     "BALANCED",
     "BOUNDARY",
+    "Cost",
     "Heap",
     "cut_merges",
     "empty_heap",
@@ -33,6 +34,14 @@ BOUNDARY, BALANCED, AREA = 0, 1, 2
 ANY = np.iinfo(np.int64).max  # more than any area
 
 
+class Cost(NamedTuple):
+    """What merging the two tokens of an edge costs."""
+
+    rule: int  # BOUNDARY, BALANCED or AREA
+    unit: float  # BALANCED: area that counts as 1, in pixels
+    scale: float  # BALANCED and BOUNDARY: what costs are divided by
+
+
 @kernel
 def smaller_area(graph: Graph, edge: Scalar) -> int:
     """Return the area of the smaller token of an edge."""
@@ -40,16 +49,16 @@ def smaller_area(graph: Graph, edge: Scalar) -> int:
 
 
 @kernel
-def edge_cost(graph: Graph, edge: Scalar, rule: Scalar) -> float:
+def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
     """Compute the cost of merging the two tokens of an edge."""
     length = graph.lengths[edge]
-    if rule == AREA:
+    if cost.rule == AREA:
         # Smallest token first, then longest border: 26 + 27 bits fit a float64 exactly.
         return float(smaller_area(graph, edge) + 1.0 - length * 2.0**-27)
     mean = graph.sums[edge] / length
-    if rule == BALANCED:
-        mean *= math.log1p(smaller_area(graph, edge))
-    return float(mean)
+    if cost.rule == BALANCED:
+        mean *= math.log1p(smaller_area(graph, edge) / cost.unit)
+    return float(mean / cost.scale)
 
 
 @kernel
@@ -68,17 +77,17 @@ def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
 
 
 @kernel
-def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, rule: Scalar) -> None:
+def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, cost: Cost) -> None:
     """Enter an edge at its cost, unless it has an entry at that cost or below."""
-    cost = edge_cost(graph, edge, rule)
-    if cost < queued[edge]:
-        queued[edge] = cost
-        push(heap, cost, edge)
+    key = edge_cost(graph, edge, cost)
+    if key < queued[edge]:
+        queued[edge] = key
+        push(heap, key, edge)
 
 
 @kernel
 def cheapest(
-    graph: Graph, heap: Heap, queued: Floats, rule: Scalar, below: Scalar, most: Scalar
+    graph: Graph, heap: Heap, queued: Floats, cost: Cost, below: Scalar, most: Scalar
 ) -> int:
     """Take the cheapest edge that merging is open to; -1 if there is none."""
     while heap.size[0] > 0:
@@ -89,9 +98,9 @@ def cheapest(
         queued[edge] = np.inf
         if smaller_area(graph, edge) >= below or (most < 2 and spares(graph, edge, below, most)):
             continue
-        if edge_cost(graph, edge, rule) == key:
+        if edge_cost(graph, edge, cost) == key:
             return int(edge)
-        enter(graph, heap, queued, edge, rule)
+        enter(graph, heap, queued, edge, cost)
     return -1
 
 
@@ -100,16 +109,19 @@ def merge_phase(
     graph: Graph,
     node: Longs,
     merges: Longs,
+    costs: Floats,
     done: Scalar,
-    rule: Scalar,
+    cost: Cost,
     below: Scalar,
     most: Scalar,
     num_tokens: Scalar,
+    limit: Scalar,
 ) -> int:
-    """Merge pairs until ``num_tokens`` tokens are left, or none is open to it.
+    """Merge pairs until few enough are left and the next costs too much, or none is open to it.
 
     Open are those with a token of an area ``below``, and ``most`` protected ones at most; protected
-    tokens do not count as one of that area. With ``most`` 2, protection is not looked at.
+    tokens do not count as one of that area. With ``most`` 2, protection is not looked at. Few
+    enough are ``num_tokens``; too much is more than ``limit``, by this merge or an earlier one.
 
     ``node[t]`` is the number of the node that token ``t`` stands for. Returns the number of merges
     done so far.
@@ -123,14 +135,19 @@ def merge_phase(
         if not graph.alive[edge] or smaller_area(graph, edge) >= below:
             continue
         if most == 2 or not spares(graph, edge, below, most):
-            enter(graph, heap, queued, edge, rule)
-    while finest - done > num_tokens:
-        edge = cheapest(graph, heap, queued, rule, below, most)
+            enter(graph, heap, queued, edge, cost)
+    highest = 0.0
+    while finest - done > num_tokens or highest <= limit:
+        edge = cheapest(graph, heap, queued, cost, below, most)
         if edge < 0:
+            break
+        highest = max(highest, edge_cost(graph, edge, cost))
+        if finest - done <= num_tokens and highest > limit:
             break
         a, b = node[graph.ends[edge, 0]], node[graph.ends[edge, 1]]
         merges[done, 0] = min(a, b)
         merges[done, 1] = max(a, b)
+        costs[done] = highest
         token, count = contract(graph, edge, joined)
         node[token] = finest + done
         done += 1
@@ -139,7 +156,7 @@ def merge_phase(
             if smaller_area(graph, edge) >= below:
                 continue
             if most == 2 or not spares(graph, edge, below, most):
-                enter(graph, heap, queued, edge, rule)
+                enter(graph, heap, queued, edge, cost)
     return int(done)
 
 
@@ -150,18 +167,20 @@ def merge_neighbours(
     sums: Longs,
     areas: Longs,
     protected: Flags,
-    rule: Scalar,
+    cost: Cost,
     min_area: Scalar,
     num_tokens: Scalar,
-) -> tuple[Longs, int]:
-    """Merge the cheapest pair until few enough tokens are left.
+    limit: Scalar,
+) -> tuple[Longs, Floats, int]:
+    """Merge the cheapest pair until few enough tokens are left, and the next costs too much.
 
     First only pairs with a token below ``min_area``, until there is none; then all pairs, until
-    ``num_tokens`` tokens are left. Equal costs: the pair that comes first in ``pairs`` goes first;
-    two pairs that a merge joins count as the earlier one.
+    ``num_tokens`` tokens are left and no pair costs ``limit`` or less. Equal costs: the pair that
+    comes first in ``pairs`` goes first; two pairs that a merge joins count as the earlier one.
 
-    Protected tokens are never below ``min_area``. In both steps pairs without a protected token go
-    first; then, when there is none left, pairs with one; then, in the second step, pairs of two.
+    Protected tokens are never below ``min_area``, and never merge because they cost ``limit`` or
+    less. In both steps pairs without a protected token go first; then, when there is none left,
+    pairs with one; then, in the second step, pairs of two.
 
     Parameters
     ----------
@@ -173,36 +192,60 @@ def merge_neighbours(
         Pixels per token.
     protected : (N,) bool
         Tokens that are to be kept apart as long as possible.
-    rule : int
-        BOUNDARY, BALANCED or AREA.
+    cost : Cost
+        Cost of a pair.
     min_area, num_tokens : int
         See above.
+    limit : float
+        See above; below 0 for none.
 
     Returns
     -------
     merges : (M, 2) int64
         Nodes merged; tokens are nodes 0..N-1, merge k makes node N + k.
+    costs : (M,) float64
+        Highest cost up to each merge: it never falls. 0 for those that ``min_area`` made
+        necessary, infinity for those of protected tokens.
     forced : int
         How many of the merges ``min_area`` made necessary.
     """
     graph = build_graph(pairs, lengths, sums, areas, protected)
     node = np.arange(areas.size)
     merges = np.empty((areas.size, 2), np.int64)
+    costs = np.empty(areas.size, np.float64)
     # Without protected tokens, nothing is to be asked about them.
     first = 0 if protected.any() else 2
     # Numbers of one type, so that the phase is compiled once.
-    forced, one = np.int64(0), np.int64(1)
+    forced, one, many, no_limit = np.int64(0), np.int64(1), np.int64(num_tokens), -1.0
     if min_area > 1:
+        below = np.int64(min_area)
         for most in range(first, 2 if first == 0 else 3):
             forced = np.int64(
-                merge_phase(graph, node, merges, forced, rule, min_area, np.int64(most), one)
+                merge_phase(
+                    graph, node, merges, costs, forced, cost, below, np.int64(most), one, no_limit
+                )
             )
+        costs[:forced] = 0
     done = forced
     for most in range(first, 3):
+        before = done
         done = np.int64(
-            merge_phase(graph, node, merges, done, rule, np.int64(ANY), np.int64(most), num_tokens)
+            merge_phase(
+                graph,
+                node,
+                merges,
+                costs,
+                done,
+                cost,
+                np.int64(ANY),
+                np.int64(most),
+                many,
+                limit if most == first else no_limit,
+            )
         )
-    return merges[:done], int(forced)
+        if most > first:
+            costs[before:done] = np.inf
+    return merges[:done], costs[:done], int(forced)
 
 
 @kernel

@@ -127,6 +127,10 @@ class PromptedPartitioner(Partitioner):
         """Return a partitioner with a finer base."""
         return replace(self, base=self.base.for_num_tokens(num_tokens), num_tokens=num_tokens)
 
+    def for_strength(self, strength: float) -> PromptedPartitioner:
+        """Return a partitioner with a finer base."""
+        return replace(self, base=self.base.for_strength(strength))
+
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         """Partition an image, as :meth:`partition` does with the prompts in the evidence."""
         return self.partition(evidence, size, Prompts.from_evidence(evidence))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import overload
+from itertools import product
+from typing import TypeVar, cast, overload
 
 from numpy.typing import ArrayLike
 
@@ -19,6 +20,7 @@ from subtok_data.segment.watershed.partitioner import WatershedPartitioner
 from subtok_data.segment.watershed.quantization import quantize
 
 __all__ = ["watershed_tokens"]
+Value = TypeVar("Value", int, float)
 
 
 @overload
@@ -27,6 +29,7 @@ def watershed_tokens(
     threshold: float | None = None,
     *,
     num_tokens: int | None = None,
+    strength: float | None = None,
     max_tokens: int | None = None,
     min_area: int = 0,
     merge: MergeCost = "balanced",
@@ -41,6 +44,22 @@ def watershed_tokens(
     threshold: None = None,
     *,
     num_tokens: Sequence[int],
+    strength: None = None,
+    max_tokens: int | None = None,
+    min_area: int = 0,
+    merge: MergeCost = "balanced",
+    order: Order = "area",
+    backend: Backend = "numba",
+) -> list[TokenMap]: ...
+
+
+@overload
+def watershed_tokens(
+    boundary_map: ArrayLike,
+    threshold: None = None,
+    *,
+    num_tokens: None = None,
+    strength: Sequence[float],
     max_tokens: int | None = None,
     min_area: int = 0,
     merge: MergeCost = "balanced",
@@ -54,6 +73,7 @@ def watershed_tokens(
     threshold: float | None = None,
     *,
     num_tokens: int | Sequence[int] | None = None,
+    strength: float | Sequence[float] | None = None,
     max_tokens: int | None = None,
     min_area: int = 0,
     merge: MergeCost = "balanced",
@@ -74,11 +94,18 @@ def watershed_tokens(
     threshold : float, optional
         Above 0, below 1. Seeds are the connected components of the pixels below it. A
         higher threshold joins seeds, and adds some where no pixel was below the lower one, so the
-        count may go either way. 0.1 when neither this nor ``num_tokens`` is given.
+        count may go either way. 0.1 when no other control is given.
     num_tokens : int or sequence of int, optional
         Exactly so many tokens, whatever the image: more seeds than needed, then neighbours are
         merged. A sequence gives a list of maps from one flood: each token of a coarser map is a
         union of tokens of a finer one.
+    strength : float or sequence of float, optional
+        From 0 to 1. As many tokens as the image has strong borders: from the same kind of seeds,
+        neighbours are merged while the border between them is this strong or less. What counts is
+        the mean boundary probability along the border, less if the smaller token has less than one
+        hundredth of the image, more if it is larger, see
+        :func:`~subtok_data.segment.merging.merge_hierarchy`. Tokens of a higher strength are unions
+        of those of a lower one; a sequence gives a list of maps from one flood.
     max_tokens : int, optional
         At most so many; the cheapest neighbours are merged.
     min_area : int
@@ -117,33 +144,50 @@ def watershed_tokens(
     """
     check_order(order)
     quantised = quantize(boundary_map)
-    evidence = {"boundary_map": quantised}
-    size = image_size(quantised)
-    if num_tokens is None or not isinstance(num_tokens, Sequence):
-        budget = Budget(num_tokens, max_tokens, min_area, merge)
-        partitioner = WatershedPartitioner(threshold, num_tokens, backend)
-        partition = apply_budget(partitioner(evidence, size), budget)
-        _warn_of_shortfall(num_tokens, partition, min_area)
+    counts = _as_list("num_tokens", num_tokens)
+    strengths = _as_list("strength", strength)
+    budgets = [
+        Budget(count, level, max_tokens, min_area, merge)
+        for count, level in product(counts, strengths)
+    ]
+    # Whatever the strength, the seeds are the same.
+    partitioner = WatershedPartitioner(threshold, max(counts), max(strengths), backend)
+    partition = partitioner({"boundary_map": quantised}, image_size(quantised))
+    if not isinstance(num_tokens, Sequence) and not isinstance(strength, Sequence):
+        partition = apply_budget(partition, budgets[0])
+        _warn_of_shortfall(budgets[0], partition)
         return arrange(partition, order, overwrite=True).token_map
 
-    counts = list(num_tokens)
-    if not counts:
-        raise ConfigError("num_tokens=[]: expected at least one number of tokens")
-    for count in counts:
-        Budget(count, max_tokens, min_area, merge)
-    partition = WatershedPartitioner(threshold, max(counts), backend)(evidence, size)
-    hierarchy = merge_hierarchy(partition, merge=merge, min_area=min_area, num_tokens=min(counts))
-    partitions = [hierarchy.cut(count) for count in counts]
-    for count, one in zip(counts, partitions, strict=True):
-        _warn_of_shortfall(count, one, min_area)
-    return [arrange(one, order).token_map for one in partitions]
+    limits = [one.num_tokens or one.max_tokens or partition.num_tokens for one in budgets]
+    hierarchy = merge_hierarchy(
+        partition,
+        merge=merge,
+        min_area=min_area,
+        num_tokens=min(limits),
+        strength=max(strengths),
+    )
+    maps: list[TokenMap] = []
+    for limit, budget in zip(limits, budgets, strict=True):
+        cut = hierarchy.cut(limit, budget.strength)
+        _warn_of_shortfall(budget, cut)
+        maps.append(arrange(cut, order).token_map)
+    return maps
 
 
-def _warn_of_shortfall(num_tokens: int | None, partition: Partition, min_area: int) -> None:
-    if num_tokens is not None and partition.num_tokens < num_tokens:
-        because = " of that area" if min_area > 1 else ""
+def _as_list(name: str, values: Value | Sequence[Value] | None) -> list[Value]:
+    """Return several settings, or the only one; without one, a list of None."""
+    if not isinstance(values, Sequence):
+        return [cast("Value", values)]
+    if not values:
+        raise ConfigError(f"{name}=[]: expected at least one value")
+    return list(values)
+
+
+def _warn_of_shortfall(budget: Budget, partition: Partition) -> None:
+    if budget.num_tokens is not None and partition.num_tokens < budget.num_tokens:
+        because = " of that area" if budget.min_area > 1 else ""
         warnings.warn(
-            f"num_tokens={num_tokens}, but this boundary map gives only "
+            f"num_tokens={budget.num_tokens}, but this boundary map gives only "
             f"{partition.num_tokens} tokens{because}: it is too flat for more",
             UserWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""Seeds for an exact number of tokens: the deepest regional minima of the smoothed map."""
+"""Seeds for merging: regional minima of the smoothed map, all of them or the deepest."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _FIRST_DEPTH = 8
 
 
 def minima_seeds(
-    quantised: NDArray[np.uint8], num_tokens: int, backend: Backend = "numba"
+    quantised: NDArray[np.uint8], num_tokens: int | None = None, backend: Backend = "numba"
 ) -> Seeds:
     """Choose regional minima, from deep to shallow, until there are enough.
 
-    The map is smoothed (5 x 5 binomial, in integers), and each of its regional minima gets a depth:
+    The map is smoothed (5 x 5 binomial, in integers). Without a number, all its regional minima
+    are taken: merging by strength removes what is texture. With one, each of them gets a depth:
     how far water in it rises before it flows over into a lower one (the *dynamics* of Grimaud,
     1992). Minima of depth 8 and more are taken; if those are too few, of depth 7, 6 and so on to 1;
     at last the minima of the map itself.
@@ -31,7 +32,7 @@ def minima_seeds(
     ----------
     quantised : (H, W) uint8
         Boundary map, 255 for a probability of 1.
-    num_tokens : int
+    num_tokens : int, optional
         Seeds wanted.
     backend : {"numba", "skimage"}
         What floods the smoothed map.
@@ -51,6 +52,8 @@ def minima_seeds(
 
     smoothed = smooth(quantised)
     minima = Seeds(*regional_minima(smoothed, run_scratch(quantised)), imposed=True)
+    if num_tokens is None:
+        return minima
     depths = _depths(smoothed, minima, backend)
     for depth in range(_FIRST_DEPTH, 0, -1):
         chosen = depths >= depth

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from subtok_data.arguments import check_count
-from subtok_data.errors import ConfigError
+from subtok_data.segment.budget import check_controls
 from subtok_data.segment.partition import Evidence, Partition, Partitioner
 from subtok_data.segment.watershed.flood import Backend, check_backend, flood_from
 from subtok_data.segment.watershed.quantization import quantize
-from subtok_data.segment.watershed.seeds import check_threshold, threshold_seeds
+from subtok_data.segment.watershed.seeds import threshold_seeds
 
 __all__ = ["DEFAULT_THRESHOLD", "WatershedPartitioner"]
 DEFAULT_THRESHOLD = 0.1
@@ -29,13 +28,16 @@ class WatershedPartitioner(Partitioner):
     num_tokens : int, optional
         Seeds are so many minima of the map or more, see
         :func:`~subtok_data.segment.watershed.minima_seeds`; a budget merges the surplus.
+    strength : float, optional
+        Seeds are all minima of the smoothed map, whatever the value; a budget merges across the
+        borders that are not stronger than it. From 0 to 1.
     backend : {"numba", "skimage"}
         Equal tokens; scikit-image is slower and serves as the reference.
 
     Raises
     ------
     ConfigError
-        A value out of range, or both controls at once.
+        A value out of range, or two controls at once.
 
     Examples
     --------
@@ -47,17 +49,11 @@ class WatershedPartitioner(Partitioner):
 
     threshold: float | None = None
     num_tokens: int | None = None
+    strength: float | None = None
     backend: Backend = "numba"
 
     def __post_init__(self) -> None:
-        if self.threshold is not None:
-            check_threshold(self.threshold)
-            if self.num_tokens is not None:
-                raise ConfigError(
-                    f"threshold={self.threshold} and num_tokens={self.num_tokens}: both control "
-                    "how fine the tokens are; leave out one of them"
-                )
-        check_count("num_tokens", self.num_tokens)
+        check_controls(threshold=self.threshold, num_tokens=self.num_tokens, strength=self.strength)
         check_backend(self.backend)
 
     @property
@@ -67,14 +63,18 @@ class WatershedPartitioner(Partitioner):
 
     @property
     def seed_threshold(self) -> float | None:
-        """Threshold in use: the given one or the default; None for exact counts."""
-        if self.num_tokens is not None:
+        """Threshold in use: the given one or the default; None with another control."""
+        if self.num_tokens is not None or self.strength is not None:
             return None
         return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
 
     def for_num_tokens(self, num_tokens: int) -> WatershedPartitioner:
         """Return a partitioner with seeds enough; ConfigError if it was given a threshold."""
         return replace(self, num_tokens=num_tokens)
+
+    def for_strength(self, strength: float) -> WatershedPartitioner:
+        """Return a partitioner with all seeds; ConfigError if it was given another control."""
+        return replace(self, strength=strength)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         """Partition an image; the boundary map is the cost map, tokens in raster order of seeds."""
@@ -92,6 +92,6 @@ class WatershedPartitioner(Partitioner):
         else:
             from subtok_data.segment.watershed.minima import minima_seeds
 
-            seeds = minima_seeds(quantised, self.num_tokens or 1, self.backend)
+            seeds = minima_seeds(quantised, self.num_tokens, self.backend)
         token_map, num_tokens = flood_from(quantised, seeds, self.backend)
         return Partition(token_map, num_tokens, cost_map=quantised)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError
 from subtok_data.segment.kernels import borrow
 
-__all__ = ["Seeds", "check_threshold", "run_scratch", "threshold_seeds"]
+__all__ = ["Seeds", "run_scratch", "threshold_seeds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +50,6 @@ def run_scratch(quantised: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Borrow memory for the row runs of a map: a checkerboard has one for every two pixels."""
     height, width = quantised.shape
     return borrow("runs", height * ((width + 1) // 2) * 2, np.int32).reshape(-1, 2)
-
-
-def check_threshold(threshold: object) -> float:
-    """Return a threshold as a float; raise ConfigError unless it lies inside (0, 1).
-
-    Examples
-    --------
-    >>> check_threshold(0.1)
-    0.1
-    """
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.floating)):
-        raise ConfigError(f"threshold={threshold!r}: expected a number above 0 and below 1")
-    # Written so that NaN fails too.
-    if not 0 < threshold < 1:
-        raise ConfigError(f"threshold={threshold}: expected a number above 0 and below 1")
-    return float(threshold)
 
 
 def threshold_seeds(quantised: NDArray[np.uint8], threshold: float) -> Seeds:

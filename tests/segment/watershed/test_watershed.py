@@ -23,7 +23,13 @@ from skimage.segmentation import watershed
 
 from subtok_data import watershed_tokens
 from subtok_data.errors import ConfigError
-from subtok_data.segment import Partitioner, TokenMap, WatershedPartitioner
+from subtok_data.segment import (
+    MergeCost,
+    Partitioner,
+    TokenMap,
+    WatershedPartitioner,
+    region_adjacency,
+)
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
 from subtok_data.segment.watershed.quantization import quantize
@@ -147,6 +153,75 @@ def test_list_of_counts_is_nested() -> None:
     assert np.array_equal(maps[0], watershed_tokens(levels, num_tokens=60))
 
 
+STRENGTHS = [0.0, 0.05, 0.2, 0.3, 0.5, 0.8, 1.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    drawn_maps(),
+    st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    st.sampled_from(["balanced", "boundary"]),
+    st.sampled_from([0, 7]),
+    st.sampled_from([None, 3]),
+)
+def test_a_higher_strength_gives_unions(
+    levels: Levels, strengths: list[float], merge: str, min_area: int, max_tokens: int | None
+) -> None:
+    options = {"merge": merge, "min_area": min_area, "max_tokens": max_tokens}
+    maps = watershed_tokens(levels, strength=sorted(strengths), **options)
+    for coarse, fine in pairwise(maps[::-1]):
+        assert_nested(coarse, fine)
+    for strength, token_map in zip(sorted(strengths), maps, strict=True):
+        assert_partition(token_map)
+        alone = watershed_tokens(levels, strength=strength, **options)
+        assert np.array_equal(alone, token_map)
+        slow = watershed_tokens(levels, strength=strength, **options, backend="skimage")
+        assert np.array_equal(alone, slow)
+        assert max_tokens is None or token_map.max() < max_tokens
+        if token_map.max() > 0 and min_area:
+            assert np.bincount(token_map.ravel()).min() >= min_area
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("merge", ["balanced", "boundary"])
+def test_strength_on_real_maps(photo_maps: list[Levels], merge: MergeCost) -> None:
+    for levels in photo_maps:
+        maps = watershed_tokens(levels, strength=STRENGTHS, merge=merge)
+        counts = [int(one.max()) + 1 for one in maps]
+        assert counts == sorted(counts, reverse=True)
+        assert counts[0] > counts[1] > counts[-1]
+        for coarse, fine in pairwise(maps[::-1]):
+            assert_partition(coarse)
+            assert_nested(coarse, fine)
+        assert np.array_equal(
+            maps[1], watershed_tokens(levels, strength=0.05, merge=merge, backend="skimage")
+        )
+        large = watershed_tokens(levels, strength=0.05, min_area=300, merge=merge)
+        assert np.bincount(large.ravel()).min() >= 300
+        few = watershed_tokens(levels, strength=0.05, max_tokens=9, merge=merge)
+        assert_partition(few, min(9, counts[1]))
+
+
+def test_no_border_of_the_tokens_is_weaker_than_the_strength() -> None:
+    levels = smooth_noise(np.random.default_rng(6), (90, 120), 2)
+    for strength in (0.2, 0.4):
+        token_map = watershed_tokens(levels, strength=strength, merge="boundary")
+        assert token_map.max() > 1
+        assert (region_adjacency(token_map, levels).mean / 255 > strength).all()
+    # Flat ground has no border at all, however low the strength.
+    assert watershed_tokens(levels * 0 + 200, strength=0).max() == 0
+
+
+def test_an_enlarged_map_has_about_as_many_tokens() -> None:
+    levels = smooth_noise(np.random.default_rng(7), (240, 320), 8)
+    counts = [
+        int(watershed_tokens(np.kron(levels, np.ones((k, k), np.uint8)), strength=0.3).max()) + 1
+        for k in (1, 2, 4)
+    ]
+    assert min(counts) > 20
+    assert max(counts) <= 1.25 * min(counts)
+
+
 def test_shortfall_warns_with_both_numbers() -> None:
     with pytest.warns(UserWarning, match=r"num_tokens=7, .* only 2 tokens"):
         token_map = watershed_tokens(np.array([[0, 90, 0]], np.uint8), num_tokens=7)
@@ -165,6 +240,7 @@ def test_flat_maps_are_one_token(shape: tuple[int, int], level: int) -> None:
         assert token_map.dtype == np.int16
         assert not token_map.any()
         assert not watershed_tokens(levels, num_tokens=1, backend=backend).any()
+        assert not watershed_tokens(levels, strength=0.3, backend=backend).any()
 
 
 def test_more_tokens_than_int16_holds() -> None:
@@ -233,6 +309,19 @@ def test_unusable_maps_are_refused(boundary_map: np.ndarray, message: str) -> No
         ({"threshold": True}, "threshold=True"),
         ({"threshold": 0.1, "num_tokens": 3}, "threshold=0.1 and num_tokens=3"),
         ({"threshold": 0.1, "num_tokens": [3]}, "threshold=0.1 and num_tokens=3"),
+        ({"strength": -0.1}, r"strength=-0\.1: expected a number from 0 to 1"),
+        ({"strength": 1.5}, r"strength=1\.5: expected"),
+        ({"strength": float("nan")}, "strength=nan: expected"),
+        ({"strength": float("inf")}, "strength=inf: expected"),
+        ({"strength": True}, "strength=True: expected"),
+        ({"strength": []}, r"strength=\[\]"),
+        ({"strength": [0.1, 2]}, "strength=2: expected"),
+        ({"strength": 0.3, "num_tokens": 3}, r"num_tokens=3 and strength=0\.3: both control"),
+        ({"strength": [0.3], "num_tokens": [3]}, r"num_tokens=3 and strength=0\.3"),
+        (
+            {"strength": 0.3, "threshold": 0.1},
+            r"threshold=0\.1 and strength=0\.3: .* leave out one",
+        ),
         ({"num_tokens": 0}, "num_tokens=0: expected a whole number of at least 1"),
         ({"num_tokens": 2.5}, "num_tokens=2.5"),
         ({"num_tokens": []}, r"num_tokens=\[\]"),
