@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.arguments import check_choice
+from subtok_data.errors import ConfigError
 from subtok_data.segment.partition import FieldRule, Partition, TokenMap, token_dtype
 
 if TYPE_CHECKING:
