@@ -253,10 +253,13 @@ class SubobjectTokenizer:
         return self._own_config(described)
 
     def _own_config(self, segmenter: Mapping[str, Any]) -> dict[str, Any]:
+        budget = asdict(self.budget)
+        if budget["strength"] is None:  # tokens stored before there was one keep their hash
+            del budget["strength"]
         return {
             "format_version": FORMAT_VERSION,
             **segmenter,
-            "budget": asdict(self.budget),
+            "budget": budget,
             "order": self.order,
             "canvas": asdict(self.canvas),
         }
