@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from subtok_data.batch import VISUAL_KEYS
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
+from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["generation_inputs", "load_subobject_model", "use_subobject_tokens"]
 _ATTRIBUTE = "subobject_features"
@@ -216,7 +217,7 @@ def load_subobject_model(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} has no config.json: give a folder of save_pretrained")
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = read_pretrained(AutoConfig, folder)
     if not getattr(config, _MARK, False):
         raise ConfigError(
             f"{folder} holds a {config.model_type!r} without visual tokens: read it with "

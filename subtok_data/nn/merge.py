@@ -62,7 +62,7 @@ def merge_visual_tokens(
         features = features[visual_token_mask]
     place = input_ids == placeholder_id
     if torch.compiler.is_compiling():  # a number of Python's would break the graph
-        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage]
+        torch._assert_async(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             place.sum() == features.shape[0],
             f"input_ids have more or fewer placeholders (id {placeholder_id}) than there are "
             f"visual vectors: batch and features must come from the same images",

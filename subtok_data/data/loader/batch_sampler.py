@@ -241,16 +241,21 @@ class SubobjectBatchSampler(Sampler[list[int]]):
         return math.ceil(math.ceil(samples / world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # No generator: the ranks are compared in the thread that begins to iterate.
-        start, self.start = self.start, 0
-        if self.num_samples is None:
-            return self._of_sampler(start)
-        if not self._compared:
+        # Not in the generator: the ranks are compared in the thread that begins to iterate.
+        if self.num_samples is not None and not self._compared:
             _compare_with_other_ranks(self._description(self.num_samples))
             self._compared = True
+        return self._from_start()
+
+    def _from_start(self) -> Iterator[list[int]]:
+        # In the generator: where torch starts workers it asks for two iterators and draws from one.
+        start, self.start = self.start, 0
+        if self.num_samples is None:
+            yield from self._of_sampler(start)
+            return
         rank, world = rank_and_world_size()
-        own = self._all_batches(self.num_samples)[rank::world][start:]
-        return (batch.tolist() for batch in own)
+        for batch in self._all_batches(self.num_samples)[rank::world][start:]:
+            yield batch.tolist()
 
     def _description(self, samples: int) -> dict[str, Any]:
         """Return what the plan follows from, as plain values."""
