@@ -246,7 +246,7 @@ def load_subobject_model(
             f"and embedding= as to use_subobject_tokens"
         )
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = read_pretrained(GenerationConfig, folder)
     return model.eval()
 
 

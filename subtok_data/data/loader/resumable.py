@@ -30,8 +30,9 @@ class _BatchesFrom:
         self.start = 0
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: where torch starts workers it asks for two iterators and draws from one.
         start, self.start = self.start, 0
-        return islice(self.batches, start, None)
+        yield from islice(self.batches, start, None)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -89,6 +89,30 @@ def test_left_padding_for_generation(cutter):
     assert all(end.endswith("<|im_start|>assistant\n") for end in ends)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_supervised_rows_on_either_side(cutter, side, multiple):
+    """The same rows, labels included, whichever side is padded; the other side is refused."""
+    config = TextConfig(
+        byte_tokenizer(), caption="text", padding_side=side, pad_to_multiple_of=multiple
+    )
+    collate = SubobjectCollator(cutter, text=config)
+    rows = [
+        {"image": picture(0), "text": "A ball"},
+        {"image": picture(1), "text": "A red ball" * 4},
+    ]
+    batch = collate(rows)
+    options = {"placeholder_id": placeholder(collate)}
+    validate_batch(batch, padding_side=side, **options)
+    with pytest.raises(ValueError, match="not padded on the"):
+        validate_batch(batch, padding_side={"left": "right", "right": "left"}[side], **options)
+    for place, row in enumerate(rows):
+        alone = collate([row])
+        kept, own = batch["attention_mask"][place] == 1, alone["attention_mask"][0] == 1
+        for key in ("input_ids", "labels", "mm_token_type_ids"):
+            assert batch[key][place][kept].tolist() == alone[key][0][own].tolist()
+
+
 def test_packed_is_the_same_batch(cutter):
     tokenizer = byte_tokenizer()
     padded = collator(cutter, tokenizer=tokenizer, caption="caption")(rows(5))

@@ -104,12 +104,17 @@ def make_resumed(loader: SubobjectLoader, state: dict) -> SubobjectLoader:
     return loader
 
 
-def test_batch_sampler_of_the_users_own_is_resumed():
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batch_sampler_of_the_users_own_is_resumed(num_workers):
     batches = [[4, 1], [0], [2, 3], [1]]
 
     def make() -> SubobjectLoader:
         return SubobjectLoader(
-            CodedImages(5), faulty_tokenizer(), batch_sampler=batches, executor="inline"
+            CodedImages(5),
+            faulty_tokenizer(),
+            batch_sampler=batches,
+            executor="inline",
+            num_workers=num_workers,
         )
 
     with make() as loader:
