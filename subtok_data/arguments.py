@@ -17,6 +17,7 @@ __all__ = [
     "check_count",
     "check_flag",
     "check_number",
+    "check_share",
     "check_text",
     "check_type",
     "describe",
@@ -188,8 +189,10 @@ def check_count(
         )
 
 
-def check_number(name: str, value: object, *, above: float, unit: str = "") -> None:
-    """Raise ConfigError unless an option is a finite number above a bound.
+def check_number(
+    name: str, value: object, *, above: float, below: float = float("inf"), unit: str = ""
+) -> None:
+    """Raise ConfigError unless an option is a finite number between two bounds.
 
     Examples
     --------
@@ -198,11 +201,31 @@ def check_number(name: str, value: object, *, above: float, unit: str = "") -> N
     ...
     subtok_data.errors.ConfigError: timeout_s='3': expected a number above 0, in seconds
     """
-    number = not isinstance(value, bool) and isinstance(value, (int, float, np.number))
-    if not number or not above < cast("float", value) < float("inf"):
+    if not _is_number(value) or not above < cast("float", value) < below:
+        upper = f" and below {below}" if below < float("inf") else ""
         raise ConfigError(
-            f"{name}={value!r}: expected a number above {above}{f', in {unit}' if unit else ''}"
+            f"{name}={value!r}: expected a number above {above}{upper}"
+            f"{f', in {unit}' if unit else ''}"
         )
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise ConfigError unless an option is a number from 0 to 1.
+
+    Examples
+    --------
+    >>> check_share("min_iou", 1.5)
+    Traceback (most recent call last):
+    ...
+    subtok_data.errors.ConfigError: min_iou=1.5: expected a number from 0 to 1
+    """
+    if not _is_number(value) or not 0 <= cast("float", value) <= 1:
+        raise ConfigError(f"{name}={value!r}: expected a number from 0 to 1")
+
+
+def _is_number(value: object) -> bool:
+    real = (int, float, np.integer, np.floating)
+    return isinstance(value, real) and not isinstance(value, bool)
 
 
 def similar_names(name: str, known: Iterable[str]) -> str:

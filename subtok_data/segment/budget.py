@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.arguments import check_choice, check_count
+from subtok_data.arguments import check_choice, check_count, check_number, check_share
 from subtok_data.errors import ConfigError
 from subtok_data.segment.geometry import measure, order_tokens
 from subtok_data.segment.merging import MergeCost, check_merge, merge_hierarchy
@@ -127,15 +127,11 @@ def check_controls(
             f"{' and '.join(given[:2])}: both control how fine the tokens are; "
             "leave out one of them"
         )
-    if threshold is not None and not (_is_number(threshold) and 0 < threshold < 1):
-        raise ConfigError(f"threshold={threshold!r}: expected a number above 0 and below 1")
+    if threshold is not None:
+        check_number("threshold", threshold, above=0, below=1)
     check_count("num_tokens", num_tokens)
-    if strength is not None and not (_is_number(strength) and 0 <= strength <= 1):
-        raise ConfigError(f"strength={strength!r}: expected a number from 0 to 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    if strength is not None:
+        check_share("strength", strength)
 
 
 def apply_budget(

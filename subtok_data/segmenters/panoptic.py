@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from subtok_data.arguments import check_count
+from subtok_data.arguments import check_count, check_share
 from subtok_data.errors import ConfigError
 from subtok_data.segment import FillRules, LabelMapPartitioner
 from subtok_data.segmenters.base import (
@@ -96,8 +96,7 @@ class PanopticSegmenter(ModelComponent, Segmenter):
             ("mask_threshold", mask_threshold),
             ("overlap_threshold", overlap_threshold),
         ):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name}={value}: expected a number from 0 to 1")
+            check_share(name, value)
         check_count("batch_size", batch_size, optional=False)
         partitioner = LabelMapPartitioner() if rules is None else LabelMapPartitioner(rules)
         if partitioner.has_cost_map:

@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.arguments import check_choice, check_count
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_choice, check_count, check_share
 from subtok_data.segment.masks import (
     FillRules,
     RLEMasks,
@@ -67,8 +66,7 @@ class MaskPartitioner(Partitioner):
 
     def __post_init__(self) -> None:
         check_count("min_region", self.min_region, least=0, optional=False)
-        if not 0 <= self.max_overlap <= 1:
-            raise ConfigError(f"max_overlap={self.max_overlap}: expected a number from 0 to 1")
+        check_share("max_overlap", self.max_overlap)
         check_choice("paint", self.paint, get_args(PaintOrder))
 
     @property

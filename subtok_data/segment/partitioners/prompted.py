@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import check_share
 from subtok_data.errors import ConfigError
 from subtok_data.segment.geometry import TokenGeometry, measure
 from subtok_data.segment.masks import FillRules, RLEMasks, fill_parts
@@ -92,8 +93,7 @@ class PromptedPartitioner(Partitioner):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", as_partitioner(self.base))
-        if not 0 <= self.min_iou <= 1:
-            raise ConfigError(f"min_iou={self.min_iou}: expected a number from 0 to 1")
+        check_share("min_iou", self.min_iou)
         if self.rules is not None and self.rules.has_cost_map and not self.has_cost_map:
             raise ConfigError(
                 f'fill="boundary": {self.base.name} has no cost map to flood along, so '

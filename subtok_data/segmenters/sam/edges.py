@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.arguments import check_count
-from subtok_data.errors import ConfigError
+from subtok_data.arguments import check_count, check_share
 from subtok_data.segment import WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
@@ -145,8 +144,7 @@ class SAMEdgeSegmenter(PromptableModel, Segmenter):
         super().__init__(model, processor, device)
         check_count("points_per_side", points_per_side, optional=False)
         check_count("points_per_batch", points_per_batch, optional=False)
-        if not 0 <= box_nms <= 1:
-            raise ConfigError(f"box_nms={box_nms}: expected a number from 0 to 1")
+        check_share("box_nms", box_nms)
         self.partitioner = WatershedPartitioner(threshold=threshold)
         self.options: dict[str, Any] = {
             "points_per_side": points_per_side,

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.arguments import check_count
+from subtok_data.arguments import check_count, check_share
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segmenters.sam.generated_masks import GeneratedMasks, mask_boxes, mask_runs
 
@@ -97,8 +97,7 @@ class GenerationOptions:
             check_count(name, getattr(self, name), optional=False)
         check_count("crop_layers", self.crop_layers, least=0, optional=False)
         for name in ("iou_threshold", "stability_threshold", "box_nms", "crop_nms"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected a number from 0 to 1")
+            check_share(name, getattr(self, name))
         if not 0 <= self.crop_overlap < 1:
             raise ConfigError(f"crop_overlap={self.crop_overlap}: expected 0 or more, below 1")
         for name in ("stability_offset", "edge_margin"):
