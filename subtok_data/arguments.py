@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "similar_names",
 ]
+
 T = TypeVar("T")
 _SHOWN = 60
 """Characters of a value in a message."""

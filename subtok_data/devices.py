@@ -20,6 +20,7 @@ __all__ = [
     "refuse_to_pickle",
     "resolve_device",
 ]
+
 if hasattr(os, "register_at_fork"):
     # The threads that torch computes with do not exist in a forked child, which would wait for them
     # for ever. Torch does the same in DataLoader workers; others fork too, datasets.map for one.

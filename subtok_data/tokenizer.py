@@ -37,6 +37,7 @@ from subtok_data.segmenters import (
 from subtok_data.tokenized_image import TokenizedImage
 
 __all__ = ["SubobjectTokenizer"]
+
 CONFIG_FILE = "subtok_config.json"
 FORMAT_VERSION = 1
 """Raised when the same configuration would give other tokens than before."""

@@ -11,6 +11,7 @@ from PIL import Image
 from subtok_data.errors import ConfigError
 
 __all__ = ["read_label_png"]
+
 _INTEGERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 

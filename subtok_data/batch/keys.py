@@ -43,6 +43,7 @@ __all__ = [
     "Key",
     "Layout",
 ]
+
 Axes = tuple[str | int, ...]
 Group = Literal["text", "visual", "sample", "region", "image_free"]
 Layout = Literal["padded", "packed"]

@@ -16,6 +16,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.images import canvas_size, resize
 
 __all__ = ["PixelConfig", "stack_pixels"]
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 

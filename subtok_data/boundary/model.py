@@ -31,6 +31,7 @@ from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.images import to_rgb
 
 __all__ = ["BoundaryModel", "DeviceMaps"]
+
 Triple = tuple[float, float, float]
 
 # A batch of batch_size images holds at most as many pixels as batch_size images of this side.

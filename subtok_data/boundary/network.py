@@ -19,6 +19,7 @@ from subtok_data.devices import Precision, compute_dtype
 from subtok_data.errors import ConfigError
 
 __all__ = ["UPSAMPLING", "BoundaryNetwork", "fixed_algorithms"]
+
 UPSAMPLING = "bicubic-logits-1"
 """The way from logits to maps, as part of what a map is identified by: raise it with a change."""
 

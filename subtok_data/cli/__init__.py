@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["build_parser", "main"]
+
 _EPILOG = """\
 exit codes:
   0  all went well

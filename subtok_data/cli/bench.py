@@ -11,6 +11,7 @@ from subtok_data.cli.options import Commands, add_command
 from subtok_data.errors import ConfigError
 
 __all__ = ["add_parser"]
+
 _EXAMPLES = """\
   subtok bench watershed                  the flood against scikit-image and the original procedure
   subtok bench watershed --help           options of that benchmark

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["add_parser"]
+
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 """Photos that come with scikit-image itself: no download."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from subtok_data.evaluation import AnnotatedSet, MapMaker
 
 __all__ = ["add_eval_parser", "run_eval"]
+
 _EXAMPLES = """examples:
   subtok eval --bsds BSDS500
       the packaged weights, Sobel and Canny on the validation split; patches, SLIC, Felzenszwalb

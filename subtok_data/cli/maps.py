@@ -12,6 +12,7 @@ from subtok_data.cli.output import say
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["add_parser"]
+
 _EXAMPLES = """\
   subtok maps photos/ maps/
   subtok maps photos/ maps/ --scales 0.5,1,1.5,2 --weights my_run/final

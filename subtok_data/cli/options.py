@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["Commands", "add_command", "add_tokenizer_options", "make_tokenizer"]
+
 Commands = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 """What ``add_subparsers`` returns; argparse gives it no public name."""
 

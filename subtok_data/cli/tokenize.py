@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from subtok_data.data import TokenizeReport
 
 __all__ = ["add_parser", "open_source"]
+
 _LISTED = 20
 _EXAMPLES = """\
   subtok tokenize photos/ --out tokens/

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from subtok_data.training import BoundarySource
 
 __all__ = ["add_train_parser", "run_train"]
+
 _EXAMPLES = """examples:
   subtok train run --data masks:photos,masks --init efficientnet_lite0.pth
       from MobileSAM masks of a folder of photos (tools/make_masks of the source code)

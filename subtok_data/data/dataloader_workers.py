@@ -31,6 +31,7 @@ __all__ = [
     "name_crashes",
     "worker_start_method",
 ]
+
 _ACCELERATORS = ("cuda", "xpu", "npu", "hpu", "mlu", "musa")
 _WATCH_S = 1.0
 _QUIET_S = 60.0

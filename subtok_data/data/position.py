@@ -10,6 +10,7 @@ from subtok_data.arguments import check_count, check_type
 from subtok_data.errors import ConfigError
 
 __all__ = ["STREAM_PLACEHOLDER", "LoaderState", "StreamPosition"]
+
 _VERSION = 1
 
 

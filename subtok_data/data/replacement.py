@@ -29,6 +29,7 @@ __all__ = [
     "next_good",
     "register_source",
 ]
+
 MAX_REPLACEMENTS = 16
 """How many other samples are tried for one that cannot be used."""
 

@@ -33,6 +33,7 @@ from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["FailedRow", "ResizedRows", "TokenizeReport", "decode_ahead", "tokenize_dataset"]
+
 _AHEAD = 3  # batches whose images may wait in the segment pool
 
 

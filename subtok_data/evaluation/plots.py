@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from subtok_data.evaluation.results import Report
 
 __all__ = ["plot_precision_recall", "plot_tokens"]
+
 _PANELS = (
     ("asa", "achievable segmentation accuracy"),
     ("covering", "covering"),

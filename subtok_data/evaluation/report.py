@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subtok_data.evaluation.datasets import AnnotatedSet
 
 __all__ = ["evaluate", "write_report"]
+
 MapMaker = Callable[["NDArray[np.uint8]"], "NDArray[np.uint8]"]
 
 #: Maps whose lines are one pixel wide already.

@@ -12,6 +12,7 @@ from subtok_data.evaluation.boundary_metrics import BoundaryScores
 from subtok_data.evaluation.token_metrics import TokenScores
 
 __all__ = ["Report", "TokenRow"]
+
 _SHOWN = (
     ("tokens", "tokens", ".1f"),
     ("asa", "ASA", ".3f"),

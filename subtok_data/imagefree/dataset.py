@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from subtok_data.data import StoredTokens
 
 __all__ = ["ImageFreeDataset", "ImageFreeSample", "Tokens"]
+
 Tokens = Literal["patch", "region"]
 Size = tuple[int, int]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from subtok_data.data import StoredTokens
 
 __all__ = ["GridSource", "RegionSource", "StoredSource"]
+
 _KEPT_BYTES = 128 * 2**20
 """Decoded maps held per process: 256 of 512 x 512 pixels."""
 

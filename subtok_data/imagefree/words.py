@@ -15,6 +15,7 @@ from subtok_data.arguments import check_choice
 from subtok_data.errors import ConfigError
 
 __all__ = ["UNKNOWN", "CategoryWords", "Prompt", "check_categories"]
+
 Prompt = Literal["paper", "code"]
 UNKNOWN = "unknown"
 """Appended to the categories; never drawn, and ignored in the target."""

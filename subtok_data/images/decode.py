@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["PEAK_BYTES", "Decoder"]
+
 PEAK_BYTES = 25
 """Memory per pixel that decoding takes at most for a while, the result included (see the tests)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = ["available_memory"]
+
 _CGROUP = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 

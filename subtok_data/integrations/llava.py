@@ -27,6 +27,7 @@ from subtok_data.nn import FeatureEncoder, TokenEmbedding
 from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["generation_inputs", "load_subobject_model", "use_subobject_tokens"]
+
 _ATTRIBUTE = "subobject_features"
 _MARK = "subobject_tokens"
 """Entry of the configuration that tells a saved model with visual tokens from a stock one."""

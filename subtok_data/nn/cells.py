@@ -20,6 +20,7 @@ from torch import Tensor
 from subtok_data.nn.intervals import area_intervals, bilinear_intervals, cell_size
 
 __all__ = ["TokenCells", "pool_tokens", "token_cells"]
+
 Sampling = Literal["area", "bilinear"]
 AxisIntervals = tuple[Tensor, Tensor, Tensor]
 """Map pixel, cell and weight of each interval along one axis."""

@@ -17,6 +17,7 @@ from subtok_data.nn.roi import roi_pool_tokens
 from subtok_data.nn.shapes import shape_codes
 
 __all__ = ["TokenEmbedding"]
+
 Pooling = Literal["area", "bilinear", "roi"]
 _BOX = 4
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from subtok_data.errors import ConfigError
 
 __all__ = ["Intervals", "area_intervals", "bilinear_intervals", "cell_size"]
+
 Intervals = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 """Map pixel, cell and weight of each interval, as three arrays."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from subtok_data.errors import ConfigError
 
 __all__ = ["nearest_neighbors", "smooth_feature_map", "smooth_scores"]
+
 _CHUNK = 1024
 
 

@@ -15,6 +15,7 @@ from subtok_data.segment.merging import MergeCost, check_merge, merge_hierarchy
 from subtok_data.segment.partition import Partition
 
 __all__ = ["Budget", "Overflow", "apply_budget"]
+
 Overflow = Literal["merge", "drop"]
 
 

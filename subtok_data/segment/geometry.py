@@ -22,6 +22,7 @@ __all__ = [
     "order_tokens",
     "token_shapes",
 ]
+
 Order = Literal["area", "raster"]
 
 

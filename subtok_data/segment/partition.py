@@ -21,6 +21,7 @@ __all__ = [
     "as_partitioner",
     "token_dtype",
 ]
+
 Evidence = Mapping[str, NDArray[Any]]
 FieldRule = Literal["largest", "max", "min", "mean"]
 TokenMap = NDArray[np.int16 | np.int32]

@@ -17,6 +17,7 @@ from subtok_data.segment.partitioners import PromptedPartitioner
 from subtok_data.segment.prompts import Prompts
 
 __all__ = ["SegmentTask", "segment_image", "warn_of_shortfall"]
+
 _NO_LIMITS = Budget()
 
 

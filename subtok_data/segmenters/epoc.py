@@ -24,6 +24,7 @@ from subtok_data.segmenters.base import (
 )
 
 __all__ = ["EPOCSegmenter"]
+
 _MODEL_REMEDY = "wrap a network of your own in BoundaryModel(network)"
 
 

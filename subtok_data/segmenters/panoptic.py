@@ -28,6 +28,7 @@ from subtok_data.segmenters.sam import refuse_nan
 from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["PanopticSegmenter"]
+
 _TASK = "panoptic"
 """The task in OneFormer's prompt."""
 

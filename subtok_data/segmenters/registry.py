@@ -23,6 +23,7 @@ from subtok_data.segmenters.sam import (
 )
 
 __all__ = ["PROMPTERS", "SEGMENTERS", "build_prompter", "build_segmenter"]
+
 C = TypeVar("C", bound=Component)
 
 SEGMENTERS: dict[str, type[Segmenter]] = {

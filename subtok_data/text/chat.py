@@ -9,6 +9,7 @@ from typing import Any
 from subtok_data.errors import ConfigError, SampleError
 
 __all__ = ["Spans", "flatten_messages", "render_chat"]
+
 Spans = list[tuple[int, int]]
 """Half-open character ranges of a text."""
 

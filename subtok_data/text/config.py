@@ -12,6 +12,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["TextConfig"]
+
 _FILE = "text_config.json"
 
 

@@ -20,6 +20,7 @@ from subtok_data.text.config import TextConfig
 from subtok_data.text.rows import EncodedText
 
 __all__ = ["TextEncoder"]
+
 _log = logging.getLogger(__name__)
 
 

@@ -17,6 +17,7 @@ from subtok_data.errors import ConfigError, SampleError
 from subtok_data.text.rows import TextRow, pad_rows
 
 __all__ = ["RegionRow", "RegionText", "layout_regions", "region_text_loss"]
+
 _SCA_TASKS = ("recognition", "caption")
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from subtok_data.errors import ConfigError, WeightsError
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
+
 Tensors = dict[str, torch.Tensor]
 
 

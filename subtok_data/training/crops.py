@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from subtok_data.training.samples import Sample
 
 __all__ = ["Crops", "draw_crop"]
+
 Resampling = Image.Resampling
 
 

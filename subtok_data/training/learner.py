@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subtok_data.training.networks import Network
 
 __all__ = ["Learner", "MovingAverage"]
+
 Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 

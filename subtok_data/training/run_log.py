@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["RunLog"]
+
 _COLUMNS: tuple[str, ...] = (
     "step",
     "loss",

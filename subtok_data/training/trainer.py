@@ -30,6 +30,7 @@ from subtok_data.training.samples import BoundarySource, CheckedSamples, check_s
 from subtok_data.training.validation import validate
 
 __all__ = ["Trainer", "train"]
+
 CHECKPOINT = "checkpoint.safetensors"
 
 #: Settings that may change between the parts of one run.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from subtok_data.training.samples import CheckedSamples
 
 __all__ = ["validate"]
+
 ROWS = 6
 
 

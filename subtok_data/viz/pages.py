@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 __all__ = ["NotebookFigure", "Panel", "Row", "image_page"]
+
 _INK = "#1c1e21"
 _SOFT = "#6b7178"
 _FRAME = "#d5d8dc"

@@ -24,6 +24,7 @@ from subtok_data.text import RegionText, TextConfig, TextEncoder
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["SubobjectCollator"]
+
 _TOKENIZER_REMEDY = "give SubobjectTokenizer(…), around a segmenter if you have one"
 _TEXT_REMEDY = 'give TextConfig(AutoTokenizer.from_pretrained("gpt2"), caption="…"), for example'
 

@@ -21,6 +21,7 @@ from subtok_data.segment import Segmented, SegmentTask, add_prompts
 from subtok_data.segmenters import Evidence, PendingInference
 
 __all__ = ["BatchInProgress", "SampleInProgress"]
+
 _ABOUT_ONE_IMAGE = (
     ValueError,
     TypeError,

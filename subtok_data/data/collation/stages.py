@@ -36,6 +36,7 @@ from subtok_data.text import layout_regions, layout_text
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["BatchStages"]
+
 _STORED = StoredPartitioner()
 
 

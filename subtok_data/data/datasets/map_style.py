@@ -28,6 +28,7 @@ from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["SubobjectDataset", "own_decoding", "shared_epoch"]
+
 Transform = Callable[..., Any]
 
 

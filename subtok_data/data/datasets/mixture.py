@@ -16,6 +16,7 @@ from subtok_data.data.datasets.sample import Sample
 from subtok_data.errors import ConfigError
 
 __all__ = ["MIXTURE_COLUMNS", "MixedDataset", "StopRule"]
+
 StopRule = Literal["first", "all"]
 MIXTURE_COLUMNS = ("source_dataset", "source_index")
 """Columns that a :class:`MixedDataset` adds: number of the dataset, and index in it."""

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from subtok_data.errors import ConfigError
 
 __all__ = ["LargeScaleJitter", "TextSafeHorizontalFlip", "names_a_side", "refuse_plain_flips"]
+
 IMAGENET_MEAN = (124, 116, 104)
 """Mean colour that SAM's preprocessing subtracts, rounded: padding becomes about 0."""
 

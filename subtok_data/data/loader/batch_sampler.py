@@ -24,6 +24,7 @@ from subtok_data.arguments import check_count, check_flag, describe
 from subtok_data.errors import ConfigError
 
 __all__ = ["BatchPlan", "SubobjectBatchSampler", "rank_and_world_size"]
+
 _WINDOW = 50
 """Batches of each rank sorted by length together: long enough to help, short enough to mix."""
 

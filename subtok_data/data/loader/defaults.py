@@ -32,6 +32,7 @@ __all__ = [
     "choose_collator",
     "wrap_dataset",
 ]
+
 _TOKENIZER_REMEDY = "SubobjectLoader(dataset, SubobjectTokenizer(…))"
 _PLACES = {
     SubobjectDataset: "SubobjectLoader(SubobjectDataset(dataset, {option}), …)",

@@ -18,6 +18,7 @@ from subtok_data.data.position import LoaderState
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["ResumableDataLoader"]
+
 _OF_PARENTS: list[Any] = []
 """In a forked child: what belongs to the process it was forked from."""
 

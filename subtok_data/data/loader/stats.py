@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from subtok_data.data.replacement import Replacement
 
 __all__ = ["LoaderStats", "StatsRecorder"]
+
 _HISTOGRAM = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1 << 30)
 
 

@@ -11,6 +11,7 @@ from subtok_data.data.pool.process import ProcessSegmentPool
 from subtok_data.errors import ConfigError
 
 __all__ = ["EXECUTORS", "default_segment_workers", "make_pool"]
+
 EXECUTORS = ("process", "thread", "inline")
 
 

@@ -23,6 +23,7 @@ from subtok_data.data.pool.base import SegmentJob
 from subtok_data.segment import Segmented, SegmentTask, Slot, allocate_slot
 
 __all__ = ["SLOTS", "QueuedJob", "SegmentProcess"]
+
 SLOTS = 2
 """One image at work, one waiting: the worker never waits for the main process."""
 

@@ -13,6 +13,7 @@ from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import Prompts, RLEMasks, segmentation_runs
 
 __all__ = ["Regions"]
+
 _SAME_SHAPE = 0.02
 """How far the ratio of sides of an image may be from the annotation's: re-encoding rounds."""
 

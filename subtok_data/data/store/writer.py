@@ -24,6 +24,7 @@ from subtok_data.data.store.format import (
 from subtok_data.errors import ConfigError
 
 __all__ = ["SHARD_ROWS", "StoredRow", "TokenWriter"]
+
 SHARD_ROWS = 256
 
 

@@ -26,6 +26,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
 __all__ = ["CodeFiles", "compile_alone", "private_temporary_folder"]
+
 _DIGEST_BYTES = 32
 _WAIT_S = 300.0
 _POLL_S = 0.1

@@ -32,6 +32,7 @@ __all__ = [
     "compile_once",
     "kernel",
 ]
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 Bytes = NDArray[np.uint8]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["borrow"]
+
 Number = TypeVar("Number", bound=np.generic)
 
 # Larger arrays are allocated per image. Images of 4096 x 4096 need no more than this; pages that no

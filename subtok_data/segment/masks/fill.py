@@ -13,6 +13,7 @@ from subtok_data.segment.partition import Evidence, TokenMap, token_dtype
 from subtok_data.segment.watershed import Seeds, flood_from
 
 __all__ = ["Fill", "FillRules", "fill_parts", "pick", "read_cost_map"]
+
 Fill = Literal["nearest", "boundary"]
 
 

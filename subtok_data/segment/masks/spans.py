@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Spans", "find_spans", "join_spans", "resize_spans", "unite_spans"]
+
 Longs = NDArray[np.int64]
 
 

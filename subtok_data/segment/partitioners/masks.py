@@ -20,6 +20,7 @@ from subtok_data.segment.masks import (
 from subtok_data.segment.partition import Evidence, Partition, Partitioner
 
 __all__ = ["MaskPartitioner", "PaintOrder"]
+
 PaintOrder = Literal["area", "score"]
 
 

@@ -13,6 +13,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.segment.partition import Evidence, Partition, Partitioner, token_dtype
 
 __all__ = ["SuperpixelPartitioner"]
+
 Method = Literal["slic", "felzenszwalb"]
 
 # Each try is twice as fine as the last; the finest is 2^9 times finer than the first.

@@ -15,6 +15,7 @@ from subtok_data.segment.prompts.boxes import pixel_box
 from subtok_data.segment.prompts.prompts import Prompts
 
 __all__ = ["best_union", "prompt_regions"]
+
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
 

@@ -20,6 +20,7 @@ from subtok_data.segment.watershed.partitioner import WatershedPartitioner
 from subtok_data.segment.watershed.quantization import quantize
 
 __all__ = ["watershed_tokens"]
+
 Value = TypeVar("Value", int, float)
 
 

@@ -14,6 +14,7 @@ from subtok_data.segment.partition import TokenMap, token_dtype
 from subtok_data.segment.watershed.seeds import Seeds
 
 __all__ = ["Backend", "check_backend", "flood_from"]
+
 Backend = Literal["numba", "skimage"]
 
 

@@ -11,6 +11,7 @@ from subtok_data.segment.watershed.quantization import quantize
 from subtok_data.segment.watershed.seeds import threshold_seeds
 
 __all__ = ["DEFAULT_THRESHOLD", "WatershedPartitioner"]
+
 DEFAULT_THRESHOLD = 0.1
 
 

@@ -27,6 +27,7 @@ from subtok_data.segment.warmup import warm_up
 from subtok_data.segment.worker.shared_memory import ArrayPlace, Slot
 
 __all__ = ["main"]
+
 _PARENT_CHECK_S = 2.0
 _BEAT_S = 2.0
 _NO_MAP = np.empty((0, 0), np.int16)  # the map itself travels in the slot

@@ -19,6 +19,7 @@ from subtok_data.segmenters.sam.mask_generation import PointDecoder
 from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["PromptChunk", "PromptDecoder", "PromptableModel", "SAMDecoder"]
+
 _CERTAIN = 10.0
 """Logit of a pixel inside a given mask; minus this outside, as SAM 2 does it."""
 

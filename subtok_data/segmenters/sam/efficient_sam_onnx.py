@@ -20,6 +20,7 @@ from subtok_data.segmenters.sam.efficient_sam_torchscript import (
 )
 
 __all__ = ["ONNXFiles"]
+
 _DECODER_INPUTS = (
     "image_embeddings",
     "batched_point_coords",

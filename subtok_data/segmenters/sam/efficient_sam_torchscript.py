@@ -15,6 +15,7 @@ from torch import Tensor
 from subtok_data.errors import WeightsError
 
 __all__ = ["GRID", "WANTED", "EfficientSAMFiles", "TorchScriptFile", "copy_file", "files_digest"]
+
 GRID = 256
 """Side of the square that points are given in; both forms of the model scale them to their own."""
 

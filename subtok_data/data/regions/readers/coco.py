@@ -13,6 +13,7 @@ from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import label_runs
 
 __all__ = ["CocoRegions", "PanopticRegions", "plain_name"]
+
 _CROWD = "regions of a crowd"
 _LICENCE = "images of other licences"
 _ORPHAN = "regions of images that are not taken"

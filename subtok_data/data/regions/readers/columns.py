@@ -18,6 +18,7 @@ from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import BoxFormat
 
 __all__ = ["RegionColumns"]
+
 _KNOWN = {
     "box": ("bbox", "box"),
     "phrases": (

@@ -12,6 +12,7 @@ from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
 
 __all__ = ["VisualGenomeRegions"]
+
 _FOLDERS = ("", "VG_100K", "VG_100K_2", "images", "images2")
 
 
