@@ -1,4 +1,9 @@
 from .collation import PendingBatch as PendingBatch, SubobjectCollator as SubobjectCollator
+from .dataloader_workers import (
+    WorkerStart as WorkerStart,
+    shared_epoch as shared_epoch,
+    worker_start_method as worker_start_method,
+)
 from .datasets import (
     ImageFiles as ImageFiles,
     LargeScaleJitter as LargeScaleJitter,

@@ -6,11 +6,13 @@ script needs no main guard, and classes of notebook cells, lambdas and open file
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Generator
@@ -22,13 +24,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from subtok_data.data.process_limit import name_process_limit
 from subtok_data.errors import ConfigError, WorkerCrashError
 
 __all__ = [
     "WorkerDataLoader",
+    "WorkerStart",
     "accelerator_in_use",
     "hold_forks",
     "name_crashes",
+    "shared_epoch",
     "worker_start_method",
 ]
 
@@ -36,6 +41,7 @@ _ACCELERATORS = ("cuda", "xpu", "npu", "hpu", "mlu", "musa")
 _WATCH_S = 1.0
 _QUIET_S = 60.0
 _DEEPEST = 6
+_START_ADVICE = "It had only just started."
 
 
 def accelerator_in_use() -> bool:
@@ -77,7 +83,8 @@ class WorkerDataLoader(DataLoader[Any]):
     Raises
     ------
     ConfigError
-        On iteration, if something that must be pickled for the workers cannot be; names it.
+        On iteration, if something that must be pickled for the workers cannot be (named), or if the
+        system has no shared memory or temporary folder for them.
 
     Examples
     --------
@@ -88,19 +95,24 @@ class WorkerDataLoader(DataLoader[Any]):
     def _get_iterator(self) -> Any:
         if self.num_workers == 0:
             return super()._get_iterator()
+        _require_shared_places()
         given, user_init = self.multiprocessing_context, self.worker_init_fn
         method = worker_start_method() if given is None else given.get_start_method()
         # Set only for the start: frameworks build loaders anew from what the user has set.
         if given is None:
             self.multiprocessing_context = method
-        self.worker_init_fn = _StartWorker(user_init)
+        self.worker_init_fn = WorkerStart(user_init)
         try:
-            with _quiet_start():
+            with _quiet_start(), name_process_limit(), name_crashes(self, _START_ADVICE):
                 return super()._get_iterator()
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             if method == "fork":
                 raise
             self._name_unpicklable(error, method, user_init)
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # semaphores lie in /dev/shm too
+                raise _no_shared_memory(error) from error
             raise
         finally:
             self.multiprocessing_context = given
@@ -128,6 +140,46 @@ class WorkerDataLoader(DataLoader[Any]):
                     "and open files and connections in the worker, on first use; or take "
                     "num_workers=0"
                 ) from error
+
+
+def shared_epoch() -> torch.Tensor:
+    """Return an epoch counter, 0-d int64, that worker processes see.
+
+    It lies in shared memory, so that ``set_epoch`` reaches workers that live through several
+    epochs. Where there is none, no worker starts that would have to see it.
+
+    Examples
+    --------
+    >>> shared_epoch()
+    tensor(0)
+    """
+    epoch = torch.zeros((), dtype=torch.int64)
+    try:
+        return epoch.share_memory_()
+    except RuntimeError:
+        return epoch
+
+
+def _require_shared_places() -> None:
+    try:
+        torch.zeros(1).share_memory_()
+    except RuntimeError as error:
+        raise _no_shared_memory(error) from error
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:  # raised in a worker, it would be printed, and ours wait
+        raise ConfigError(
+            "DataLoader workers keep their sockets in a temporary folder, and none can be written "
+            f"to: {error}. Free some space, set TMPDIR to another folder, or take num_workers=0"
+        ) from error
+
+
+def _no_shared_memory(cause: Exception) -> ConfigError:
+    return ConfigError(
+        "DataLoader workers hand their batches over in shared memory, and there is none: "
+        f"{cause}. Mount a writable /dev/shm (docker run --shm-size=…; in Kubernetes an "
+        "emptyDir of medium Memory), or take num_workers=0"
+    )
 
 
 def _pickling_fails(part: Any, error: Exception) -> bool:
@@ -165,12 +217,23 @@ def _attributes(part: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _StartWorker:
-    """The ``worker_init_fn`` that workers get: watch the main process, then call the user's."""
+class WorkerStart:
+    """A ``worker_init_fn`` that ends the worker with the main process, then calls the user's.
 
-    user_init: Callable[[int], Any] | None
+    Parameters
+    ----------
+    user_init : callable, optional
+        Called with the number of the worker.
+
+    Examples
+    --------
+    >>> loader = torch.utils.data.DataLoader([1, 2], worker_init_fn=WorkerStart())
+    """
+
+    user_init: Callable[[int], Any] | None = None
 
     def __call__(self, worker_id: int) -> None:
+        """Run in the worker, before its first sample."""
         threading.Thread(target=_end_with_main, name="subtok-watch-main", daemon=True).start()
         if self.user_init is not None:
             self.user_init(worker_id)
@@ -273,7 +336,7 @@ def name_crashes(iterator: Any, advice: str) -> Generator[None]:
     Parameters
     ----------
     iterator : iterator of a DataLoader
-        Whose workers are looked at.
+        Whose workers are looked at; anything else has none.
     advice : str
         What to do next, as whole sentences.
     """

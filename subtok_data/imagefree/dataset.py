@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from subtok_data.arguments import check_choice, check_count
 from subtok_data.batch import pad_tokens
+from subtok_data.data import shared_epoch
 from subtok_data.errors import ConfigError
 from subtok_data.imagefree.regions import DrawnRegions, resize_nearest
 from subtok_data.imagefree.sources import GridSource, RegionSource, StoredSource
@@ -159,7 +160,7 @@ class ImageFreeDataset(Dataset[ImageFreeSample]):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
         # In shared memory, so that set_epoch reaches workers that live through several epochs.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_epoch()
         patches = DrawnRegions.grid(*self.input_size)
         self._patch_map = patches.token_map(self.target_size)
         self._patch_geometry = patches.measure(self.target_size)

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from subtok_data.data import WorkerStart, worker_start_method
 from subtok_data.errors import ConfigError
 from subtok_data.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from subtok_data.training.config import TrainConfig
@@ -168,7 +169,8 @@ class Trainer:
             crops,
             batch_size=config.batch_size,
             num_workers=config.workers,
-            multiprocessing_context="forkserver" if config.workers else None,
+            multiprocessing_context=worker_start_method() if config.workers else None,
+            worker_init_fn=WorkerStart(),  # accelerate keeps it, and no class of ours
         )
         return iter(self._accelerator.prepare(loader))
 

@@ -8,11 +8,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -294,6 +296,49 @@ def test_the_command_trains_and_reports(
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
     assert run_train(options) == 0
     assert "going on after step 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            "fork", marks=pytest.mark.skipif(sys.platform != "linux", reason="no safe fork")
+        ),
+        pytest.param("forkserver", marks=pytest.mark.slow),
+    ],
+)
+def test_workers_of_a_killed_run_end(source: LabelMapSource, tmp_path: Path, method: str):
+    """Accelerate makes a loader of its own, which keeps what starts the workers."""
+    script = f"""
+import sys
+from subtok_data import cli
+from subtok_data.training import trainer
+if __name__ == "__main__":
+    trainer.worker_start_method = lambda: {method!r}
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+    (tmp_path / "train.py").write_text(script)
+    images = Path(source.name(0)).parent
+    process = subprocess.Popen(
+        [
+            sys.executable, str(tmp_path / "train.py"), "train", str(tmp_path / "run"),
+            "--data", f"labels:{images},{images.parent / 'labels'}", "--steps", "100000",
+            "--batch-size", "2", "--crop", "64", "--workers", "2", "--checkpoint-every", "1",
+            "--cpu",
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while not (tmp_path / "run" / CHECKPOINT).exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    process.kill()
+    process.wait()
+    left = psutil.wait_procs(family, timeout=5)[1]
+    for one in left:
+        one.kill()
+    assert not left
 
 
 def test_the_command_refuses_what_is_missing(tmp_path: Path):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
-from subtok_data.data.datasets.map_style import Transform, own_decoding, shared_epoch
+from subtok_data.data.datasets.map_style import Transform, own_decoding
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
 from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset

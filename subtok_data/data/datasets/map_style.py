@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from subtok_data.arguments import check_type, describe
+from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
@@ -27,15 +26,9 @@ from subtok_data.data.store import StoredTokens
 from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["SubobjectDataset", "own_decoding", "shared_epoch"]
+__all__ = ["SubobjectDataset", "own_decoding"]
 
 Transform = Callable[..., Any]
-
-
-def shared_epoch() -> Tensor:
-    """Return an epoch counter that worker processes see."""
-    # In shared memory, so that set_epoch reaches workers that live through several epochs.
-    return torch.zeros((), dtype=torch.int64).share_memory_()
 
 
 def own_decoding(dataset: Any, image_column: str) -> Any:

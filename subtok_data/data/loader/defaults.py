@@ -219,8 +219,8 @@ def check_shared_memory(batches: int, batch_size: int, side: int) -> None:
     free = shutil.disk_usage("/dev/shm").free
     if needed > free:
         raise ConfigError(
-            f"/dev/shm has {free / 1e6:.0f} MB free, but {batches} batches of {batch_size} images "
-            f"of up to {side}×{side} pixels may need {needed / 1e6:.0f} MB on their way from the "
+            f"/dev/shm has {free / 1e6:.4g} MB free, but {batches} batches of {batch_size} images "
+            f"of up to {side}×{side} pixels may need {needed / 1e6:.4g} MB on their way from the "
             "workers: enlarge it (docker run --shm-size=…), or lower num_workers, "
             "prefetch_factor or batch_size"
         )

@@ -36,6 +36,7 @@ from subtok_data.data.collation import (
 from subtok_data.data.dataloader_workers import hold_forks, name_crashes
 from subtok_data.data.loader.stats import StatsRecorder
 from subtok_data.data.position import StreamPosition
+from subtok_data.data.process_limit import name_process_limit
 from subtok_data.errors import SubtokError, WorkerCrashError
 
 __all__ = [
@@ -252,7 +253,8 @@ class _Threads:
             out.put(last)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
+        with name_process_limit():
+            thread.start()
         return thread
 
     @property

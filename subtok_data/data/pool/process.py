@@ -20,6 +20,7 @@ from concurrent.futures import Future
 
 from subtok_data.data.pool.base import SegmentJob, SegmentPool
 from subtok_data.data.pool.worker_process import SLOTS, QueuedJob, SegmentProcess
+from subtok_data.data.process_limit import name_process_limit
 from subtok_data.errors import ConfigError, SampleError, WorkerCrashError
 from subtok_data.segment import Segmented
 
@@ -85,7 +86,8 @@ class ProcessSegmentPool(SegmentPool):
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="subtok-segment-pool", daemon=True)
-        self._thread.start()
+        with name_process_limit():
+            self._thread.start()
 
     # --- called by any thread -----------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from subtok_data.data.pool.base import SegmentJob
+from subtok_data.data.process_limit import name_process_limit
 from subtok_data.segment import Segmented, SegmentTask, Slot, allocate_slot
 
 __all__ = ["SLOTS", "QueuedJob", "SegmentProcess"]
@@ -78,12 +79,13 @@ class SegmentProcess:
         path = [os.fspath(entry) for entry in sys.path]  # paths too, which Python itself ignores
         argument = json.dumps([path, there.fileno(), descriptors])
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _ENTRY, argument],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(there.fileno(), *descriptors),
-                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
-            )
+            with name_process_limit():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _ENTRY, argument],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(there.fileno(), *descriptors),
+                    env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+                )
         finally:
             there.close()
         self._socket = here
