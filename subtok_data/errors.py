@@ -13,6 +13,7 @@ __all__ = [
     "ImageError",
     "PromptError",
     "SampleError",
+    "StoreError",
     "SubtokError",
     "WeightsError",
     "WorkerCrashError",
@@ -41,6 +42,10 @@ class PromptError(SubtokError, ValueError):
 
 class WeightsError(SubtokError, OSError):
     """Model weights that are missing, of another architecture, or in a format that is refused."""
+
+
+class StoreError(SubtokError, ValueError):
+    """Stored tokens that are not what was written: damaged, truncated, or of another store."""
 
 
 class WorkerCrashError(SubtokError, RuntimeError):

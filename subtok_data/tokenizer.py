@@ -145,6 +145,11 @@ class SubobjectTokenizer:
         """Where the segmenter's model runs; the CPU for segmenters without a model."""
         return self.segmenter.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the segmenter's model; float32 for segmenters without a model."""
+        return self.segmenter.dtype
+
     def to(self, device: str | torch.device) -> SubobjectTokenizer:
         """Move the segmenter's model, if it has one, and return the tokenizer."""
         self.segmenter.to(device)

@@ -202,6 +202,11 @@ class BoundaryModel:
         return self._network.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network's products, ``"auto"`` resolved."""
+        return self._network.dtype
+
+    @property
     def stream(self) -> torch.cuda.Stream:
         """A CUDA stream of the model's own, for callers who run it beside other work."""
         refuse_in_worker(self.device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,16 @@ _EXAMPLES = """\
   subtok tokenize flickr8k/ --out tokens/ --split train --num-tokens 60 --workers 4
   subtok tokenize photos/ --out tokens/ --json > report.json
 
+on several machines that share a folder, each with its number:
+  subtok tokenize photos/ --out tokens/ --part 0/64
+  subtok tokenize tokens/ --status         which shards are missing or damaged
+  subtok tokenize tokens/ --finish         once all parts are done
+  subtok tokenize photos/ --out tokens/ --verify 200      recompute 200 images and compare
+
 SRC is a folder of images (searched with its subfolders), or a Hugging Face dataset written by
 save_to_disk. Read the tokens back with SubobjectDataset(dataset, tokens="tokens/"): the same
-batches, without a model. The same command, given again, finishes a run that was interrupted.
+batches, without a model. The same command, given again, goes on with a run that was interrupted,
+and makes shards anew that are damaged.
 """
 
 
@@ -34,11 +43,45 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands, "tokenize", "Store the tokens of a folder of images or of a dataset.", _EXAMPLES
     )
-    parser.add_argument("source", metavar="SRC", help="folder of images, or dataset on disk")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the tokens")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder of images, or dataset on disk; with --status and --finish the tokens",
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for the tokens")
     parser.add_argument("--split", help="which split, where SRC has several")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="(default: image)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    group = parser.add_argument_group("parts")
+    group.add_argument(
+        "--part", metavar="I/N", help="make only the I-th of N parts, counted from 0"
+    )
+    steps = group.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--finish", action="store_true", help="make the tokens of all parts readable"
+    )
+    steps.add_argument(
+        "--status", action="store_true", help="say what is missing; reads every byte there is"
+    )
+    steps.add_argument(
+        "--verify", type=int, metavar="N", help="recompute N random rows and compare"
+    )
+    group.add_argument(
+        "--mixed",
+        action="store_true",
+        help="take shards of several devices and precisions, which may differ by some pixels",
+    )
+    group.add_argument(
+        "--redo-changed",
+        action="store_true",
+        help="make shards anew whose images were changed since",
+    )
+    group.add_argument(
+        "--shard-rows",
+        type=int,
+        metavar="N",
+        help="images in a file (default: some 64 files, 256 to 16,384 in each)",
+    )
     add_tokenizer_options(parser)
     group = parser.add_argument_group("speed")
     group.add_argument(
@@ -71,9 +114,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns 1 if an image failed."""
+    """Run the command; returns 1 if an image failed, or tokens are not all there or the same."""
+    if args.status:
+        return _status(args)
+    if args.finish:
+        return _finish(args)
+    if args.out is None:
+        raise ConfigError("name the folder for the tokens: --out DIR")
+    if args.verify is not None:
+        return _verify(args)
+    return _tokenize(args)
+
+
+def _tokenize(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    part = _parse_part(args.part)
     dataset = open_source(args.source, args.split)
     tokenizer = make_tokenizer(args)
 
@@ -95,22 +151,112 @@ def run(args: argparse.Namespace) -> int:
                 dataset,
                 tokenizer,
                 args.out,
-                image_column=args.image_column,
-                batch_size=args.batch_size,
-                num_workers=args.workers,
-                segment_workers=args.segment_workers,
-                executor=args.executor,
+                part=part,
+                redo_changed=args.redo_changed,
                 on_progress=show,
+                **_job_options(args),
             )
         except KeyboardInterrupt:
             bar.close()
             say(f"subtok: what is done is kept in {args.out}; the same command goes on from there")
             raise
     if args.json:
-        print_json({**asdict(report), "folder": str(report.folder)})
+        print_json(asdict(report))
     else:
         _print(report)
-    return 1 if report.failed else 0
+    return 1 if report.num_failed else 0
+
+
+def _job_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "mixed": args.mixed,
+        "image_column": args.image_column,
+        "batch_size": args.batch_size,
+        "num_workers": args.workers,
+        "segment_workers": args.segment_workers,
+        "executor": args.executor,
+        "shard_rows": args.shard_rows,
+    }
+
+
+def _parse_part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        raise ConfigError(f"--part {text}: give I/N, such as 0/64, the first of 64 parts")
+    return int(number), int(parts)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from subtok_data.data import TokenWriter
+
+    folder = args.out or args.source
+    status = TokenWriter.open(folder).status()
+    there = status.shards - len(status.missing) - len(status.damaged)
+    if args.json:
+        print_json(asdict(status))
+    else:
+        ends = "finished" if status.finished else "not finished"
+        print(
+            f"{there} of {status.shards} shards ({status.rows} rows) are whole in {folder}, {ends}"
+        )
+        if status.missing:
+            print(f"missing: {_spans(status.missing)}")
+        for _, why in status.damaged[:_LISTED]:
+            say(f"  {why}")
+    return 0 if there == status.shards and status.finished else 1
+
+
+def _finish(args: argparse.Namespace) -> int:
+    from subtok_data.data import StoredTokens, TokenWriter
+
+    folder = args.out or args.source
+    TokenWriter.open(folder).finish()
+    tokens = StoredTokens(folder)
+    summary = {"rows": len(tokens), "num_failed": tokens.num_failed, "folder": str(folder)}
+    if args.json:
+        print_json(summary)
+    else:
+        print(f"tokens of {len(tokens)} rows are finished in {folder}")
+        if tokens.num_failed:
+            say(f"subtok: {tokens.num_failed} of {len(tokens)} rows have no tokens:")
+            for _, _, reason in islice(tokens.failures(), _LISTED):
+                say(f"  {reason}")
+    return 1 if tokens.num_failed else 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.verify < 1:
+        raise ConfigError(f"--verify {args.verify}: give the number of rows, at least 1")
+    dataset = open_source(args.source, args.split)
+    tokenizer = make_tokenizer(args)
+
+    from subtok_data.data import verify_tokens
+
+    report = verify_tokens(dataset, tokenizer, args.out, args.verify, **_job_options(args))
+    if args.json:
+        print_json(asdict(report))
+        return 1 if report.differing else 0
+    print(
+        f"{report.rows - len(report.differing)} of {report.rows} rows come out as they are stored"
+    )
+    for row in report.differing[:_LISTED]:
+        say(f"  row {row.index}: {row.what}; {row.pixels:.2%} of the pixels differ")
+    return 1 if report.differing else 0
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Join numbers as ranges: 0–3, 7."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    words = [str(low) if low == high else f"{low}–{high}" for low, high in spans]
+    more = f" and {len(words) - _LISTED} more ranges" if len(words) > _LISTED else ""
+    return ", ".join(words[:_LISTED]) + more
 
 
 def open_source(source: str, split: str | None) -> Any:
@@ -163,9 +309,12 @@ def _print(report: TokenizeReport) -> None:
     if report.rows_done_before:
         print(f"{report.rows_done_before} of {report.rows} rows were there already")
     if report.failed:
-        say(f"subtok: {len(report.failed)} of {report.rows} rows have no tokens:")
+        say(f"subtok: {report.num_failed} of {report.rows} rows have no tokens:")
         for row in report.failed[:_LISTED]:
             say(f"  {row.reason}")
-        if len(report.failed) > _LISTED:
-            say(f"  … and {len(report.failed) - _LISTED} more; --json lists all")
-    print(f'read them with SubobjectDataset(dataset, tokens="{report.folder}")')
+        if report.num_failed > _LISTED:
+            say(f"  … and {report.num_failed - _LISTED} more; --json lists up to 1,000")
+    if report.finished:
+        print(f'read them with SubobjectDataset(dataset, tokens="{report.folder}")')
+    else:
+        print(f"when all parts are done: subtok tokenize {report.folder} --finish")

@@ -32,5 +32,9 @@ from .regions import (
     Regions as Regions,
     VisualGenomeRegions as VisualGenomeRegions,
 )
-from .store import StoredTokens as StoredTokens
-from .tokenize import TokenizeReport as TokenizeReport, tokenize_dataset as tokenize_dataset
+from .store import StoredTokens as StoredTokens, TokenWriter as TokenWriter
+from .tokenize import (
+    TokenizeReport as TokenizeReport,
+    tokenize_dataset as tokenize_dataset,
+    verify_tokens as verify_tokens,
+)

@@ -4,11 +4,16 @@ from .canvas import (
     canvas_size as canvas_size,
     resize as resize,
 )
+from .content_key import (
+    KEY_BYTES as KEY_BYTES,
+    join_keys as join_keys,
+    pixel_key as pixel_key,
+    read_with_key as read_with_key,
+)
 from .convert import (
-    DEFAULT_MAX_PIXELS as DEFAULT_MAX_PIXELS,
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
     ImageLike as ImageLike,
     image_path as image_path,
     to_rgb as to_rgb,
 )
-from .size import image_size as image_size
+from .size import DEFAULT_MAX_PIXELS as DEFAULT_MAX_PIXELS, image_size as image_size

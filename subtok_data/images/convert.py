@@ -25,19 +25,16 @@ from PIL import Image
 
 from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images.decode import Decoder
+from subtok_data.images.size import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "ImageLike", "image_path", "to_rgb"]
+__all__ = ["IMAGE_SUFFIXES", "ImageLike", "image_path", "to_rgb"]
 
 _Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Mapping[str, Any]
 ImageLike: TypeAlias = "_Encoded | Image.Image | NDArray[Any] | torch.Tensor"
 """What :func:`to_rgb` takes for an image."""
-
-#: Most pixels an image may have by default: 8192 x 8192, 201 MB as RGB, which take up to
-#: 0.8 GB while they are decoded, 1.7 GB from WebP. A file of some kilobytes can claim that many.
-DEFAULT_MAX_PIXELS = 1 << 26
 
 #: Names of files that are taken for images where a folder is searched, in lower case.
 IMAGE_SUFFIXES = frozenset(

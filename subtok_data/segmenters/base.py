@@ -88,6 +88,11 @@ class Component:
         """Where the model runs; the CPU if there is none."""
         return torch.device("cpu")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model's products; float32 if there is no model."""
+        return torch.float32
+
     def to(self, device: str | torch.device) -> Self:
         """Move the model, if there is one, to a device; return the component."""
         del device
@@ -320,6 +325,11 @@ class _Own(Component):
     def device(self) -> torch.device:
         found = getattr(self.own, "device", None)
         return super().device if found is None else torch.device(found)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        found = getattr(self.own, "dtype", None)
+        return found if isinstance(found, torch.dtype) else super().dtype
 
     def to(self, device: str | torch.device) -> Self:
         if hasattr(self.own, "to"):

@@ -89,6 +89,11 @@ class EPOCSegmenter(Segmenter):
         return resolve_device(self._device)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        return self.model.dtype
+
+    @property
     def is_asynchronous(self) -> bool:
         """True on CUDA devices."""
         return self.device.type == "cuda"

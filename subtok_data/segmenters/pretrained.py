@@ -189,6 +189,12 @@ class ModelComponent(Component):
             return resolve_device(self._device)
         return torch.device(getattr(self._opened, "device", "cpu"))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model."""
+        found = getattr(self.model, "dtype", None)
+        return found if isinstance(found, torch.dtype) else torch.float32
+
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device; ``"cuda"`` is the current one of the caller."""
         self._device = resolve_device(device)

@@ -111,6 +111,11 @@ class PromptedSegmenter(Segmenter):
         return next((device for device in devices if device.type != "cpu"), devices[0])
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the other segmenter's model."""
+        return self.segmenter.dtype
+
+    @property
     def is_asynchronous(self) -> bool:
         """Whether the other segmenter is, and no prompter works in between."""
         return self.prompter is None and self.segmenter.is_asynchronous

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from helpers.stores import store_rows
 from hypothesis import given, settings, strategies as st
 from scipy.stats import chi2_contingency, chisquare
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
 
 from subtok_data import validate_batch
-from subtok_data.data.store.writer import StoredRow, TokenWriter
+from subtok_data.data.store import StoredRow
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.imagefree import (
     CategoryWords,
@@ -254,11 +255,9 @@ def voronoi(rng: np.random.Generator, size: tuple[int, int], count: int) -> np.n
 def stored(tmp_path):
     rng = np.random.default_rng(0)
     maps = [voronoi(rng, (60, 80), 12) for _ in range(5)]
-    writer = TokenWriter(tmp_path, config={}, config_hash="abc", num_rows=5)
-    rows = [StoredRow(0, None, [maps[0], maps[1]]), StoredRow(1, None, error="broken file")]
-    rows += [StoredRow(number, None, [maps[number]]) for number in (2, 3, 4)]
-    writer.write(rows)
-    writer.finish()
+    rows = [StoredRow.of(0, [maps[0], maps[1]]), StoredRow.failed(1, "broken file")]
+    rows += [StoredRow.of(number, [maps[number]]) for number in (2, 3, 4)]
+    store_rows(tmp_path, rows)
     return tmp_path, maps
 
 
@@ -320,9 +319,7 @@ def test_few_maps_are_kept_in_memory(stored, kept, monkeypatch):
 
 
 def test_shapes_must_cover_the_image(tmp_path):
-    writer = TokenWriter(tmp_path, config={}, config_hash="abc", num_rows=1)
-    writer.write([StoredRow(0, None, [np.array([[0, -1]], np.int16)])])
-    writer.finish()
+    store_rows(tmp_path, [StoredRow.of(0, [np.array([[0, -1]], np.int16)])])
     with pytest.raises(ConfigError, match="overflow='drop'"):
         ImageFreeDataset(WORDS, shapes=tmp_path)[0]
 

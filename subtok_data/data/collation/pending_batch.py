@@ -95,6 +95,8 @@ class RawSample:
         In its dataset; −1 if unknown.
     path : str or None
         File of the first image, where it is known.
+    key : bytes or None
+        Says which image this is, by its content; None where nobody asked for it.
     source_sizes : list of (int, int)
         Height and width of each image as decoded, px.
     dataset_key : str or None
@@ -111,6 +113,7 @@ class RawSample:
 
     index: int
     path: str | None
+    key: bytes | None = None
     source_sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     dataset_key: str | None = None
     token_fields: list[dict[str, NDArray[Any]]] | None = None

@@ -1,6 +1,6 @@
 from .image_files import ImageFiles as ImageFiles
 from .iterable import SubobjectIterableDataset as SubobjectIterableDataset
-from .map_style import SubobjectDataset as SubobjectDataset
+from .map_style import SubobjectDataset as SubobjectDataset, row_key as row_key
 from .mixture import MixedDataset as MixedDataset
 from .prompt_columns import PromptColumns as PromptColumns
 from .sample import ColumnError as ColumnError, Sample as Sample, decode_row as decode_row

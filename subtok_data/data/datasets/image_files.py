@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ class ImageFiles(Dataset[dict[str, Any]]):
         # One array, not a list of strings: forked workers would copy a list page by page.
         self._names = np.array(names, dtype=np.bytes_ if all(map(str.isascii, names)) else np.str_)
 
+    def fingerprint(self) -> str:
+        """Hash of the names, sizes and times of all files, which differs when one was changed."""
+        hashed = hashlib.sha256()
+        for index in range(len(self)):
+            name = self._name(index)
+            try:
+                found = os.stat(self.folder / name)
+                state = f"{found.st_size} {found.st_mtime_ns}"
+            except OSError:
+                state = "gone"
+            hashed.update(f"{name}\0{state}\n".encode("utf-8", "surrogateescape"))
+        return hashed.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -61,6 +76,9 @@ class ImageFiles(Dataset[dict[str, Any]]):
         return f"ImageFiles({str(self.folder)!r})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self._name(index)
+        return {"image": str(self.folder / name), "path": name}
+
+    def _name(self, index: int) -> str:
         name = self._names[index]
-        text = name.decode() if isinstance(name, bytes) else str(name)
-        return {"image": str(self.folder / text), "path": text}
+        return name.decode() if isinstance(name, bytes) else str(name)

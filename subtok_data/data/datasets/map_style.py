@@ -14,7 +14,7 @@ from subtok_data.arguments import check_type, describe
 from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
-from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row
+from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row, split_row
 from subtok_data.data.datasets.sources import as_rows, check_options, name_dataset
 from subtok_data.data.replacement import (
     MAX_REPLACEMENTS,
@@ -24,9 +24,9 @@ from subtok_data.data.replacement import (
 )
 from subtok_data.data.store import StoredTokens
 from subtok_data.errors import SampleError
-from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.images import DEFAULT_MAX_PIXELS, join_keys, pixel_key, read_with_key, to_rgb
 
-__all__ = ["SubobjectDataset", "own_decoding"]
+__all__ = ["SubobjectDataset", "own_decoding", "row_key"]
 
 Transform = Callable[..., Any]
 
@@ -57,6 +57,33 @@ def own_decoding(dataset: Any, image_column: str) -> Any:
     return dataset
 
 
+def row_key(samples: SubobjectDataset, index: int) -> bytes | None:
+    """Return the key of the images of a row, without decoding those that are files.
+
+    Returns
+    -------
+    bytes or None
+        None if a file cannot be opened, or an image without a file not be decoded.
+
+    Examples
+    --------
+    >>> row_key(SubobjectDataset([b"any bytes"]), 0).hex()[:8]
+    '23914a83'
+    """
+    try:
+        value, _ = split_row(samples.dataset[index], samples.image_column)
+        values: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        keys: list[bytes] = []
+        for one in values:
+            content, key = read_with_key(one)
+            if key is None:
+                key = pixel_key(to_rgb(content, max_pixels=samples.max_pixels))
+            keys.append(key)
+    except (SampleError, OSError, ValueError, TypeError):
+        return None
+    return join_keys(keys)
+
+
 class SubobjectDataset(Dataset[Sample]):
     """Wrap a map-style dataset: decoded, optionally augmented samples; never tokens.
 
@@ -77,6 +104,9 @@ class SubobjectDataset(Dataset[Sample]):
     tokens : str or Path, optional
         Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
         model.
+    check_keys : bool, default True
+        Whether each image is compared, by the SHA-256 of its file or pixels, with the one that its
+        stored tokens were made from; another one is a bad image.
     on_error : {"raise", "replace"}, optional
         What a bad image does: raise a :class:`~subtok_data.errors.SampleError`, or give another
         sample, chosen by (seed, index), counted and listed.
@@ -100,6 +130,9 @@ class SubobjectDataset(Dataset[Sample]):
     ((40, 60, 3), {'label': 3}, 0)
     """
 
+    with_keys: bool = False
+    """Whether samples bring the key of their images."""
+
     def __init__(
         self,
         dataset: Any,
@@ -108,6 +141,7 @@ class SubobjectDataset(Dataset[Sample]):
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
         tokens: str | Path | None = None,
+        check_keys: bool = True,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         seed: int = 0,
@@ -127,6 +161,7 @@ class SubobjectDataset(Dataset[Sample]):
         self.transform = transform
         self.prompts = prompts
         self.tokens = None if tokens is None else StoredTokens(tokens)
+        self.with_keys = tokens is not None and check_keys
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
@@ -221,6 +256,7 @@ class SubobjectDataset(Dataset[Sample]):
             index=index,
             max_pixels=self.max_pixels,
             prompts=self.prompts,
+            with_key=self.with_keys,
         )
 
     def replacement(self, index: int, reason: str) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,16 @@ from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
 from subtok_data.data.store import StoredTokens
 from subtok_data.errors import ConfigError, PromptError, SampleError
-from subtok_data.images import DEFAULT_MAX_PIXELS, image_path, image_size, resize, to_rgb
+from subtok_data.images import (
+    DEFAULT_MAX_PIXELS,
+    image_path,
+    image_size,
+    join_keys,
+    pixel_key,
+    read_with_key,
+    resize,
+    to_rgb,
+)
 from subtok_data.segment import Prompts
 
 __all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
@@ -41,6 +50,9 @@ class Sample:
         Height and width of each image as decoded, before augmentation and resizing.
     paths : list of str or None
         Files of the images, where known.
+    key : bytes or None
+        Says which image or images these are, by their content: of the files, or of the pixels as
+        decoded. None unless it was asked for.
     token_maps : list of (H, W) integer arrays or None
         Stored tokens, augmented with the image.
     token_fields : list of dict or None
@@ -64,6 +76,7 @@ class Sample:
     many: bool
     source_sizes: list[tuple[int, int]]
     paths: list[str | None]
+    key: bytes | None = None
     token_maps: list[NDArray[Any]] | None = None
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     tokens_hash: str | None = None
@@ -95,11 +108,11 @@ class Sample:
         Raises
         ------
         SampleError
-            There are none for this row (the reason is the one met when they were made), or not one
-            map per image.
+            There are none for this row (the reason is the one met when they were made), they are
+            damaged or of another image, or there is not one map per image.
         """
         try:
-            found = tokens.read(self.index)
+            found = tokens.read(self.index, self._keys())
         except SampleError as error:
             raise SampleError.of(error, index=self.index, path=self.path, stage="decode") from error
         if len(found) != len(self.images):
@@ -117,6 +130,14 @@ class Sample:
             pairs = zip(self.prompts, sizes, strict=True)
             self.prompts = [prompts.resized(size) for prompts, size in pairs]
         self.tokens_hash = tokens.config_hash
+
+    def _keys(self) -> Iterator[bytes]:
+        """The key of the sample, then that of its pixels: tokens may be made from either."""
+        if self.key is not None:
+            yield self.key
+            own = join_keys([pixel_key(image) for image in self.images])
+            if own is not None:
+                yield own
 
 
 def split_row(row: Any, image_column: str) -> tuple[Any, dict[str, Any]]:
@@ -161,8 +182,11 @@ def decode_row(
     index: int = -1,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     prompts: PromptColumns | None = None,
+    with_key: bool = False,
 ) -> Sample:
     """Decode the image or images of a row, and read its prompts.
+
+    ``with_key`` also takes the key of what is decoded, at the price of one SHA-256.
 
     Raises
     ------
@@ -178,16 +202,20 @@ def decode_row(
     values: list[Any] = list(value) if many else [value]
     images: list[NDArray[np.uint8]] = []
     paths: list[str | None] = []
+    keys: list[bytes] = []
     for one in values:
         path = image_path(one)
         try:
-            images.append(to_rgb(one, max_pixels=max_pixels))
+            content, key = read_with_key(one) if with_key else (one, None)
+            images.append(to_rgb(content, max_pixels=max_pixels))
+            if with_key:
+                keys.append(pixel_key(images[-1]) if key is None else key)
         except (OSError, ValueError, TypeError) as error:
             cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
             raise SampleError(cause, index=index, path=path, stage="decode") from error
         paths.append(path)
     sizes = [image_size(image) for image in images]
-    sample = Sample(images, columns, index, many, sizes, paths)
+    sample = Sample(images, columns, index, many, sizes, paths, join_keys(keys))
     if prompts is not None:
         try:
             sample.prompts = prompts.read(columns, sizes, many=many)

@@ -1,2 +1,16 @@
+from .layout import (
+    StoreMeta as StoreMeta,
+    default_shard_rows as default_shard_rows,
+    shard_name as shard_name,
+)
+from .progress import Journal as Journal, ShardReport as ShardReport
 from .reader import StoredTokens as StoredTokens
-from .writer import StoredRow as StoredRow, TokenWriter as TokenWriter
+from .record import (
+    decode_record as decode_record,
+    encode_record as encode_record,
+    record_size as record_size,
+)
+from .row import StoredRow as StoredRow, TokenMaps as TokenMaps
+from .shard import ShardInfo as ShardInfo, ShardReader as ShardReader, ShardWriter as ShardWriter
+from .storage import LocalStorage as LocalStorage, Storage as Storage
+from .writer import StoreStatus as StoreStatus, TokenWriter as TokenWriter

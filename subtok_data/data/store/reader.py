@@ -1,114 +1,257 @@
-"""Reading stored tokens: a row at a time, from shards that are mapped into memory."""
+"""Reading stored tokens: a row at a time, from shards that are checked where they are read."""
 
 from __future__ import annotations
 
-import json
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from subtok_data.data.store.format import (
-    INDEX,
-    META,
-    STORE_VERSION,
-    decode_record,
-    open_shard,
-    shard_file,
-)
-from subtok_data.errors import ConfigError, SampleError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
+from subtok_data.data.store.row import StoredRow, TokenMaps
+from subtok_data.data.store.shard import ShardReader
+from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.data.store.writer import row_sums
+from subtok_data.errors import ConfigError, SampleError, StoreError
+from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["StoredTokens"]
+
+_KEPT_SHARDS = 64
 
 
 class StoredTokens:
     """Read the tokens that ``subtok tokenize`` wrote.
 
+    Holds few files open and few shards in memory, however many there are.
+
     Parameters
     ----------
-    folder : str or Path
-        Folder of the tokens.
+    folder : str, Path or Storage
+        Where the tokens are.
 
     Attributes
     ----------
-    config_hash : str
-        Hash of the tokenizer configuration that made them.
+    folder : Storage
+        Where the tokens are.
+    meta : StoreMeta
+        What they are.
 
     Raises
     ------
     ConfigError
-        If the folder holds no finished tokens, or another format version.
+        If there are no finished tokens, or of another format version.
+    StoreError
+        If what describes them is damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        file = self.folder / META
-        if not file.is_file() or not (self.folder / INDEX).is_file():
+    def __init__(self, folder: str | Path | Storage) -> None:
+        self.folder = LocalStorage(folder) if isinstance(folder, str | Path) else folder
+        self.meta = StoreMeta.read(self.folder)
+        if self.folder.size(MANIFEST) is None:
             raise ConfigError(
-                f"no finished tokens in {str(folder)!r}: make them with `subtok tokenize SRC --out "
-                f"{folder}`, which also finishes an interrupted run"
+                f"no finished tokens in {str(self.folder)!r}: finish them with `subtok tokenize "
+                f"SRC --out {self.folder}`, or `subtok tokenize {self.folder} --finish` where all "
+                "shards are there"
             )
-        meta = json.loads(file.read_text(encoding="utf-8"))
-        if meta["store_version"] != STORE_VERSION:
-            raise ConfigError(
-                f"tokens in {str(folder)!r} have format version {meta['store_version']}, this "
-                f"version of subtok_data reads {STORE_VERSION}: make them again"
-            )
-        self.config_hash: str = meta["config_hash"]
-        self.config: dict[str, Any] = meta["config"]
-        self._num_rows: int = meta["num_rows"]
-        self._shard_rows: int = meta["shard_rows"]
-        self._open: dict[int, Any] = {}
+        self._manifest = read_json(self.folder, MANIFEST)
+        side = self.meta.config.get("canvas", {}).get("size")
+        self._max_pixels = DEFAULT_MAX_PIXELS if side is None else side * side
+        self._shards: OrderedDict[int, ShardReader] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._num_rows
+        return self.meta.rows
 
     def __getstate__(self) -> dict[str, Any]:
-        # Memory maps stay in their process; workers open their own.
-        return {**self.__dict__, "_open": {}}
+        # Open files stay in their process; workers open their own.
+        return {**self.__dict__, "_shards": OrderedDict()}
 
-    def lengths(self) -> Any:
-        """Visual tokens of each dataset row, summed over its images, as an (rows,) int64 array.
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of the tokenizer that made them."""
+        return self.meta.config
 
-        Rows without tokens count 0. The length column of length-bucketed batches.
+    @property
+    def config_hash(self) -> str:
+        """Hash of that configuration."""
+        return self.meta.config_hash
+
+    @property
+    def num_failed(self) -> int:
+        """Rows without tokens."""
+        return self._manifest["failed"]
+
+    def lengths(self) -> NDArray[np.uint16]:
+        """Visual tokens of each dataset row, summed over its images, as a (rows,) uint16 array.
+
+        Mapped from its file, not read. Rows without tokens count 0; 65,535 stands for that many or
+        more. The length column of length-bucketed batches.
+
+        Raises
+        ------
+        StoreError
+            If the file is damaged.
         """
-        column = pq.read_table(self.folder / INDEX, columns=["num_visual_tokens"]).column(0)
-        return np.array([sum(counts) for counts in column.to_pylist()], dtype=np.int64)
+        described = self._manifest["lengths"]
+        path = self.folder.local(described["name"])
+        if not self.meta.rows:
+            return np.zeros(0, np.uint16)
+        try:
+            found = np.memmap(path, "<u2", "r")
+        except (OSError, ValueError) as error:
+            raise self._damaged(described["name"], str(error)) from error
+        if len(found) != self.meta.rows or zlib.crc32(cast("Any", found)) != described["crc32"]:
+            raise self._damaged(described["name"], "it is not what was written")
+        return found
 
     def check_length(self, rows: int) -> None:
         """Refuse a dataset of another length."""
-        if rows != self._num_rows:
+        if rows != self.meta.rows:
             raise ConfigError(
                 f"the dataset has {rows} rows, but {str(self.folder)!r} holds tokens of "
-                f"{self._num_rows}: give the dataset that was tokenized"
+                f"{self.meta.rows}: give the dataset that was tokenized"
             )
 
     def places(self) -> NDArray[np.int64]:
         """(row, number within the row) of every stored map, as a (maps, 2) array."""
-        column = pq.read_table(self.folder / INDEX, columns=["num_visual_tokens"]).column(0)
-        maps = [len(counts) for counts in column.to_pylist()]
+        maps = np.concatenate(
+            [np.zeros(0, np.int64)]
+            + [row_sums(t.column("num_visual_tokens"))[1] for t in self.index("num_visual_tokens")]
+        )
         rows = np.repeat(np.arange(len(maps)), maps)
         number = np.arange(len(rows)) - np.repeat(np.cumsum(maps) - maps, maps)
         return np.stack([rows, number], axis=1).astype(np.int64)
 
-    def read(self, index: int) -> list[tuple[NDArray[Any], dict[str, NDArray[Any]]]]:
+    def failures(self) -> Iterator[tuple[int, str | None, str]]:
+        """Yield (index, path, reason) of every row without tokens."""
+        for table in self.index("index", "path", "error"):
+            failed = table.filter(table.column("error").is_valid())
+            for row in failed.to_pylist():
+                yield row["index"], row["path"], row["error"]
+
+    def index(self, *columns: str) -> Iterator[Any]:
+        """Yield Arrow tables of all rows in order: index, path, num_visual_tokens, sizes, error.
+
+        Raises
+        ------
+        StoreError
+            If the index is damaged.
+        """
+        for part in self._manifest["parts"]:
+            try:
+                content = self.folder.read(part["name"])
+            except FileNotFoundError as error:
+                raise self._damaged(part["name"], "it is missing") from error
+            if len(content) != part["bytes"] or zlib.crc32(content) != part["crc32"]:
+                raise self._damaged(part["name"], "it is not what was written")
+            file = pq.ParquetFile(pa.BufferReader(content))
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=list(columns))
+
+    def read(self, index: int, keys: Iterable[bytes] = ()) -> TokenMaps:
         """Token maps of one dataset row, each with its token fields, without the images.
+
+        Parameters
+        ----------
+        index : int
+            Of the dataset.
+        keys : iterable of bytes, optional
+            Of the image that the tokens are for: one of them must be that of the image they were
+            made from. What follows the first that fits is not asked for.
 
         Raises
         ------
         SampleError
-            If the row has none; the reason is the one met when they were made.
+            If the row has none; the reason is the one met when they were made. If they are damaged,
+            or of another image.
         """
-        number, row = divmod(index, self._shard_rows)
-        if number not in self._open:
-            self._open[number] = open_shard(shard_file(self.folder, number))
-        table = self._open[number]
-        error = table.column("error")[row].as_py()
-        if error is not None:
-            raise SampleError(f"no stored tokens: {error}", index=index, stage="decode")
-        return [decode_record(record) for record in table.column("records")[row].as_py()]
+        row = self.row(index)
+        if row.key is not None:
+            _check_key(index, row, row.key, keys)
+        if row.error is not None:
+            raise SampleError(f"no stored tokens: {row.error}", index=index, stage="decode")
+        try:
+            return row.decode(max_pixels=self._max_pixels)
+        except StoreError as error:
+            name = shard_name(self.meta.find(index)[0])
+            raise SampleError(
+                f"{str(self.folder)!r}: {name}: {error}", index=index, stage="decode"
+            ) from error
+
+    def row(self, index: int) -> StoredRow:
+        """Read one row as it is stored.
+
+        Raises
+        ------
+        SampleError
+            If its shard is damaged or missing.
+        """
+        shard, place = self.meta.find(index)
+        try:
+            return self._shard(shard).row(place)
+        except StoreError as error:
+            raise SampleError(str(error), index=index, stage="decode") from error
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[StoredRow]:
+        """Yield rows in order, several times as fast as one at a time; for streams.
+
+        Parameters
+        ----------
+        start, stop : int, optional
+            Dataset rows; all by default.
+
+        Raises
+        ------
+        StoreError
+            If a shard is damaged or missing.
+        """
+        stop = self.meta.rows if stop is None else min(stop, self.meta.rows)
+        while start < stop:
+            shard, place = self.meta.find(start)
+            reader = self._shard(shard)
+            for row in reader.rows(place, stop - start + place):
+                yield row
+                start += 1
+
+    def _shard(self, number: int) -> ShardReader:
+        reader = self._shards.get(number)
+        if reader is None:
+            reader = ShardReader(self.folder, shard_name(number))
+            self.meta.check_shard(reader.info, number, str(self.folder))
+            self._shards[number] = reader
+            while len(self._shards) > _KEPT_SHARDS:
+                self._shards.popitem(last=False)
+        else:
+            self._shards.move_to_end(number)
+        return reader
+
+    def _damaged(self, name: str, why: str) -> StoreError:
+        return StoreError(
+            f"{str(self.folder)!r}: {name} is damaged: {why}. Run `subtok tokenize {self.folder} "
+            "--finish`: it follows from the shards"
+        )
+
+
+def _check_key(index: int, row: StoredRow, made_from: bytes, keys: Iterable[bytes]) -> None:
+    """Raise SampleError unless tokens were made from the image that has one of the keys."""
+    first: bytes | None = None
+    for key in keys:
+        if key == made_from:
+            return
+        first = first or key
+    if first is not None:
+        path = "" if row.path is None else f" ({row.path!r})"
+        raise SampleError(
+            f"the stored tokens of row {index} belong to another image: they were made from "
+            f"{made_from.hex()}{path}, this one is {first.hex()}. The dataset was reordered or "
+            "changed since, or gives pixels where it gave files: give the one that was tokenized, "
+            "or tokenize again",
+            index=index,
+            stage="decode",
+        )

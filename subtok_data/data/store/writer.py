@@ -1,177 +1,389 @@
-"""Writing tokens: shard by shard, each whole or not at all, and on where an earlier run stopped."""
+"""Writing a store of tokens: shards in any order and by any process, then what follows from all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from subtok_data.data.store.format import (
-    INDEX,
+from subtok_data.data.store.layout import (
+    LENGTHS,
+    MANIFEST,
     META,
-    SCHEMA,
-    STORE_VERSION,
-    encode_record,
-    open_shard,
-    shard_file,
+    PROVENANCE,
+    StoreMeta,
+    index_name,
+    part_folder,
+    shard_name,
+    write_json,
 )
-from subtok_data.errors import ConfigError
+from subtok_data.data.store.progress import ShardReport
+from subtok_data.data.store.row import StoredRow
+from subtok_data.data.store.shard import SCHEMA, ShardInfo, ShardReader, ShardWriter
+from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.errors import ConfigError, StoreError
 
-__all__ = ["SHARD_ROWS", "StoredRow", "TokenWriter"]
+__all__ = ["StoreStatus", "TokenWriter", "row_sums"]
 
-SHARD_ROWS = 256
+_INDEX = ["index", "path", "num_visual_tokens", "sizes", "error"]
+_LONGEST = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True)
-class StoredRow:
-    """Tokens of one dataset row: a map per image, or the error that prevented them."""
+class StoreStatus:
+    """How far a store is.
 
-    index: int
-    path: str | None
-    token_maps: Sequence[Any] = ()
-    token_fields: Sequence[Mapping[str, Any]] = ()
-    error: str | None = None
+    Attributes
+    ----------
+    rows, shards : int
+        Of the finished store.
+    missing : tuple of int
+        Shards that are not there.
+    damaged : tuple of (int, str)
+        Shards that are not what was written, and why.
+    finished : bool
+        Whether index and lengths are there, so that the store can be read.
+    """
 
-    def as_arrow(self) -> dict[str, Any]:
-        """The row in the schema of the shards."""
-        fields = self.token_fields or [{}] * len(self.token_maps)
-        return {
-            "index": self.index,
-            "path": _escaped(self.path),
-            "num_visual_tokens": [int(token_map.max()) + 1 for token_map in self.token_maps],
-            "sizes": [side for token_map in self.token_maps for side in token_map.shape],
-            "error": _escaped(self.error),
-            "records": [encode_record(m, f) for m, f in zip(self.token_maps, fields, strict=True)],
-        }
-
-
-def _escaped(text: str | None) -> str | None:
-    """Text that UTF-8 can hold: other bytes of file names become their escapes."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+    rows: int
+    shards: int
+    missing: tuple[int, ...]
+    damaged: tuple[tuple[int, str], ...]
+    finished: bool
 
 
 class TokenWriter:
-    """Write the tokens of a dataset to a folder, shard by shard, and go on after an interruption.
+    """Write a store of tokens, or go on with one that another process has begun.
 
     Parameters
     ----------
-    folder : str or Path
-        Made if absent. One that holds tokens of another configuration or length is refused.
-    config : mapping
-        ``SubobjectTokenizer.config()``.
-    config_hash : str
-        ``SubobjectTokenizer.config_hash``.
-    num_rows : int
-        Rows of the dataset.
+    storage : Storage, str or Path
+        Where the tokens go.
+    meta : StoreMeta
+        What the store is.
+
+    Attributes
+    ----------
+    meta : StoreMeta
+        What it is, with the device and the precision of this process.
+    stored_fingerprint : str or None
+        That of the dataset which the store was begun with.
+
+    Raises
+    ------
+    ConfigError
+        If there are tokens of another configuration, length, format, device or precision.
     """
 
-    def __init__(
-        self, folder: str | Path, *, config: Mapping[str, Any], config_hash: str, num_rows: int
-    ) -> None:
-        self.folder = Path(folder)
-        self.num_rows = num_rows
-        meta = {
-            "store_version": STORE_VERSION,
-            "config_hash": config_hash,
-            "num_rows": num_rows,
-            "shard_rows": SHARD_ROWS,
-            "config": dict(config),
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / META
-        if file.exists():
-            _refuse_other(json.loads(file.read_text(encoding="utf-8")), meta, self.folder)
+    def __init__(self, storage: Storage | str | Path, meta: StoreMeta) -> None:
+        self.storage = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        self.meta = meta
+        if self.storage.size(META) is None and self.storage.size("tokens.json") is None:
+            meta.write(self.storage)
+            found = meta
         else:
-            _write_atomically(file, json.dumps(meta, indent=2).encode() + b"\n")
+            found = StoreMeta.read(self.storage)
+            self.meta = found.refuse_other(meta, str(self.storage))
+            if self.meta.mixed and not found.mixed:
+                replace(found, mixed=True).write(self.storage)
+        self.stored_fingerprint: str | None = found.source.get("fingerprint")
 
-    def missing(self) -> Iterator[range]:
-        """Ranges of dataset indices whose shard does not exist yet."""
-        for number, start in enumerate(range(0, self.num_rows, SHARD_ROWS)):
-            if not shard_file(self.folder, number).exists():
-                yield range(start, min(start + SHARD_ROWS, self.num_rows))
+    @classmethod
+    def open(cls, storage: Storage | str | Path) -> TokenWriter:
+        """Open a store that exists.
 
-    def write(self, rows: Sequence[StoredRow]) -> None:
-        """Write one whole shard: the rows of one range of :meth:`missing`, in order."""
-        number, rest = divmod(rows[0].index, SHARD_ROWS)
-        expected = min(SHARD_ROWS, self.num_rows - rows[0].index)
-        if rest or [row.index for row in rows] != list(
-            range(rows[0].index, rows[0].index + expected)
-        ):
-            raise ValueError(
-                f"a shard holds {expected} rows in order from a multiple of {SHARD_ROWS}, got "
-                f"{len(rows)} rows from {rows[0].index}"
-            )
-        table = pa.Table.from_pylist([row.as_arrow() for row in rows], schema=SCHEMA)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_table(table)
-        _write_atomically(shard_file(self.folder, number), sink.getvalue())
+        Raises
+        ------
+        ConfigError
+            If there is none.
+        """
+        place = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        return cls(place, StoreMeta.read(place))
 
-    def finish(self) -> list[tuple[int, str | None, str]]:
-        """Write the index and return (index, path, reason) of every row without tokens."""
-        left = list(self.missing())
-        if left:
-            raise ValueError(f"rows {left[0].start}–{left[0].stop - 1} are not written yet")
-        shards = [open_shard(file) for file in sorted(self.folder.glob("tokens-*.arrow"))]
-        table = pa.concat_tables(shards) if shards else SCHEMA.empty_table()
-        index = table.drop_columns(["records"])
-        sink = pa.BufferOutputStream()
-        pq.write_table(index, sink)
-        _write_atomically(self.folder / INDEX, sink.getvalue())
-        return [
-            (row["index"], row["path"], row["error"])
-            for row in index.select(["index", "path", "error"]).to_pylist()
-            if row["error"] is not None
+    def missing(self, shards: Iterable[int] | None = None) -> list[int]:
+        """Find the shards that are absent, truncated or damaged, of those given or of all.
+
+        Raises
+        ------
+        StoreError
+            If a shard is whole, but of another store, device or precision.
+        """
+        status = self.status(shards)
+        return sorted([*status.missing, *(number for number, _ in status.damaged)])
+
+    def status(self, shards: Iterable[int] | None = None) -> StoreStatus:
+        """Read every byte of the shards there are, those given or all.
+
+        Raises
+        ------
+        StoreError
+            If a shard is whole, but of another store, device or precision.
+        """
+        missing: list[int] = []
+        damaged: list[tuple[int, str]] = []
+        for number in range(self.meta.num_shards) if shards is None else shards:
+            if self.storage.size(shard_name(number)) is None:
+                missing.append(number)
+                continue
+            try:
+                reader = ShardReader(self.storage, shard_name(number))
+                reader.check()
+            except StoreError as error:
+                damaged.append((number, str(error)))
+                continue
+            self.meta.check_shard(reader.info, number, str(self.storage))
+        finished = self.storage.size(MANIFEST) is not None
+        return StoreStatus(
+            self.meta.rows, self.meta.num_shards, tuple(missing), tuple(damaged), finished
+        )
+
+    @contextmanager
+    def shard(self, info: ShardInfo) -> Generator[OpenShard]:
+        """Write one shard; it is there once the context ends well, and not before.
+
+        Parameters
+        ----------
+        info : ShardInfo
+            Of :meth:`StoreMeta.shard_info`.
+        """
+        self.storage.clean(f"data/{part_folder(info.shard)}", all_writers=False)
+        started = time.perf_counter()
+        name = shard_name(info.shard)
+        with self.storage.create(name) as file, ShardWriter(file, info) as writer:
+            shard = OpenShard(file, writer)
+            yield shard
+            shard.close(time.perf_counter() - started)
+            shard.report.write(self.storage)
+
+    def write(self, shard: int, rows: Sequence[StoredRow], *, batch_size: int = 1) -> ShardReport:
+        """Write one shard from all its rows."""
+        with self.shard(self.meta.shard_info(shard, batch_size)) as opened:
+            for row in rows:
+                opened.add(row)
+        return opened.report
+
+    def delete(self, shard: int) -> None:
+        """Delete a shard, so that it is missing and the store is not finished."""
+        self.storage.delete(MANIFEST)
+        self.storage.delete(shard_name(shard))
+
+    def take_source(self) -> None:
+        """Note the dataset as it is now, once all images are known to be those that are stored."""
+        found = StoreMeta.read(self.storage)
+        if found.source != self.meta.source:
+            replace(found, source=self.meta.source).write(self.storage)
+
+    # --- what follows from all shards -----------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write index, lengths and provenance, and clean up; every shard must be there.
+
+        Raises
+        ------
+        ConfigError
+            If shards are missing: which.
+        StoreError
+            If one is damaged, or of another store.
+        """
+        missing = [
+            number
+            for number in range(self.meta.num_shards)
+            if self.storage.size(shard_name(number)) is None
         ]
+        if missing:
+            rows = self.meta.shard_range(missing[0])
+            raise ConfigError(
+                f"{len(missing)} of {self.meta.num_shards} shards are missing in "
+                f"{str(self.storage)!r}, the first is {missing[0]} (rows {rows.start} to "
+                f"{rows.stop - 1}): run `subtok tokenize` for them, then finish"
+            )
+        totals = np.zeros(4, np.int64)  # rows, images, tokens, failed
+        parts: list[dict[str, Any]] = []
+        crc = 0
+        with self.storage.create(LENGTHS) as lengths:
+            for name, shards in self._parts():
+                with self.storage.create(name) as file:
+                    for shard_lengths, counts in self._index_part(file, shards):
+                        content = shard_lengths.astype("<u2").tobytes()
+                        lengths.write(content)
+                        crc = zlib.crc32(content, crc)
+                        totals += counts
+                    parts.append({"name": name, **_digest(file)})
+        self._write_provenance()
+        rows, images, tokens, failed = totals.tolist()
+        write_json(
+            self.storage,
+            MANIFEST,
+            {
+                "rows": rows,
+                "images": images,
+                "tokens": tokens,
+                "failed": failed,
+                "lengths": {"name": LENGTHS, "bytes": 2 * rows, "crc32": crc},
+                "parts": parts,
+            },
+        )
+        self._clean()
+
+    def _parts(self) -> Iterator[tuple[str, list[int]]]:
+        shards: list[int] = []
+        for number in range(self.meta.num_shards):
+            if shards and index_name(number) != index_name(shards[0]):
+                yield index_name(shards[0]), shards
+                shards = []
+            shards.append(number)
+        if shards:
+            yield index_name(shards[0]), shards
+
+    def _index_part(
+        self, file: IO[bytes], shards: Sequence[int]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Write one file of the index; yield lengths and totals of each piece of a shard."""
+        schema = pa.schema([SCHEMA.field(name) for name in _INDEX])
+        with pq.ParquetWriter(file, schema, compression="zstd", store_schema=False) as writer:
+            for number in shards:
+                reader = ShardReader(self.storage, shard_name(number))
+                self.meta.check_shard(reader.info, number, str(self.storage))
+                tables = list(reader.columns(_INDEX))
+                if tables:
+                    writer.write_table(pa.concat_tables(tables))
+                for table in tables:
+                    counts, images = row_sums(table.column("num_visual_tokens"))
+                    failed = table.num_rows - table.column("error").null_count
+                    totals = (table.num_rows, images.sum(), counts.sum(), failed)
+                    yield np.minimum(counts, _LONGEST), np.array(totals, np.int64)
+
+    def _write_provenance(self) -> None:
+        """Join the reports of the shards with those of earlier runs."""
+        lines: dict[int, bytes] = {}
+        if self.storage.size(PROVENANCE) is not None:
+            for line in self.storage.read(PROVENANCE).splitlines(keepends=True):
+                number = _shard_of(line)
+                if number is not None:
+                    lines[number] = line
+        with self.storage.create(PROVENANCE) as file:
+            for number in range(self.meta.num_shards):
+                try:
+                    line = self.storage.read(ShardReport.name(number))
+                except FileNotFoundError:
+                    line = lines.get(number, b"")
+                if _shard_of(line) == number:
+                    file.write(line)
+
+    def _clean(self) -> None:
+        """Delete what only an unfinished store needs."""
+        for folder in self.storage.names("data"):
+            self.storage.clean(f"data/{folder}", all_writers=True)
+        for folder in self.storage.names("progress"):
+            self.storage.clean(f"progress/{folder}", all_writers=True)
+            for name in self.storage.names(f"progress/{folder}"):
+                self.storage.delete(f"progress/{folder}/{name}")
+        self.storage.clean("index", all_writers=True)
+        self.storage.clean("", all_writers=True)
 
 
-def _write_atomically(file: Path, content: Any) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with unfinished.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)
+class OpenShard:
+    """A shard that is being written.
 
+    Attributes
+    ----------
+    report : ShardReport
+        How it was made, once it is closed.
+    """
 
-def _refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    for name in ("store_version", "config_hash", "num_rows", "shard_rows"):
-        if found.get(name) == wanted[name]:
-            continue
-        have, want = {name: found.get(name)}, {name: wanted[name]}
-        if name == "config_hash":  # options say more than their hash
-            have, want = _differing(found["config"], wanted["config"]) or (have, want)
-        raise ConfigError(
-            f"{str(folder)!r} holds tokens with {_listed(have)}, asked for {_listed(want)}: "
-            "give another folder, or delete this one"
+    report: ShardReport
+
+    def __init__(self, file: IO[bytes], writer: ShardWriter) -> None:
+        self._file = file
+        self._writer = writer
+        self._counts = np.zeros(3, np.int64)  # images, tokens, failed
+
+    @property
+    def failed(self) -> int:
+        """Rows without tokens so far."""
+        return int(self._counts[2])
+
+    def add(self, row: StoredRow) -> None:
+        """Append the next row."""
+        self._writer.add(row)
+        counts = row.num_visual_tokens
+        self._counts += (len(counts), sum(counts), row.error is not None)
+
+    def close(self, seconds: float) -> None:
+        """Write the last rows and the checksums."""
+        self._writer.close()
+        info = self._writer.info
+        images, tokens, failed = self._counts.tolist()
+        self._file.seek(0)
+        size, hashed = 0, hashlib.sha256()
+        while content := self._file.read(1 << 24):
+            hashed.update(content)
+            size += len(content)
+        self.report = ShardReport(
+            shard=info.shard,
+            rows=info.rows,
+            images=images,
+            tokens=tokens,
+            failed=failed,
+            bytes=size,
+            sha256=hashed.hexdigest(),
+            seconds=round(seconds, 3),
+            device=info.device,
+            dtype=info.dtype,
+            versions=_versions(),
         )
 
 
-def _differing(
-    found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Options that two configurations do not share, with the value in each."""
-    old, new = _flat(found), _flat(wanted)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if not names:
+def row_sums(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sum and count of the values in each row of an Arrow column of lists.
+
+    Examples
+    --------
+    >>> row_sums(pa.chunked_array([[[3, 4], [], [5]]], pa.list_(pa.int32())))
+    (array([7, 0, 5]), array([2, 0, 1]))
+    """
+    sums: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    counts = [np.zeros(0, np.int64)]
+    for chunk in column.chunks:
+        offsets = np.asarray(chunk.offsets, np.int64)
+        values = np.asarray(chunk.values, np.int64)
+        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
+        sums.append(total[offsets[1:]] - total[offsets[:-1]])
+        counts.append(np.diff(offsets))
+    return np.concatenate(sums), np.concatenate(counts)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("subtok-data", "torch", "transformers", "numpy", "pillow", "pyarrow")
+    return {name: version(name) for name in names}
+
+
+def _shard_of(line: bytes) -> int | None:
+    try:
+        number = json.loads(line)["shard"]
+    except (ValueError, KeyError, TypeError):
         return None
-    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
+    return number if isinstance(number, int) else None
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat.update(
-            _flat(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else {name: value}
-        )
-    return flat
-
-
-def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value!r}" for name, value in options.items())
+def _digest(file: IO[bytes]) -> dict[str, int]:
+    """Size and CRC-32 of a file that is open."""
+    file.seek(0)
+    size, crc = 0, 0
+    while content := file.read(1 << 24):
+        crc = zlib.crc32(content, crc)
+        size += len(content)
+    return {"bytes": size, "crc32": crc}

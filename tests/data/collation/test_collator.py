@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.batches import assert_same, assert_same_batches, faulty_tokenizer
 from helpers.faulty import CodedImages, coded_image, png
+from helpers.stores import store_rows
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -27,6 +28,7 @@ from subtok_data import (
 from subtok_data.batch.validate import BatchError
 from subtok_data.data import PendingBatch
 from subtok_data.data.datasets.sample import ColumnError
+from subtok_data.data.store import StoredRow
 from subtok_data.errors import ConfigError, SubtokError
 
 
@@ -229,17 +231,10 @@ def test_pending_batch_outlives_neither_its_collator_nor_its_process(patches):
 
 
 def test_stored_maps_move_with_the_image(tmp_path, patches):
-    from subtok_data.data.store.writer import StoredRow, TokenWriter
-
     tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=96)
     rows = [{"image": coded_image(i, 96, 64), "label": i} for i in range(3)]
-    writer = TokenWriter(
-        tmp_path, config=tokenizer.config(), config_hash=tokenizer.config_hash, num_rows=3
-    )
-    writer.write(
-        [StoredRow(i, None, [tokenizer(row["image"]).token_map]) for i, row in enumerate(rows)]
-    )
-    assert writer.finish() == []
+    maps = [StoredRow.of(i, [tokenizer(row["image"]).token_map]) for i, row in enumerate(rows)]
+    store_rows(tmp_path, maps, config=tokenizer.config(), config_hash=tokenizer.config_hash)
     collate = SubobjectCollator(tokenizer)
     stored = SubobjectDataset(rows, tokens=tmp_path)
     assert_same(

@@ -1,83 +1,20 @@
-"""Stored tokens: what comes back, what is refused, what an interruption leaves."""
+"""Stores of tokens: what comes back, what is refused, what an interruption leaves."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 
 from subtok_data import PatchSegmenter, SubobjectTokenizer
 from subtok_data.data import StoredTokens
 from subtok_data.data.datasets.sample import decode_row
-from subtok_data.data.store import writer as store_writer
-from subtok_data.data.store.format import decode_record, encode_record
-from subtok_data.data.store.writer import StoredRow, TokenWriter
-from subtok_data.errors import ConfigError, SampleError, SubtokError
-
-maps = st.sampled_from([np.int16, np.int32]).flatmap(
-    lambda dtype: arrays(dtype, array_shapes(min_dims=2, max_dims=2, max_side=20))
-)
-fields = st.dictionaries(
-    st.text(min_size=1, max_size=5),
-    st.sampled_from([np.int64, np.float32, np.uint8]).flatmap(
-        lambda dtype: arrays(dtype, array_shapes(min_dims=1, max_dims=2, max_side=5))
-    ),
-    max_size=3,
-)
-
-
-@given(maps, fields)
-def test_records_round_trip(token_map, token_fields):
-    found, found_fields = decode_record(encode_record(token_map, token_fields))
-    assert found.dtype == token_map.dtype
-    np.testing.assert_array_equal(found, token_map)
-    assert list(found_fields) == list(token_fields)
-    for name, values in token_fields.items():
-        assert found_fields[name].dtype == values.dtype
-        np.testing.assert_array_equal(found_fields[name], values)
-    found[...] = 0  # writable, as torch asks
-
-
-@given(st.data())
-def test_a_damaged_record_is_never_read_as_another_map(data):
-    token_map = np.repeat(np.arange(12, dtype=np.int16), 32).reshape(24, 16)
-    record = bytearray(encode_record(token_map, {"class": np.arange(12)}))
-    place = data.draw(st.integers(0, len(record) - 1))
-    record[place] ^= data.draw(st.integers(1, 255))
-    try:
-        found, found_fields = decode_record(bytes(record))
-    except SubtokError:
-        return
-    np.testing.assert_array_equal(found, token_map)
-    np.testing.assert_array_equal(found_fields["class"], np.arange(12))
-
-
-@pytest.mark.parametrize("record", [b"", b"nothing", zlib.compress(b"[1]\n"), zlib.compress(b"{}")])
-def test_what_is_no_record_is_refused(record):
-    with pytest.raises(SubtokError, match="damaged"):
-        decode_record(record)
-
-
-def test_a_cut_record_is_refused():
-    record = encode_record(np.arange(400, dtype=np.int32).reshape(20, 20))
-    for length in range(len(record)):
-        with pytest.raises(SubtokError, match="damaged"):
-            decode_record(record[:length])
-
-
-# --- folders -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(store_writer, "SHARD_ROWS", 4)
+from subtok_data.data.store import StoredRow, StoreMeta, TokenWriter
+from subtok_data.errors import ConfigError, SampleError, StoreError
 
 
 @pytest.fixture
@@ -85,42 +22,74 @@ def tokenizer():
     return SubobjectTokenizer(PatchSegmenter(16), size=32)
 
 
-def writer_for(folder, tokenizer, num_rows=6):
-    return TokenWriter(
-        folder,
-        config=tokenizer.config(),
-        config_hash=tokenizer.config_hash,
-        num_rows=num_rows,
-    )
+def writer_for(folder, tokenizer, num_rows=6, **options):
+    meta = {
+        "config": tokenizer.config(),
+        "config_hash": tokenizer.config_hash,
+        "rows": num_rows,
+        "shard_rows": 4,
+        "device": "cpu",
+        "dtype": "float32",
+        **options,
+    }
+    return TokenWriter(folder, StoreMeta(**meta))
 
 
 def rows_of(indices):
     token_map = np.repeat([[0, 1], [2, 3]], 16, axis=0).repeat(16, axis=1).astype(np.int16)
-    return [StoredRow(index, f"{index}.png", [token_map]) for index in indices]
+    return [StoredRow.of(index, [token_map], path=f"{index}.png") for index in indices]
+
+
+def write_all(writer):
+    for number in range(writer.meta.num_shards):
+        writer.write(number, rows_of(writer.meta.shard_range(number)))
+    writer.finish()
 
 
 def test_shards_appear_one_by_one_and_the_index_last(tmp_path, tokenizer):
     writer = writer_for(tmp_path, tokenizer)
-    assert list(writer.missing()) == [range(4), range(4, 6)]
-    writer.write(rows_of(range(4, 6)))
-    assert list(writer.missing()) == [range(4)]
-    with pytest.raises(ValueError, match=r"rows 0–3 are not written"):
+    assert writer.missing() == [0, 1]
+    writer.write(1, rows_of(range(4, 6)))
+    assert writer.missing() == [0]
+    with pytest.raises(ConfigError, match=r"1 of 2 shards are missing .* 0 \(rows 0 to 3\)"):
         writer.finish()
     with pytest.raises(ConfigError, match="no finished tokens"):
         StoredTokens(tmp_path)
-    writer.write(rows_of(range(4)))
-    assert writer.finish() == []
+    writer.write(0, rows_of(range(4)))
+    writer.finish()
     tokens = StoredTokens(tmp_path)
     assert len(tokens) == 6
     assert tokens.lengths().tolist() == [4] * 6
     assert tokens.config == tokenizer.config()
+    assert [row.index for row in tokens.rows(1, 6)] == [1, 2, 3, 4, 5]
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert {name for name in files if (tmp_path / name).is_file()} == {
+        "subtok.json",
+        "provenance.jsonl",
+        "lengths.u2",
+        "index/index.json",
+        "index/part=000.parquet",
+        "data/part=000/tokens-000000.parquet",
+        "data/part=000/tokens-000001.parquet",
+    }
+    lines = (tmp_path / "provenance.jsonl").read_text().splitlines()
+    assert [json.loads(line)["shard"] for line in lines] == [0, 1]
+    assert json.loads(lines[0]).keys() >= {"versions", "device", "dtype", "seconds", "failed"}
 
 
-@pytest.mark.parametrize("indices", [range(3), range(1, 5), [1, 0, 2, 3], range(4, 8)])
-def test_only_whole_shards_in_order_are_written(tmp_path, tokenizer, indices):
-    writer = writer_for(tmp_path, tokenizer)
-    with pytest.raises(ValueError, match="a shard holds"):
-        writer.write(rows_of(indices))
+def test_many_shards_lie_in_folders_of_fewer_than_a_thousand(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    writer = writer_for(tmp_path, tokenizer, num_rows=1100, shard_rows=1)
+    token_map = np.zeros((2, 2), np.int16)
+    for number in range(1100):
+        writer.write(number, [StoredRow.of(number, [token_map])])
+    writer.finish()
+    for folder, _, names in os.walk(tmp_path):
+        assert len(names) < 1000, folder
+    assert len(list((tmp_path / "index").glob("*.parquet"))) == 3
+    tokens = StoredTokens(tmp_path)
+    assert tokens.lengths().tolist() == [1] * 1100
+    assert len(tokens.places()) == 1100
 
 
 def test_a_write_that_fails_leaves_no_shard(tmp_path, tokenizer, monkeypatch):
@@ -132,42 +101,122 @@ def test_a_write_that_fails_leaves_no_shard(tmp_path, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
         with pytest.raises(OSError, match="no space"):
-            writer.write(rows_of(range(4)))
-    assert list(writer.missing()) == [range(4), range(4, 6)]
-    assert not list(tmp_path.glob("*.arrow"))
-    writer.write(rows_of(range(4)))
-    assert list(writer.missing()) == [range(4, 6)]
+            writer.write(0, rows_of(range(4)))
+    assert writer.missing() == [0, 1]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"subtok.json"}
+    writer.write(0, rows_of(range(4)))
+    assert writer.missing() == [1]
 
 
 @pytest.mark.parametrize(
-    ("other", "name"),
-    [({"size": 64}, "size 32, asked for size 64"), ({}, "num_rows 6, asked for num_rows 7")],
+    ("other", "options", "name"),
+    [
+        ({"size": 64}, {}, "size 32, asked for size 64"),
+        ({}, {"num_rows": 7}, "rows 6, asked for rows 7"),
+        ({}, {"shard_rows": 3}, "shard_rows 4, asked for shard_rows 3"),
+        ({}, {"dtype": "bfloat16"}, "made on cpu in float32, asked for cpu in bfloat16"),
+        ({}, {"device": "cuda"}, "made on cpu in float32, asked for cuda"),
+    ],
 )
-def test_another_configuration_or_length_is_refused(tmp_path, tokenizer, other, name):
+def test_another_configuration_length_or_device_is_refused(
+    tmp_path, tokenizer, other, options, name
+):
     writer_for(tmp_path, tokenizer)
-    options = {"size": 32, **other}
+    tokenizer = SubobjectTokenizer(PatchSegmenter(16), **{"size": 32, **other})
     with pytest.raises(ConfigError, match=name):
-        writer_for(tmp_path, SubobjectTokenizer(PatchSegmenter(16), **options), num_rows=7)
+        writer_for(tmp_path, tokenizer, **options)
+
+
+def test_devices_are_mixed_only_on_request(tmp_path, tokenizer):
+    writer = writer_for(tmp_path, tokenizer)
+    writer.write(0, rows_of(range(4)))
+    other = writer_for(tmp_path, tokenizer, device="cuda", dtype="float16", mixed=True)
+    other.write(1, rows_of(range(4, 6)))
+    other.finish()
+    assert StoredTokens(tmp_path).read(5)[0][0].shape == (32, 32)
+    lines = (tmp_path / "provenance.jsonl").read_text().splitlines()
+    assert [json.loads(line)["device"] for line in lines] == ["cpu", "cuda"]
+
+
+def test_a_shard_of_another_device_is_refused(tmp_path, tokenizer):
+    """Two machines may begin a store at the same moment: what their shards say counts."""
+    writer = writer_for(tmp_path / "a", tokenizer)
+    writer.write(0, rows_of(range(4)))
+    other = writer_for(tmp_path / "b", tokenizer, device="cuda")
+    other.write(1, rows_of(range(4, 6)))
+    name = "data/part=000/tokens-000001.parquet"
+    (tmp_path / "b" / name).rename(tmp_path / "a" / name)
+    for step in (writer.missing, writer.finish):
+        with pytest.raises(StoreError, match="000001.parquet has device 'cuda', the store 'cpu'"):
+            step()
 
 
 def test_another_format_version_is_refused(tmp_path, tokenizer):
     writer = writer_for(tmp_path, tokenizer, num_rows=2)
-    writer.write(rows_of(range(2)))
-    writer.finish()
-    meta = json.loads((tmp_path / "tokens.json").read_text())
-    (tmp_path / "tokens.json").write_text(json.dumps({**meta, "store_version": 99}))
+    write_all(writer)
+    from subtok_data.data.store.layout import read_json, write_json
+
+    meta = read_json(writer.storage, "subtok.json")
+    write_json(writer.storage, "subtok.json", {**meta, "format": 99})
     with pytest.raises(ConfigError, match="version 99"):
         StoredTokens(tmp_path)
-    with pytest.raises(ConfigError, match="store_version"):
+    with pytest.raises(ConfigError, match="version 99"):
         writer_for(tmp_path, tokenizer, num_rows=2)
+
+
+def test_format_1_says_what_to_do(tmp_path, tokenizer):
+    (tmp_path / "tokens.json").write_text('{"store_version": 1}')
+    (tmp_path / "tokens-00000.arrow").write_bytes(b"")
+    for step in (lambda: StoredTokens(tmp_path), lambda: writer_for(tmp_path, tokenizer)):
+        with pytest.raises(ConfigError, match="format 1, .* make them again, with `subtok tok"):
+            step()
+    assert not (tmp_path / "subtok.json").exists()
+
+
+def read_around(folder):
+    """Lengths of a store, or the error that its damage is."""
+    try:
+        tokens = StoredTokens(folder)
+        list(tokens.failures())
+        tokens.places()
+        return tokens.lengths().tolist()
+    except (StoreError, ConfigError) as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "name", ["subtok.json", "index/index.json", "lengths.u2", "index/part=000.parquet"]
+)
+def test_damage_outside_the_shards_is_a_named_error(tmp_path, tokenizer, name):
+    writer = writer_for(tmp_path, tokenizer)
+    write_all(writer)
+    content = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(0)
+    versions = [bytes(content[: random.integers(len(content))]) for _ in range(10)]
+    for place in random.integers(0, len(content), 60).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= int(random.integers(1, 256))
+        versions.append(bytes(damaged))
+    for damaged in versions:
+        (tmp_path / name).write_bytes(damaged)
+        found = read_around(tmp_path)
+        if isinstance(found, Exception):
+            assert Path(name).name in str(found)
+        else:  # white space between the values of a JSON file
+            assert name.endswith(".json")
+            assert found == [4] * 6
+    (tmp_path / name).unlink()
+    assert isinstance(read_around(tmp_path), (StoreError, ConfigError))
 
 
 def test_tokens_are_attached_by_index_also_after_pickling(tmp_path, tokenizer):
     writer = writer_for(tmp_path, tokenizer)
-    writer.write(rows_of(range(4)))
-    writer.write([*rows_of([4]), StoredRow(5, "5.png", error="the file is empty")])
-    assert writer.finish() == [(5, "5.png", "the file is empty")]
+    writer.write(0, rows_of(range(4)))
+    failed = StoredRow.failed(5, "the file is empty", path="5.png")
+    writer.write(1, [*rows_of([4]), failed])
+    writer.finish()
     tokens = StoredTokens(tmp_path)
+    assert list(tokens.failures()) == [(5, "5.png", "the file is empty")]
     image = np.zeros((50, 50, 3), np.uint8)
     for reader in (tokens, pickle.loads(pickle.dumps(tokens))):
         sample = decode_row(image, image_column="image", index=4)
@@ -184,12 +233,19 @@ def test_tokens_are_attached_by_index_also_after_pickling(tmp_path, tokenizer):
 
 def test_a_row_with_another_number_of_images_is_refused(tmp_path, tokenizer):
     writer = writer_for(tmp_path, tokenizer, num_rows=1)
-    writer.write(rows_of(range(1)))
-    writer.finish()
+    write_all(writer)
     image = np.zeros((32, 32, 3), np.uint8)
     sample = decode_row([image, image], image_column="image", index=0)
     with pytest.raises(SampleError, match="1 stored maps for 2 images"):
         sample.attach(StoredTokens(tmp_path))
+
+
+def test_lengths_beyond_16_bits_are_cut_there(tmp_path, tokenizer):
+    writer = writer_for(tmp_path, tokenizer, num_rows=1)
+    token_map = np.arange(70_000, dtype=np.int32).reshape(700, 100)
+    writer.write(0, [StoredRow.of(0, [token_map])])
+    writer.finish()
+    assert StoredTokens(tmp_path).lengths().tolist() == [65_535]
 
 
 def test_file_names_that_are_no_utf8(tmp_path, capsys):

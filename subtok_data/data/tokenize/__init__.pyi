@@ -1,0 +1,8 @@
+from .engine import Engine as Engine, LocalEngine as LocalEngine
+from .run import (
+    FailedRow as FailedRow,
+    TokenizeReport as TokenizeReport,
+    tokenize_dataset as tokenize_dataset,
+)
+from .shards import ShardJob as ShardJob, make_shards as make_shards
+from .verify import VerifyReport as VerifyReport, verify_tokens as verify_tokens
