@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sized
 from typing import Any
 
@@ -28,11 +29,6 @@ class EndlessBatchSampler(Sampler[list[int]]):
     batch_size : int
         Samples per batch.
 
-    Attributes
-    ----------
-    start : int
-        Batches of this rank that the next iteration leaves out.
-
     Examples
     --------
     >>> batches = iter(EndlessBatchSampler(3))
@@ -42,15 +38,16 @@ class EndlessBatchSampler(Sampler[list[int]]):
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        number, self.start = self.start, 0
+        return self.batches_from(0)
+
+    def batches_from(self, start: int) -> Iterator[list[int]]:
+        """Yield this rank's batches from number ``start`` on."""
         rank, world = rank_and_world_size()
-        while True:
+        for number in itertools.count(start):
             first = (number * world + rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
-            number += 1
 
 
 class ImageFreeLoader(AccelerateState, ResumableDataLoader):
@@ -129,9 +126,6 @@ class ImageFreeLoader(AccelerateState, ResumableDataLoader):
 
     def _drawn(self) -> Generator[Any]:
         yield from super().__iter__()
-
-    def _go_to(self, state: LoaderState) -> None:
-        self._places.start = state.batches
 
     def _batches_left(self, state: LoaderState) -> int | None:
         return None if self._source.num_samples is None else super()._batches_left(state)

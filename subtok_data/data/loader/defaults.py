@@ -19,7 +19,8 @@ from subtok_data.arguments import (
 )
 from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
-from subtok_data.data.loader.batch_sampler import BatchPlan, SubobjectBatchSampler
+from subtok_data.data.loader.batch_plan import BatchPlan
+from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
 from subtok_data.errors import ConfigError
 from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
@@ -176,7 +177,7 @@ def batch_options(
         If a stream is to be shuffled or grouped here.
     """
     if isinstance(dataset, SubobjectIterableDataset):
-        if plan is not None and (plan.by_length or plan.max_batch_length is not None):
+        if plan is not None and plan.is_grouped:
             raise ConfigError("a stream cannot be grouped by length: its samples come as they come")
         if shuffle:
             raise ConfigError("a stream is shuffled by itself: dataset.shuffle(seed, buffer_size)")

@@ -15,7 +15,7 @@ from subtok_data.batch import Batch
 from subtok_data.data.collation import SubobjectCollator
 from subtok_data.data.datasets import SubobjectIterableDataset
 from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
-from subtok_data.data.loader.batch_sampler import BatchPlan, rank_and_world_size
+from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.defaults import (
     batch_options,
     check_options,
@@ -31,6 +31,7 @@ from subtok_data.data.loader.look_ahead import (
     run_ahead,
     run_in_step,
 )
+from subtok_data.data.loader.ranks import rank_and_world_size
 from subtok_data.data.loader.resumable import ResumableDataLoader
 from subtok_data.data.loader.stats import LoaderStats, StatsRecorder
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool

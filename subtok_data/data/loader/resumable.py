@@ -13,7 +13,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from subtok_data.data.dataloader_workers import WorkerDataLoader
-from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler, rank_and_world_size
+from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
+from subtok_data.data.loader.ranks import rank_and_world_size
 from subtok_data.data.position import LoaderState
 from subtok_data.errors import ConfigError, SubtokError
 
@@ -24,7 +25,10 @@ _OF_PARENTS: list[Any] = []
 
 
 class _BatchesFrom:
-    """Batches of a sampler that is not ours; the next iteration leaves out the first ``start``."""
+    """Batches of a sampler; the next iteration leaves out the first ``start``.
+
+    A sampler with ``batches_from(start)`` begins there by itself; others are drawn from in vain.
+    """
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
@@ -33,7 +37,8 @@ class _BatchesFrom:
     def __iter__(self) -> Iterator[Any]:
         # A generator: where torch starts workers it asks for two iterators and draws from one.
         start, self.start = self.start, 0
-        yield from islice(self.batches, start, None)
+        begin: Any = getattr(self.batches, "batches_from", None)
+        yield from islice(self.batches, start, None) if begin is None else begin(start)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -157,16 +162,15 @@ class ResumableDataLoader(WorkerDataLoader):
 
     def _go_to(self, state: LoaderState) -> None:
         """Skip the samples before the position."""
-        if isinstance(self.batch_sampler, SubobjectBatchSampler):
-            self.batch_sampler.start = state.batches
-        elif isinstance(self._index_sampler, _BatchesFrom):
-            self._index_sampler.start = state.batches
+        batches = self._index_sampler
+        if isinstance(batches, _BatchesFrom):
+            batches.start = state.batches
 
     @property
     def _index_sampler(self) -> Any:
         """What torch draws indices from: the batch sampler, from the position on."""
         given = self.batch_sampler
-        if given is None or isinstance(given, SubobjectBatchSampler):
+        if given is None:
             return super()._index_sampler
         if self._batches_from is None or self._batches_from.batches is not given:
             self._batches_from = _BatchesFrom(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from subtok_data import BatchPlan, SubobjectLoader
 from subtok_data.data import SubobjectBatchSampler
-from subtok_data.data.loader import batch_sampler as module
+from subtok_data.data.loader import batch_sampler as module, epoch_batches
 from subtok_data.errors import ConfigError
 
 
@@ -105,7 +106,7 @@ def test_every_plan_gives_what_its_length_says(
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_WINDOW", window)
+        patch.setattr(epoch_batches, "_SORTED_BATCHES", window)
         ranks = of_ranks(world, make, epoch=1)  # which compares len() with what comes
     assert len({len(batches) for batches in ranks}) == 1
     batches = [batch for rank in ranks for batch in rank]
@@ -122,6 +123,208 @@ def test_every_plan_gives_what_its_length_says(
         assert len(found) == len(lengths) // step * step
     elif by_length or len(set(lengths)) == 1:
         assert all(is_full(batch) for batch in batches)
+
+
+def planned_as_a_whole(
+    length: int,
+    batch_size: int,
+    world: int,
+    *,
+    drop_last: bool = False,
+    shuffle: bool = False,
+    seed: tuple[int, int] = (0, 0),
+    lengths: list[int] | None = None,
+    by_length: bool = False,
+    limit: int | None = None,
+) -> list[list[int]]:
+    """Batches of all ranks, formed one after the other from one list of all rows."""
+    order = np.arange(length)
+    random = np.random.default_rng(seed)
+    if shuffle:
+        random.shuffle(order)
+    step = batch_size * world
+    if limit is None and drop_last:
+        order = order[: length // step * step]
+    elif limit is None and world > 1 and length:
+        order = np.resize(order, math.ceil(length / step) * step)
+    rows = order.tolist()
+    if not by_length and limit is None:
+        return [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+    assert lengths is not None
+
+    def fits(batch: list[int]) -> bool:
+        longest = max((lengths[i] for i in batch), default=0)
+        return len(batch) <= batch_size and (limit is None or len(batch) * longest <= limit)
+
+    batches: list[list[int]] = []
+    rest: list[int] = []
+    for at in range(0, len(rows), 50 * step):
+        part = rest + rows[at : at + 50 * step]
+        if by_length:
+            part.sort(key=lambda i: -lengths[i])
+        rest = []
+        for index in part:
+            if not fits([*rest, index]):
+                batches.append(rest)
+                rest = []
+            rest.append(index)
+        longest = max(lengths[i] for i in rest)
+        more_fit = limit is None or (len(rest) + 1) * longest <= limit
+        if len(rest) == batch_size or not more_fit:
+            batches.append(rest)
+            rest = []
+    if rest and not drop_last:
+        batches.append(rest)
+    if drop_last:
+        batches = batches[: len(batches) // world * world]
+    batches += [batches[place % len(batches)] for place in range(-len(batches) % world)]
+    steps = [batches[at : at + world] for at in range(0, len(batches), world)]
+    if shuffle:
+        random.shuffle(steps)
+    return [batch for one in steps for batch in one]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=400),
+    batch_size=st.integers(1, 7),
+    world=st.integers(1, 3),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    by_length=st.booleans(),
+    limit=st.one_of(st.none(), st.integers(40, 200)),
+)
+def test_up_to_a_million_rows_are_planned_as_a_whole(
+    lengths, batch_size, world, shuffle, drop_last, by_length, limit
+):
+    options = {"shuffle": shuffle, "drop_last": drop_last}
+
+    def make():
+        plan = BatchPlan(lengths, by_length=by_length, max_batch_length=limit)
+        return SubobjectBatchSampler(len(lengths), batch_size, seed=5, plan=plan, **options)
+
+    expected = planned_as_a_whole(
+        len(lengths),
+        batch_size,
+        world,
+        **options,
+        seed=(5, 2),
+        lengths=lengths,
+        by_length=by_length,
+        limit=limit,
+    )
+    assert of_ranks(world, make, epoch=2) == [expected[rank::world] for rank in range(world)]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=90),
+    batch_size=st.integers(1, 5),
+    world=st.integers(1, 3),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    by_length=st.booleans(),
+    limit=st.one_of(st.none(), st.integers(40, 120)),
+    shard_rows=st.integers(1, 9),
+    window_rows=st.sampled_from([1, 8, 30]),
+    sorted_batches=st.sampled_from([1, 3]),
+)
+def test_windows_of_shards_lose_and_repeat_nothing(
+    lengths,
+    batch_size,
+    world,
+    shuffle,
+    drop_last,
+    by_length,
+    limit,
+    shard_rows,
+    window_rows,
+    sorted_batches,
+):
+    def make():
+        plan = BatchPlan(
+            np.array(lengths, np.uint16),
+            by_length=by_length,
+            max_batch_length=limit,
+            shard_rows=shard_rows,
+        )
+        return SubobjectBatchSampler(
+            len(lengths), batch_size, drop_last, shuffle=shuffle, seed=1, plan=plan
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_batches, "_WINDOW_ROWS", window_rows)
+        patch.setattr(epoch_batches, "_SORTED_BATCHES", sorted_batches)
+        ranks = of_ranks(world, make, epoch=1)  # which compares len() with what comes
+        assert ranks == of_ranks(world, make, epoch=1)
+        for rank, batches in enumerate(ranks):
+            patch.setattr(module, "rank_and_world_size", lambda rank=rank: (rank, world))
+            sampler = make()
+            sampler.set_epoch(1)
+            for start in range(len(batches) + 2):
+                assert list(sampler.batches_from(start)) == batches[start:]
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for rank in ranks for batch in rank]
+    found = [i for batch in batches for i in batch]
+    assert all(1 <= len(batch) <= batch_size for batch in batches)
+    if limit is not None:
+        assert all(len(batch) * max(lengths[i] for i in batch) <= limit for batch in batches)
+    step = batch_size * world
+    if drop_last:
+        assert len(found) == len(set(found))
+        assert limit is not None or len(found) == len(lengths) // step * step
+        return
+    assert set(found) == set(range(len(lengths)))
+    if limit is not None:  # whole batches are repeated, less than a step of them
+        distinct = {tuple(batch) for batch in batches}
+        assert len(batches) - len(distinct) < world
+        assert sum(map(len, distinct)) == len(lengths)
+    else:
+        assert len(found) == (len(lengths) if world == 1 else math.ceil(len(lengths) / step) * step)
+
+
+def test_a_window_reads_whole_shards_and_mixes_their_rows(monkeypatch):
+    monkeypatch.setattr(epoch_batches, "_WINDOW_ROWS", 40)
+    sampler = SubobjectBatchSampler(1000, 5, shuffle=True, plan=BatchPlan(shard_rows=10))
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        rows = [i for batch in sampler for i in batch]
+        orders.append(rows)
+        shards = [{row // 10 for row in rows[at : at + 40]} for at in range(0, 1000, 40)]
+        assert all(len(window) == 4 for window in shards)
+        assert all(rows[at : at + 10] != sorted(rows[at : at + 10]) for at in range(0, 1000, 40))
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("kind", ["list", "uint8", "uint16", "int32", "int64", "uint64", ">u2"])
+def test_lengths_of_any_type_give_the_same_batches(kind):
+    lengths = [0, 200, 3, 9, 9, 255, 1, 0, 40] * 30
+    given = lengths if kind == "list" else np.array(lengths, kind)
+
+    def batches(lengths):
+        plan = BatchPlan(lengths, by_length=True, max_batch_length=600)
+        sampler = SubobjectBatchSampler(270, 8, shuffle=True, plan=plan)
+        return plan.fingerprint, list(sampler)
+
+    assert batches(given) == batches(np.array(lengths, np.int32))
+
+
+def test_lengths_stay_in_their_file(tmp_path):
+    rows = 12_000_000  # one array of int64 of them would be 96 MB
+    lengths = np.memmap(tmp_path / "lengths.u2", np.uint16, "w+", shape=rows)
+    for at in range(0, rows, 1_000_000):
+        lengths[at : at + 1_000_000] = np.random.default_rng(at).integers(5, 150, 1_000_000)
+    tracemalloc.start()
+    try:
+        plan = BatchPlan(lengths, by_length=True)
+        assert plan.fingerprint is not None
+        sampler = SubobjectBatchSampler(rows, 32, shuffle=True, plan=plan)
+        assert len(sampler) == rows // 32
+        last = list(sampler.batches_from(len(sampler) - 3))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [len(batch) for batch in last] == [32, 32, 32]
+    assert peak < 72e6
 
 
 def test_drop_last_leaves_out_the_short_batch_of_a_plan_by_length():
@@ -154,6 +357,10 @@ def test_plans_need_lengths():
             BatchPlan(**options)
     with pytest.raises(ConfigError, match="below the longest sample"):
         BatchPlan([5, 20], max_batch_length=10)
+    with pytest.raises(ConfigError, match=r"lengths\[1\] is -2"):
+        BatchPlan(np.array([3, -2], np.int16))
+    with pytest.raises(ConfigError, match="shard_rows=0"):
+        BatchPlan([3, 2], shard_rows=0)
     with pytest.raises(ConfigError, match="2 lengths for 3 samples"):
         SubobjectBatchSampler(3, 1, plan=BatchPlan([1, 2]))
     with pytest.raises(ConfigError, match="stream cannot be grouped"):
