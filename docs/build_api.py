@@ -50,6 +50,7 @@ SECTIONS: dict[str, list[str]] = {
         "ImageFiles",
         "SubobjectCollator",
         "SubobjectLoader",
+        "SubobjectProcessor",
         "BatchPlan",
         "PixelConfig",
         "TextConfig",

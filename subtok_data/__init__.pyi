@@ -17,6 +17,7 @@ from .errors import (
     WorkerCrashError as WorkerCrashError,
 )
 from .imagefree import ImageFreeDataset as ImageFreeDataset
+from .integrations import SubobjectProcessor as SubobjectProcessor
 from .nn import TokenEmbedding as TokenEmbedding, merge_visual_tokens as merge_visual_tokens
 from .segment import Prompts as Prompts, watershed_tokens as watershed_tokens
 from .segmenters import (

@@ -132,7 +132,7 @@ def refuse_in_worker(device: torch.device) -> None:
         f"a model on {str(device)!r} was called inside DataLoader worker {info.id} "
         f"(process {os.getpid()}): workers share no device with the main process. Tokenize in the "
         "main process: use SubobjectCollator as collate_fn, or SubobjectLoader; their workers "
-        "return a PendingBatch that is finished there. Or use device='cpu'."
+        "return a PendingBatch that is finished there. Or use num_workers=0, or device='cpu'."
     )
 
 

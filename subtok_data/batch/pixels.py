@@ -53,8 +53,9 @@ class PixelConfig:
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, _DTYPES)
-        if isinstance(self.size, list):  # as JSON has pairs
-            object.__setattr__(self, "size", tuple(cast("list[int]", self.size)))
+        for name in ("size", "mean", "std"):  # JSON has lists
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(cast("list[Any]", value)))
         if isinstance(self.size, tuple):
             if len(self.size) != 2:
                 raise ConfigError(f"size={self.size}: give one side, or (height, width)")
@@ -64,7 +65,7 @@ class PixelConfig:
             check_count("size", self.size, unit="pixels")
         check_count("multiple", self.multiple, optional=False, unit="pixels")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            check_type(name, values, (tuple, list), "give three values, of red, green and blue")
+            check_type(name, values, tuple, "give three values, of red, green and blue")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(
                 f"mean={self.mean}, std={self.std}: give three values each, std above zero"

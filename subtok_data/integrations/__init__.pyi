@@ -4,6 +4,7 @@ from .llava import (
     use_subobject_tokens as use_subobject_tokens,
 )
 from .naflex import to_naflex as to_naflex
+from .processor import SubobjectProcessor as SubobjectProcessor
 from .trainer import (
     EpochCallback as EpochCallback,
     SubobjectTrainerMixin as SubobjectTrainerMixin,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from subtok_data.batch import VISUAL_KEYS
+from subtok_data.batch import IGNORE_INDEX, VISUAL_KEYS
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
 from subtok_data.transformers_io import read_pretrained
@@ -271,9 +271,16 @@ def _some(names: list[str]) -> str:
 def _take_visual_keys(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Keep the visual keys from the language model, which would not know them."""
+    """Keep the visual keys from the language model, and labels from visual tokens.
+
+    Collators that know processors only, such as TRL's, copy all of ``input_ids`` as labels.
+    """
     features = getattr(model.model, _ATTRIBUTE)
     features.visual = {name: kwargs.pop(name) for name in VISUAL_KEYS if name in kwargs}
+    labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
+    if labels is not None and ids is not None:
+        placeholders = ids == model.config.image_token_id
+        kwargs["labels"] = labels.masked_fill(placeholders, IGNORE_INDEX)
     return args, kwargs
 
 
