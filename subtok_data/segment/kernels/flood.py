@@ -16,6 +16,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Words, kernel
+from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
 
@@ -68,26 +69,21 @@ def queue_seeds(
     The others would find nothing to do when their turn comes, so leaving them out changes nothing.
     """
     height, width = levels.shape
-    # A byte per pixel, tested eight at a time: most pixels are not at the rim of a seed.
-    rim = np.zeros((width + 7) // 8 * 8, np.uint8)
-    words = rim.view(np.uint64)
+    marks, places = empty_marks(width)
     for y in range(height):
         above, here, below = state[y], state[y + 1], state[y + 2]
         for x in range(width):
             waits = (above[x + 1] < 0) | (here[x] < 0) | (here[x + 2] < 0) | (below[x + 1] < 0)
-            rim[x] = waits & (here[x + 1] >= 0)
-        for word in range(words.size):
-            if words[word] == 0:
-                continue
-            for x in range(8 * word, 8 * word + 8):
-                if rim[x]:
-                    level = 0 if imposed else np.int64(levels[y, x])
-                    slot = tails[level]
-                    slots[slot] = (y + 1) * (width + 2) + x + 1
-                    slot += 1
-                    if slot & (CHUNK - 1) == 0:
-                        slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
-                    tails[level] = slot
+            marks[x] = waits & (here[x + 1] >= 0)
+        for i in range(list_marks(marks, places)):
+            x = np.int64(places[i])
+            level = 0 if imposed else np.int64(levels[y, x])
+            slot = tails[level]
+            slots[slot] = (y + 1) * (width + 2) + x + 1
+            slot += 1
+            if slot & (CHUNK - 1) == 0:
+                slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
+            tails[level] = slot
 
 
 @kernel
