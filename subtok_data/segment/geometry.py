@@ -17,6 +17,7 @@ __all__ = [
     "Segmented",
     "TokenGeometry",
     "arrange",
+    "check_labels",
     "check_order",
     "measure",
     "order_tokens",
@@ -97,7 +98,16 @@ def measure(token_map: TokenMap, num_tokens: int) -> TokenGeometry:
     boxes = np.zeros((num_tokens, 4), np.int32)
     sums = np.zeros((num_tokens, 2), np.int64)
     first = np.zeros(num_tokens, np.int64)
-    if not measure_tokens(_readable(token_map), areas, boxes, sums, first):
+    within = measure_tokens(_readable(token_map), areas, boxes, sums, first)
+    check_labels(token_map, areas, within)
+    centers = (sums / (2 * areas[:, None])).astype(np.float32)
+    return TokenGeometry(areas, boxes, centers, first)
+
+
+def check_labels(token_map: TokenMap, areas: NDArray[np.int64], within: bool) -> None:
+    """Raise ValueError unless all labels are ``within`` 0..N-1, and each of the N has a pixel."""
+    num_tokens = len(areas)
+    if not within:
         raise ValueError(
             f"token map holds label {int(token_map.max())}: expected 0..{num_tokens - 1} "
             f"for {num_tokens} tokens, and -1 outside"
@@ -107,8 +117,6 @@ def measure(token_map: TokenMap, num_tokens: int) -> TokenGeometry:
             f"token {int(np.argmin(areas))} of {num_tokens} has no pixel: labels must be "
             "consecutive"
         )
-    centers = (sums / (2 * areas[:, None])).astype(np.float32)
-    return TokenGeometry(areas, boxes, centers, first)
 
 
 def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from subtok_data.arguments import check_choice
 from subtok_data.errors import ConfigError
+from subtok_data.segment.geometry import check_labels
 from subtok_data.segment.partition import FieldRule, Partition, TokenMap, token_dtype
 
 if TYPE_CHECKING:
@@ -166,7 +167,6 @@ def merge_hierarchy(
     >>> merge_hierarchy(partition).cut(2).token_map
     array([[0, 0, 1]], dtype=int16)
     """
-    from subtok_data.segment.geometry import measure
     from subtok_data.segment.kernels import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
 
     check_merge(merge)
@@ -175,8 +175,9 @@ def merge_hierarchy(
             f"strength={strength}: the partition has no boundary map to measure borders on; "
             "give num_tokens or max_tokens"
         )
-    borders = region_adjacency(partition.token_map, partition.cost_map)
-    areas = measure(partition.token_map, partition.num_tokens).areas
+    areas = np.zeros(partition.num_tokens, np.int64)
+    borders, within = _measure_borders(partition.token_map, partition.cost_map, areas)
+    check_labels(partition.token_map, areas, within)
     rule = BALANCED if merge == "balanced" else BOUNDARY
     sums = borders.sums
     if partition.cost_map is None:
@@ -323,23 +324,28 @@ def region_adjacency(token_map: TokenMap, cost_map: NDArray[np.uint8] | None = N
     >>> borders.pairs, borders.lengths, borders.mean, borders.lowest
     (array([[0, 1]], dtype=int32), array([2]), array([7.]), array([5], dtype=uint8))
     """
+    if cost_map is not None and cost_map.shape != token_map.shape:
+        raise ValueError(
+            f"cost_map is {cost_map.shape}, token_map {token_map.shape}: must be equal"
+        )
+    areas = np.zeros(int(token_map.max()) + 1, np.int64)
+    return _measure_borders(token_map, cost_map, areas)[0]
+
+
+def _measure_borders(
+    token_map: TokenMap, cost_map: NDArray[np.uint8] | None, areas: NDArray[np.int64]
+) -> tuple[Adjacency, bool]:
+    """Measure borders, and in the same pass areas, which come zeroed; False for a wrong label."""
     from subtok_data.segment.kernels import gather_cracks
 
     if cost_map is None:
         cost_map = np.zeros(token_map.shape, np.uint8)
-    if cost_map.shape != token_map.shape:
-        raise ValueError(
-            f"cost_map is {cost_map.shape}, token_map {token_map.shape}: must be equal"
-        )
-    count = int(token_map.max()) + 1
-    keys, values = gather_cracks(
+    keys, values, within = gather_cracks(
         np.require(token_map, requirements=["C", "W"]),
         np.require(cost_map, np.uint8, ["C", "W"]),
-        count,
+        areas,
     )
     order = np.argsort(keys)
-    pairs = np.stack(np.divmod(keys[order], max(count, 1)), axis=1).astype(np.int32)
-    lengths, sums, lowest = values[order].T
-    return Adjacency(
-        pairs, np.ascontiguousarray(lengths), np.ascontiguousarray(sums), lowest.astype(np.uint8)
-    )
+    pairs = np.stack(np.divmod(keys[order], max(len(areas), 1)), axis=1).astype(np.int32)
+    lengths, sums, lowest = np.ascontiguousarray(values[order].T)
+    return Adjacency(pairs, lengths, sums, lowest.astype(np.uint8)), within

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.measure import label
 
 Levels = NDArray[np.uint8]
 
@@ -77,6 +78,42 @@ def flood_by_hand(levels: Levels, seeds: np.ndarray, *, imposed: bool = False) -
                 age += 1
                 heappush(queue, (max(level, int(levels[v, u])), age, v * width + u))
     return labels
+
+
+def minima_by_hand(levels: Levels) -> tuple[np.ndarray, list[int]]:
+    """Minima as markers (-1: none) and their depths, by climbing from each one to a lower one."""
+    height, width = levels.shape
+    plateaus = label(levels.astype(np.int32) + 1, connectivity=1) - 1
+
+    def beside(pixel: int) -> list[int]:
+        y, x = divmod(pixel, width)
+        steps = ((y - 1, x), (y, x - 1), (y, x + 1), (y + 1, x))
+        return [v * width + u for v, u in steps if 0 <= v < height and 0 <= u < width]
+
+    flows_out = np.zeros(plateaus.max() + 1, bool)
+    for pixel in range(levels.size):
+        if any(levels.flat[q] < levels.flat[pixel] for q in beside(pixel)):
+            flows_out[plateaus.flat[pixel]] = True
+    names = np.where(flows_out, -1, np.cumsum(~flows_out) - 1)
+    minima = names[plateaus]
+    depths: list[int] = []
+    for one in range(int(minima.max()) + 1):
+        start = int(np.flatnonzero(minima == one)[0])
+        floor = int(levels.flat[start])
+        queue, seen = [(floor, start)], {start}
+        depth = 256
+        while queue:
+            level, pixel = heappop(queue)
+            value = int(levels.flat[pixel])
+            if value < floor or (value == floor and 0 <= minima.flat[pixel] < one):
+                depth = level - floor
+                break
+            for q in beside(pixel):
+                if q not in seen:
+                    seen.add(q)
+                    heappush(queue, (max(level, int(levels.flat[q])), q))
+        depths.append(depth)
+    return minima, depths
 
 
 @st.composite

@@ -11,7 +11,7 @@ from .merging import (
     cut_merges as cut_merges,
     merge_neighbours as merge_neighbours,
 )
-from .minima import depths as depths, regional_minima as regional_minima, smooth as smooth
+from .minima import regional_minima as regional_minima, smooth as smooth
 from .overlaps import (
     CLIPPED as CLIPPED,
     DIVIDED as DIVIDED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, kernel
+from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["label_runs", "paint_runs"]
 
@@ -51,26 +52,20 @@ def find_runs(levels: Bytes, limit: Scalar, runs: Ints, first_run: Ints) -> int:
     ``first_run[y]`` to ``first_run[y + 1]``. Returns the number of runs.
     """
     height, width = levels.shape
-    # A byte per pixel, tested eight at a time: nearly all of them are 0.
-    turns = np.zeros((width + 8) // 8 * 8, np.uint8)
-    words = turns.view(np.uint64)
+    marks, places = empty_marks(width + 1)
     ends = runs.ravel()
     turn = 0
     for y in range(height):
         first_run[y] = turn >> 1
         row = levels[y]
-        turns[0] = row[0] < limit
+        marks[0] = row[0] < limit
         for x in range(1, width):
-            turns[x] = (row[x] < limit) != (row[x - 1] < limit)
-        turns[width] = row[width - 1] < limit
-        for word in range(words.size):
-            if words[word] == 0:
-                continue
-            for x in range(8 * word, 8 * word + 8):
-                if turns[x]:
-                    # Runs begin and end in turn, and none goes on into the next row.
-                    ends[turn] = x
-                    turn += 1
+            marks[x] = (row[x] < limit) != (row[x - 1] < limit)
+        marks[width] = row[width - 1] < limit
+        # Runs begin and end in turn, and none goes on into the next row.
+        for i in range(list_marks(marks, places)):
+            ends[turn] = places[i]
+            turn += 1
     first_run[height] = turn >> 1
     return turn >> 1
 

@@ -15,7 +15,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Words, kernel
+from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
 
@@ -26,7 +27,7 @@ CHUNK = 64
 SHIFT = 6
 
 # The queues jump about the image, but where they go is known a few pixels before.
-AHEAD = 4
+AHEAD = 8
 
 
 def scratch_slots(pixels: int) -> int:
@@ -35,9 +36,9 @@ def scratch_slots(pixels: int) -> int:
     Examples
     --------
     >>> scratch_slots(0)
-    33024
+    33152
     """
-    return (pixels // CHUNK + 2 * 257 + 2) * CHUNK
+    return (pixels // CHUNK + 2 * 258 + 2) * CHUNK
 
 
 @kernel
@@ -68,77 +69,106 @@ def queue_seeds(
     The others would find nothing to do when their turn comes, so leaving them out changes nothing.
     """
     height, width = levels.shape
-    # A byte per pixel, tested eight at a time: most pixels are not at the rim of a seed.
-    rim = np.zeros((width + 7) // 8 * 8, np.uint8)
-    words = rim.view(np.uint64)
+    marks, places = empty_marks(width)
     for y in range(height):
         above, here, below = state[y], state[y + 1], state[y + 2]
         for x in range(width):
             waits = (above[x + 1] < 0) | (here[x] < 0) | (here[x + 2] < 0) | (below[x + 1] < 0)
-            rim[x] = waits & (here[x + 1] >= 0)
-        for word in range(words.size):
-            if words[word] == 0:
-                continue
-            for x in range(8 * word, 8 * word + 8):
-                if rim[x]:
-                    level = 0 if imposed else np.int64(levels[y, x])
-                    slot = tails[level]
-                    slots[slot] = (y + 1) * (width + 2) + x + 1
-                    slot += 1
-                    if slot & (CHUNK - 1) == 0:
-                        slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
-                    tails[level] = slot
+            marks[x] = waits & (here[x + 1] >= 0)
+        for i in range(list_marks(marks, places)):
+            x = np.int64(places[i])
+            level = 0 if imposed else np.int64(levels[y, x])
+            slot = tails[level]
+            slots[slot] = (y + 1) * (width + 2) + x + 1
+            slot += 1
+            if slot & (CHUNK - 1) == 0:
+                slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
+            tails[level] = slot
+
+
+@kernel
+def neighbour_steps(stride: int) -> tuple[Ints, Words]:
+    """List the steps to each set of neighbours, four places for each set, and count them.
+
+    Sets have the bits 1, 2, 4 and 8 for up, left, right and down.
+    """
+    steps = np.zeros(4 * 16, np.int32)
+    counts = np.zeros(16, np.uint64)
+    for some in range(16):
+        count = 0
+        for bit, step in enumerate((-stride, -1, 1, stride)):
+            if some >> bit & 1:
+                steps[4 * some + count] = step
+                count += 1
+        counts[some] = count
+    return steps, counts
 
 
 @kernel
 def run_queues(
     pixels: Labels, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
 ) -> None:
-    """Empty the queues from the lowest level up, labelling and queueing unlabelled neighbours."""
-    # Lowest set bit of a set of neighbours -> step to that neighbour: up, left, right, down.
-    steps = np.empty(16, np.int64)
-    for some in range(16):
-        if some & 1:
-            steps[some] = -stride
-        elif some & 2:
-            steps[some] = -1
-        elif some & 4:
-            steps[some] = 1
-        else:
-            steps[some] = stride
-    for level in range(tails.size):
-        head = level << SHIFT
-        while head != tails[level]:
-            soon = np.int64(slots[head + AHEAD])
-            prefetch(pixels, soon - stride)
-            prefetch(pixels, soon)
-            prefetch(pixels, soon + stride)
-            pixel = np.int64(slots[head])
-            head += 1
-            if head & (CHUNK - 1) == 0:
-                emptied = (head - 1) >> SHIFT
-                head = links[emptied] << SHIFT
-                links[emptied] = spare[0]
-                spare[0] = emptied
-            # One set, then only its members: four separate tests would be guessed wrong more often.
-            waiting = (
-                np.int64(pixels[pixel - stride] < 0)
-                | (np.int64(pixels[pixel - 1] < 0) << 1)
-                | (np.int64(pixels[pixel + 1] < 0) << 2)
-                | (np.int64(pixels[pixel + stride] < 0) << 3)
-            )
-            label = pixels[pixel]
-            while waiting:
-                neighbour = pixel + steps[waiting]
-                waiting &= waiting - 1
-                queue = max(-1 - np.int64(pixels[neighbour]), level)
-                pixels[neighbour] = label
-                slot = tails[queue]
-                slots[slot] = neighbour
-                slot += 1
-                if slot & (CHUNK - 1) == 0:
-                    slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
-                tails[queue] = slot
+    """Empty the queues from the lowest level up, labelling and queueing unlabelled neighbours.
+
+    What is in a chunk already comes before all that is to be queued, so it is taken at once: first
+    the waiting neighbours of all these pixels are listed, then labelled and queued in this order,
+    unless one that came before was the same. Neither loop has a branch that is hard to guess. The
+    last of ``tails`` is that of a queue for what is thrown away.
+    """
+    steps, counts = neighbour_steps(stride)
+    listed = np.empty(4 * CHUNK + 4, np.int32)
+    labels = np.empty(4 * CHUNK + 4, pixels.dtype)
+    # Unsigned, because numba would test every signed index for being negative: a sixth of the time.
+    row, one, shift, low = np.uint64(stride), np.uint64(1), np.uint64(SHIFT), np.uint64(CHUNK - 1)
+    nowhere = np.uint64(tails.size - 1)
+    for level in range(tails.size - 1):
+        queue = np.uint64(level)
+        head = queue << shift
+        while head != np.uint64(tails[queue]):
+            tail = np.uint64(tails[queue])
+            chunk = head >> shift
+            is_last = tail >> shift == chunk
+            end = tail if is_last else (chunk + one) << shift
+            count = np.uint64(0)
+            while head < end:
+                soon = np.int64(slots[head + np.uint64(AHEAD)])
+                prefetch(pixels, soon - stride)
+                prefetch(pixels, soon)
+                prefetch(pixels, soon + stride)
+                place = slots[head]
+                pixel = np.uint64(place)
+                head += one
+                waiting = (
+                    np.uint64(pixels[pixel - row] < 0)
+                    | (np.uint64(pixels[pixel - one] < 0) << one)
+                    | (np.uint64(pixels[pixel + one] < 0) << np.uint64(2))
+                    | (np.uint64(pixels[pixel + row] < 0) << np.uint64(3))
+                )
+                label = pixels[pixel]
+                # Always four; the next pixel overwrites those that do not count.
+                for i in range(4):
+                    listed[count + np.uint64(i)] = (
+                        place + steps[(waiting << np.uint64(2)) + np.uint64(i)]
+                    )
+                    labels[count + np.uint64(i)] = label
+                count += counts[waiting]
+            if not is_last:
+                head = np.uint64(links[chunk]) << shift
+                links[chunk] = spare[0]
+                spare[0] = np.int32(chunk)
+            for i in range(np.int64(count)):
+                place = listed[np.uint64(i)]
+                pixel = np.uint64(place)
+                state = pixels[pixel]
+                waits = state < 0
+                target = np.uint64(max(-1 - np.int64(state), level)) if waits else nowhere
+                pixels[pixel] = labels[np.uint64(i)] if waits else state
+                slot = np.uint64(tails[target])
+                slots[slot] = place
+                slot += np.uint64(waits)
+                if slot & low == 0 and waits:
+                    slot = np.uint64(next_chunk(links, spare, np.int64((slot - one) >> shift)))
+                tails[target] = slot
 
 
 @kernel
@@ -187,7 +217,7 @@ def flood_pixels(
             if label >= 0:
                 for x in range(runs[i, 0] + 1, runs[i, 1] + 1):
                     row[x] = label
-    depth = 257 if imposed else 256
+    depth = 258 if imposed else 257  # with the queue for what is thrown away
     links = np.empty(slots.size >> SHIFT, np.int32)
     spare = np.array([-1, depth], np.int32)
     tails = (np.arange(depth) << SHIFT).astype(np.int32)

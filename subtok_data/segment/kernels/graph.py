@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subtok_data.segment.kernels.jit import Bytes, Flags, Ints, Labels, Longs, Scalar, kernel
+from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
 
@@ -21,16 +22,64 @@ SPREAD = -7046029254386353131
 
 
 @kernel
-def mark_cracks(row: Labels, below: Labels, cracks: Bytes) -> None:
-    """Mark the pixels whose right neighbour (1) or lower neighbour (2) differs."""
-    for x in range(row.size):
-        cracks[x] = np.uint8(row[x] != below[x]) << 1
-    for x in range(row.size - 1):
-        cracks[x] |= np.uint8(row[x] != row[x + 1])
+def add_areas(row: Labels, ends: Ints, count: Scalar, areas: Longs) -> bool:
+    """Add the runs of a row, which end at some pixels and at the last; False for a wrong label."""
+    start = np.int64(0)
+    for i in range(count + 1):
+        end = np.int64(ends[i]) + 1 if i < count else row.size
+        token = np.int64(row[start])
+        if token >= areas.size:
+            return False
+        if token >= 0:
+            areas[token] += end - start
+        start = end
+    return True
 
 
 @kernel
-def gather_cracks(token_map: Labels, cost_map: Bytes, num_tokens: Scalar) -> tuple[Longs, Longs]:
+def add_cracks(
+    places: Ints,
+    count: Scalar,
+    row: Labels,
+    beside: Labels,
+    costs: Bytes,
+    costs_beside: Bytes,
+    num_tokens: Scalar,
+    table: Table,
+    used: Scalar,
+) -> int:
+    """Add the cracks between two rows of pixels at some places; return the keys in use.
+
+    The table has room for a key of each.
+    """
+    keys, values = table.keys, table.values
+    # Along a border the next crack mostly belongs to the pair of the last one.
+    last_key = np.int64(EMPTY)
+    slot = np.int64(0)
+    for i in range(count):
+        x = np.uint64(places[i])
+        here, there = np.int64(row[x]), np.int64(beside[x])
+        if here < 0 or there < 0:
+            continue
+        key = min(here, there) * num_tokens + max(here, there)
+        if key != last_key:
+            slot = np.int64(find_slot(keys, key))
+            last_key = key
+            if keys[slot] == EMPTY:
+                keys[slot] = key
+                values[slot, 0] = 0
+                values[slot, 1] = 0
+                values[slot, 2] = 255
+                used += 1
+        value = np.int64(max(costs[x], costs_beside[x]))
+        values[slot, 0] += 1
+        values[slot, 1] += value
+        values[slot, 2] = min(values[slot, 2], value)
+    return int(used)
+
+
+@kernel
+def gather_cracks(token_map: Labels, cost_map: Bytes, areas: Longs) -> tuple[Longs, Longs, bool]:
     """Measure border length, sum and lowest crack value of every pair of touching tokens.
 
     The crack between two 4-neighbours has the higher of their two values.
@@ -41,8 +90,8 @@ def gather_cracks(token_map: Labels, cost_map: Bytes, num_tokens: Scalar) -> tup
         Labels below 0 are no token.
     cost_map : (H, W) uint8
         Boundary strength.
-    num_tokens : int
-        N.
+    areas : (N,) int64
+        Comes zeroed; the pixels of each token are added.
 
     Returns
     -------
@@ -50,49 +99,39 @@ def gather_cracks(token_map: Labels, cost_map: Bytes, num_tokens: Scalar) -> tup
         ``low * N + high`` of each pair, in no particular order.
     values : (E, 3) int64
         Length, sum, lowest.
+    whole : bool
+        False where a label of N or more ended the search.
     """
     height, width = token_map.shape
-    keys = np.full(64, EMPTY, np.int64)
-    values = np.empty((64, 3), np.int64)
-    used = 0
-    # Along a border the next crack mostly belongs to the pair of the last one.
-    last_key = np.int64(EMPTY)
-    slot = np.int64(0)
-    # A byte per pixel, tested eight at a time: few pixels are at a border.
-    cracks = np.zeros((width + 7) // 8 * 8, np.uint8)
-    words = cracks.view(np.uint64)
+    num_tokens = areas.size
+    table = empty_table(64)
+    used = np.int64(0)
+    marks, places = empty_marks(width)
     for y in range(height):
-        under = min(y + 1, height - 1)
-        mark_cracks(token_map[y], token_map[under], cracks)
-        for word in range(words.size):
-            if words[word] == 0:
-                continue
-            for x in range(8 * word, 8 * word + 8):
-                for side in (1, 2):
-                    if cracks[x] & side == 0:
-                        continue
-                    v, u = (y, x + 1) if side == 1 else (under, x)
-                    here, there = np.int64(token_map[y, x]), np.int64(token_map[v, u])
-                    if here < 0 or there < 0:
-                        continue
-                    key = min(here, there) * num_tokens + max(here, there)
-                    if key != last_key:
-                        if 2 * (used + 1) > keys.size:
-                            keys, values = grow(keys, values)
-                        slot = np.int64(find_slot(keys, key))
-                        last_key = key
-                        if keys[slot] == EMPTY:
-                            keys[slot] = key
-                            values[slot, 0] = 0
-                            values[slot, 1] = 0
-                            values[slot, 2] = 255
-                            used += 1
-                    value = np.int64(max(cost_map[y, x], cost_map[v, u]))
-                    values[slot, 0] += 1
-                    values[slot, 1] += value
-                    values[slot, 2] = min(values[slot, 2], value)
-    taken = np.flatnonzero(keys != EMPTY)
-    return keys[taken], values[taken]
+        row, costs = token_map[y], cost_map[y]
+        for x in range(width - 1):
+            marks[x] = row[x] != row[x + 1]
+        marks[width - 1] = 0
+        count = list_marks(marks, places)
+        if not add_areas(row, places, count, areas):
+            return table.keys[:0], table.values[:0], False
+        table = make_room(table, used + count)
+        used = np.int64(
+            add_cracks(places, count, row, row[1:], costs, costs[1:], num_tokens, table, used)
+        )
+    for y in range(height - 1):
+        row, below = token_map[y], token_map[y + 1]
+        for x in range(width):
+            marks[x] = row[x] != below[x]
+        count = list_marks(marks, places)
+        table = make_room(table, used + count)
+        used = np.int64(
+            add_cracks(
+                places, count, row, below, cost_map[y], cost_map[y + 1], num_tokens, table, used
+            )
+        )
+    taken = np.flatnonzero(table.keys != EMPTY)
+    return table.keys[taken], table.values[taken], True
 
 
 class Graph(NamedTuple):
@@ -247,14 +286,31 @@ def free_slot(keys: Longs, values: Ints, slot: int) -> None:
     keys[gap] = EMPTY
 
 
+class Table(NamedTuple):
+    """Hash table: of the pair in each slot, border length, sum and lowest value."""
+
+    keys: Longs  # EMPTY where there is none
+    values: Longs  # (slots, 3)
+
+
 @kernel
-def grow(keys: Longs, values: Longs) -> tuple[Longs, Longs]:
-    """Move a table to one of twice the size."""
-    new_keys = np.full(2 * keys.size, EMPTY, np.int64)
-    new_values = np.empty((2 * keys.size, values.shape[1]), np.int64)
-    for slot in range(keys.size):
-        if keys[slot] != EMPTY:
-            new_slot = find_slot(new_keys, keys[slot])
-            new_keys[new_slot] = keys[slot]
-            new_values[new_slot] = values[slot]
-    return new_keys, new_values
+def empty_table(slots: Scalar) -> Table:
+    """Allocate a table; the slots are a power of two."""
+    return Table(np.full(slots, EMPTY, np.int64), np.empty((slots, 3), np.int64))
+
+
+@kernel
+def make_room(table: Table, keys: Scalar) -> Table:
+    """Return a table with room for some keys in half of its slots: this one, or a larger one."""
+    slots = table.keys.size
+    while slots < 2 * keys:
+        slots *= 2
+    if slots == table.keys.size:
+        return table
+    larger = empty_table(slots)
+    for slot in range(table.keys.size):
+        if table.keys[slot] != EMPTY:
+            new_slot = find_slot(larger.keys, table.keys[slot])
+            larger.keys[new_slot] = table.keys[slot]
+            larger.values[new_slot] = table.values[slot]
+    return larger

@@ -29,6 +29,7 @@ __all__ = [
     "Labels",
     "Longs",
     "Scalar",
+    "Words",
     "compile_once",
     "kernel",
 ]
@@ -38,6 +39,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
+Words = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Labels = NDArray[np.signedinteger]

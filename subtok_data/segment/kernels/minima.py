@@ -1,13 +1,21 @@
-"""Regional minima, their depth, and the smoothing that comes before."""
+"""Smoothing, and regional minima with their depths.
+
+Neither needs a flood. Each row is split at its peaks into *valleys*: stretches that fall to a
+bottom and rise from it. From every pixel of a valley water runs to the bottom, so how high one must
+climb from one minimum to another is told by the lowest cracks between touching valleys. Of these
+there are far fewer than pixels, and the lowest crack of two is found without looking at the rest.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from subtok_data.segment.kernels.components import find_root, label_runs
-from subtok_data.segment.kernels.jit import Bytes, Ints, Longs, kernel
+from subtok_data.segment.kernels.components import find_root
+from subtok_data.segment.kernels.jit import Bytes, Ints, Scalar, kernel
 
-__all__ = ["depths", "regional_minima", "smooth"]
+__all__ = ["regional_minima", "smooth"]
 
 
 @kernel
@@ -37,89 +45,249 @@ def smooth(levels: Bytes) -> Bytes:
 
 
 @kernel
-def not_lowest(levels: Bytes) -> Bytes:
-    """Mark the pixels with a lower 4-neighbour by 1, the others by 0."""
-    height, width = levels.shape
-    has_lower = np.empty((height, width), np.uint8)
-    for y in range(height):
-        above, here, below = levels[max(y - 1, 0)], levels[y], levels[min(y + 1, height - 1)]
-        row = has_lower[y]
-        for x in range(width):
-            row[x] = (above[x] < here[x]) | (below[x] < here[x])
-        for x in range(1, width):
-            row[x] |= here[x - 1] < here[x]
-        for x in range(width - 1):
-            row[x] |= here[x + 1] < here[x]
-    return has_lower
+def split_row(row: Bytes, starts: Ints, bottoms: Ints) -> int:
+    """Split a row behind its peaks; return the number of valleys.
+
+    Receives the first column of each, with the row's width behind the last one, and the first
+    column of each one's lowest pixels.
+    """
+    last = 0
+    bottom = 0
+    rising = False
+    starts[0] = 0
+    bottoms[0] = 0
+    for x in range(1, row.size):
+        falls = row[x] < row[x - 1]
+        # Written at every pixel, and kept where a valley begins: a test would be guessed wrong.
+        starts[last + 1] = x
+        last += rising & falls
+        bottom = x if falls else bottom
+        bottoms[last] = bottom
+        rising = (row[x] > row[x - 1]) | (rising & (not falls))
+    starts[last + 1] = row.size
+    return last + 1
 
 
 @kernel
-def regional_minima(levels: Bytes, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
-    """Find the plateaus without a lower 4-neighbour, as labelled runs.
+def lowest_crack(
+    above: Bytes, here: Bytes, left: Scalar, right: Scalar, bottom: Scalar, other: Scalar
+) -> int:
+    """Find the lowest crack between two valleys over their common columns.
 
-    Takes the same ``scratch`` and returns the same four as
-    :func:`~subtok_data.segment.kernels.components.label_runs`; runs with the label -1 belong to no
-    minimum.
+    ``left`` and ``right`` are the first and the last of these, ``bottom`` and ``other`` the bottoms
+    of the valley above and of the one below it.
+    """
+    x = min(max(bottom, left), right)
+    end = min(max(other, left), right)
+    if x > end:
+        above, here, x, end = here, above, end, x
+    # Left of both bottoms both fall, right of both both rise; between, only one of them falls.
+    if x == end or above[x] >= here[x]:
+        return int(max(above[x], here[x]))
+    if here[end] >= above[end]:
+        return int(here[end])
+    # They cross: at ``x`` the falling one is the higher, at ``end`` the rising one.
+    while end - x > 1:
+        middle = (x + end) >> 1
+        if above[middle] < here[middle]:
+            x = middle
+        else:
+            end = middle
+    return int(min(above[end], here[x]))
+
+
+class Valleys(NamedTuple):
+    """Valleys of all rows, in raster order; united in sets."""
+
+    parent: Ints  # (V,)
+    floors: Bytes  # (V,) level of the bottom
+    bottoms: Ints  # (V,) first column of the bottom
+
+
+class Passes(NamedTuple):
+    """Cracks between valleys, chained by level."""
+
+    ends: Ints  # (P, 2) valleys
+    before: Ints  # (P,) the one before in the chain, -1 at its end
+    last: Ints  # (256,) where the chain of each level begins, -1 for none
+
+
+@kernel
+def make_room(passes: Passes, size: Scalar) -> Passes:
+    """Return passes with room for ``size`` of them at least."""
+    ends, before, last = passes
+    while size > before.size:
+        ends = np.concatenate((ends, np.empty_like(ends)))
+        before = np.concatenate((before, np.empty_like(before)))
+    return Passes(ends, before, last)
+
+
+@kernel
+def add_pass(passes: Passes, size: Scalar, one: Scalar, other: Scalar, level: Scalar) -> None:
+    """Write the pass number ``size``."""
+    passes.ends[size, 0] = one
+    passes.ends[size, 1] = other
+    passes.before[size] = passes.last[level]
+    passes.last[level] = size
+
+
+@kernel
+def unite_under_lower(valleys: Valleys, one: Scalar, other: Scalar) -> int:
+    """Unite two sets under the lower root, of equals the first; return the root that lost."""
+    floors = valleys.floors
+    if floors[other] < floors[one] or (floors[other] == floors[one] and other < one):
+        one, other = other, one
+    valleys.parent[other] = one
+    return int(other)
+
+
+@kernel
+def join_with_row_above(
+    levels: Bytes,
+    y: Scalar,
+    starts: Ints,
+    first: Ints,
+    deep: Scalar,
+    valleys: Valleys,
+    passes: Passes,
+    size: Scalar,
+) -> int:
+    """Unite the valleys of a row with those above it, or note the pass between them."""
+    floors = valleys.floors
+    above_row, row = levels[y - 1], levels[y]
+    above_start, start = starts[(y - 1) & 1], starts[y & 1]
+    begin_above, begin, end = np.int64(first[y - 1]), np.int64(first[y]), np.int64(first[y + 1])
+    above, here = begin_above, begin
+    while above < begin and here < end:
+        left = np.int64(max(above_start[above - begin_above], start[here - begin]))
+        right_above = np.int64(above_start[above - begin_above + 1])
+        right_here = np.int64(start[here - begin + 1])
+        right = min(right_above, right_here)
+        bottom, other_bottom = np.int64(valleys.bottoms[above]), np.int64(valleys.bottoms[here])
+        level = lowest_crack(above_row, row, left, right - 1, bottom, other_bottom)
+        highest = np.int64(max(floors[above], floors[here]))
+        if level < highest + deep:
+            united = False
+            if level == highest:
+                one, other = find_root(valleys.parent, above), find_root(valleys.parent, here)
+                united = one == other
+                if not united and level == max(floors[one], floors[other]):
+                    unite_under_lower(valleys, one, other)
+                    united = True
+            if not united:
+                add_pass(passes, size, above, here, level)
+                size += 1
+        above += right_above == right
+        here += right_here == right
+    return int(size)
+
+
+@kernel
+def join_valleys(levels: Bytes, deep: Scalar, valleys: Valleys, first: Ints) -> Passes:
+    """Split all rows into valleys, and unite those between which nothing has to be climbed.
+
+    Afterwards every set is the surroundings of one regional minimum, and its root the first valley
+    that holds some of it. Returns the passes between two valleys, of those less than ``deep`` above
+    the higher bottom; ``first[y]`` becomes the first valley of row y.
     """
     height, width = levels.shape
-    has_lower = not_lowest(levels)
-    # Two neighbours without lower neighbours are equal, so a component is a part of one plateau.
-    runs, first_run, labels, count = label_runs(has_lower, np.int64(1), scratch)
-    flows_out = np.zeros(count, np.bool_)
+    starts = np.empty((2, width // 2 + 3), np.int32)  # of this row and the one above it, in turn
+    passes = Passes(
+        np.empty((1024, 2), np.int32), np.empty(1024, np.int32), np.full(256, -1, np.int32)
+    )
+    size = np.int64(0)
+    begin = np.int64(0)
+    first[0] = 0
     for y in range(height):
-        for i in range(first_run[y], first_run[y + 1]):
-            left, right = runs[i, 0], runs[i, 1]
-            value = levels[y, left]
-            # Pixels beside that are equal have a lower neighbour, or they would be in the run.
-            out = left > 0 and levels[y, left - 1] == value
-            out = out or (right < width and levels[y, right] == value)
-            for side in (y - 1, y + 1):
-                if out or side < 0 or side >= height:
-                    continue
-                for x in range(left, right):
-                    if has_lower[side, x] and levels[side, x] == value:
-                        out = True
-                        break
-            if out:
-                flows_out[labels[i]] = True
-    renamed = np.full(count, -1, np.int32)
-    kept = 0
-    for label in range(count):
-        if not flows_out[label]:
-            renamed[label] = kept
-            kept += 1
-    for i in range(labels.size):
-        labels[i] = renamed[labels[i]]
-    return runs, first_run, labels, kept
+        row, start = levels[y], starts[y & 1]
+        count = split_row(row, start, valleys.bottoms[begin:])
+        first[y + 1] = begin + count
+        passes = make_room(passes, size + 2 * count + begin - first[max(y - 1, 0)])
+        for i in range(count):
+            here = begin + i
+            valleys.parent[here] = here
+            valleys.floors[here] = row[valleys.bottoms[here]]
+            if i > 0:
+                level = np.int64(row[start[i] - 1])
+                if level < np.int64(max(valleys.floors[here - 1], valleys.floors[here])) + deep:
+                    add_pass(passes, size, here - 1, here, level)
+                    size += 1
+        if y > 0:
+            size = np.int64(
+                join_with_row_above(levels, y, starts, first, deep, valleys, passes, size)
+            )
+        begin += count
+    return passes
 
 
 @kernel
-def depths(floors: Longs, pairs: Ints, passes: Longs) -> Longs:
-    """Compute how far the water in each minimum rises before it flows over into a lower one.
+def regional_minima(
+    levels: Bytes, deep: Scalar, parent: Ints, floors: Bytes, bottoms: Ints
+) -> tuple[Ints, Ints, Ints, Bytes]:
+    """Find the plateaus without a lower 4-neighbour, and how deep they are.
+
+    The depth of a minimum is how far the water in it rises before it flows over into a lower one;
+    of two equally low ones the first in raster order counts as the lower.
 
     Parameters
     ----------
-    floors : (K,) int64
-        Level of each minimum. Of two equal ones the first counts as the lower.
-    pairs : (E, 2) int32
-        Neighbouring basins, sorted by ``passes``.
-    passes : (E,) int64
-        Lowest level at which the two connect.
+    levels : (H, W) uint8
+        Map.
+    deep : int
+        Depths from this one on, 1 to 255, are not told apart.
+    parent, bottoms : (H * ceil(W / 2),) int32
+        Scratch memory; a row has no more valleys than every second pixel.
+    floors : (H * ceil(W / 2),) uint8
+        Scratch memory.
 
     Returns
     -------
-    (K,) int64
-        Depth of each minimum; 256 for the lowest, which never flows over.
+    runs : (R, 2) int32
+        Pixels of the minima as row runs, in raster order: first column, column after the last.
+    first_run : (H + 1,) int32
+        Where the runs of each row begin.
+    labels : (R,) int32
+        Minimum of each run, 0..K-1 in raster order of their first pixels.
+    depths : (K,) uint8
+        From 1 to ``deep``.
     """
-    depth = np.full(floors.size, 256, np.int64)
-    parent = np.arange(floors.size).astype(np.int32)
-    for i in range(pairs.shape[0]):
-        a = find_root(parent, pairs[i, 0])
-        b = find_root(parent, pairs[i, 1])
-        if a == b:
-            continue
-        if floors[b] < floors[a] or (floors[b] == floors[a] and b < a):
-            a, b = b, a
-        parent[b] = a
-        depth[b] = passes[i] - floors[b]
-    return depth
+    height, width = levels.shape
+    valleys = Valleys(parent, floors, bottoms)
+    first = np.empty(height + 1, np.int32)
+    passes = join_valleys(levels, deep, valleys, first)
+    runs = np.empty((first[height], 2), np.int32)
+    labels = np.empty(first[height], np.int32)
+    names = np.empty(first[height], np.int32)  # of the minimum that a root stands for
+    first_run = np.empty(height + 1, np.int32)
+    size, count = 0, 0
+    for y in range(height):
+        first_run[y] = size
+        for valley in range(first[y], first[y + 1]):
+            root = find_root(parent, valley)
+            if floors[root] != floors[valley]:
+                continue
+            if root == valley:
+                names[root] = count
+                count += 1
+            left = bottoms[valley]
+            right = left + 1
+            while right < width and levels[y, right] == floors[valley]:
+                right += 1
+            runs[size, 0] = left
+            runs[size, 1] = right
+            labels[size] = names[root]
+            size += 1
+    first_run[height] = size
+    # Kruskal's algorithm. A pass that was left out would end no life of less than ``deep``: on the
+    # way from a minimum to a lower one, the bottoms before the last are as high as its own.
+    depths = np.full(count, deep, np.uint8)
+    for level in range(256):
+        item = passes.last[level]
+        while item >= 0:
+            one = find_root(parent, passes.ends[item, 0])
+            other = find_root(parent, passes.ends[item, 1])
+            if one != other:
+                lost = unite_under_lower(valleys, one, other)
+                depths[names[lost]] = min(level - np.int64(floors[lost]), deep)
+            item = passes.before[item]
+    return runs[:size], first_run, labels[:size], depths

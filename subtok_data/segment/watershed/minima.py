@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.merging import region_adjacency
-from subtok_data.segment.watershed.flood import Backend, flood_from
-from subtok_data.segment.watershed.seeds import Seeds, run_scratch
+from subtok_data.segment.kernels import borrow
+from subtok_data.segment.watershed.seeds import Seeds
 
-__all__ = ["minima_seeds"]
+__all__ = ["find_minima", "minima_seeds"]
 
 # Least depth, in levels of 255, that a minimum needs at first. Minima shallower than this are
 # texture; they are used only where the deeper ones are too few. On 60 photos of BSDS500 at 32
@@ -17,9 +18,7 @@ __all__ = ["minima_seeds"]
 _FIRST_DEPTH = 8
 
 
-def minima_seeds(
-    quantised: NDArray[np.uint8], num_tokens: int | None = None, backend: Backend = "numba"
-) -> Seeds:
+def minima_seeds(quantised: NDArray[np.uint8], num_tokens: int | None = None) -> Seeds:
     """Choose regional minima, from deep to shallow, until there are enough.
 
     The map is smoothed (5 x 5 binomial, in integers). Without a number, all its regional minima
@@ -34,8 +33,6 @@ def minima_seeds(
         Boundary map, 255 for a probability of 1.
     num_tokens : int, optional
         Seeds wanted.
-    backend : {"numba", "skimage"}
-        What floods the smoothed map.
 
     Returns
     -------
@@ -48,43 +45,56 @@ def minima_seeds(
     >>> minima_seeds(quantised, 1).count, minima_seeds(quantised, 3).count
     (2, 3)
     """
-    from subtok_data.segment.kernels import regional_minima, smooth
+    from subtok_data.segment.kernels import smooth
 
     smoothed = smooth(quantised)
-    minima = Seeds(*regional_minima(smoothed, run_scratch(quantised)), imposed=True)
     if num_tokens is None:
-        return minima
-    depths = _depths(smoothed, minima, backend)
+        return find_minima(smoothed)[0]
+    minima, depths = find_minima(smoothed, _FIRST_DEPTH)
     for depth in range(_FIRST_DEPTH, 0, -1):
         chosen = depths >= depth
         if np.count_nonzero(chosen) >= num_tokens:
             return _select(minima, chosen)
-    unsmoothed = Seeds(*regional_minima(quantised, run_scratch(quantised)), imposed=True)
-    return max(minima, unsmoothed, key=lambda seeds: seeds.count)
+    return max(minima, find_minima(quantised)[0], key=lambda seeds: seeds.count)
 
 
-def _depths(quantised: NDArray[np.uint8], minima: Seeds, backend: Backend) -> NDArray[np.int64]:
-    from subtok_data.segment.kernels import depths
+def find_minima(levels: NDArray[np.uint8], deep: int = 1) -> tuple[Seeds, NDArray[np.uint8]]:
+    """Find the regional minima of a map and their depths, which count up to ``deep``.
 
-    # A basin of the flood holds every pixel that its minimum reaches first, so the lowest point on
-    # the common border of two basins is the lowest pass between their minima.
-    basins, _ = flood_from(quantised, minima, backend)
-    borders = region_adjacency(basins, quantised)
-    order = np.argsort(borders.lowest, kind="stable")
-    rows = np.repeat(np.arange(len(quantised)), np.diff(minima.first_run))
-    inside = minima.labels >= 0
-    floors = np.empty(minima.count, np.int64)
-    floors[minima.labels[inside]] = quantised[rows[inside], minima.runs[inside, 0]]
-    return depths(floors, borders.pairs[order], borders.lowest[order].astype(np.int64))
+    Parameters
+    ----------
+    levels : (H, W) uint8
+        Map.
+    deep : int
+        From 1 to 255. The smaller, the less is to be looked at.
 
+    Returns
+    -------
+    minima : Seeds
+        K, in raster order of their first pixels.
+    depths : (K,) uint8
+        From 1 to ``deep``.
 
-def _select(seeds: Seeds, chosen: NDArray[np.bool_]) -> Seeds:
-    # The last entry is for the runs of no seed, label -1.
-    renamed = np.append(np.where(chosen, np.cumsum(chosen) - 1, -1), -1).astype(np.int32)
-    return Seeds(
-        seeds.runs,
-        seeds.first_run,
-        renamed[seeds.labels],
-        int(np.count_nonzero(chosen)),
-        seeds.imposed,
+    Examples
+    --------
+    >>> minima, depths = find_minima(np.array([[0, 9, 5, 90, 0, 255, 0]], np.uint8), 100)
+    >>> minima.count, depths
+    (4, array([100,   4,  90, 100], dtype=uint8))
+    """
+    from subtok_data.segment.kernels import regional_minima
+
+    height, width = levels.shape
+    most = height * ((width + 1) // 2)
+    runs, first_run, labels, depths = regional_minima(
+        levels,
+        deep,
+        borrow("parents", most, np.int32),
+        borrow("floors", most, np.uint8),
+        borrow("bottoms", most, np.int32),
     )
+    return Seeds(runs, first_run, labels, len(depths), imposed=True), depths
+
+
+def _select(minima: Seeds, chosen: NDArray[np.bool_]) -> Seeds:
+    renamed = np.where(chosen, np.cumsum(chosen, dtype=np.int32) - np.int32(1), np.int32(-1))
+    return replace(minima, labels=renamed[minima.labels], count=int(np.count_nonzero(chosen)))

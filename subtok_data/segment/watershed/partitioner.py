@@ -93,6 +93,6 @@ class WatershedPartitioner(Partitioner):
         else:
             from subtok_data.segment.watershed.minima import minima_seeds
 
-            seeds = minima_seeds(quantised, self.num_tokens, self.backend)
+            seeds = minima_seeds(quantised, self.num_tokens)
         token_map, num_tokens = flood_from(quantised, seeds, self.backend)
         return Partition(token_map, num_tokens, cost_map=quantised)
