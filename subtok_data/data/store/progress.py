@@ -20,7 +20,7 @@ from typing import IO, Any
 from subtok_data.data.store.layout import part_folder
 from subtok_data.data.store.row import StoredRow
 from subtok_data.data.store.shard import ShardInfo
-from subtok_data.data.store.storage import Storage, writer_name
+from subtok_data.data.store.storage import Storage, open_new, writer_name
 
 __all__ = ["Journal", "ShardReport"]
 
@@ -168,10 +168,9 @@ class Journal:
 
     def _begin(self, folder: Path) -> IO[bytes]:
         """Start a file of this process with the rows that were kept."""
-        folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"tokens-{self.info.shard:06d}.{writer_name()}.rows"
         aside = target.with_name(f".{target.name}-0.part")
-        with aside.open("wb") as file:
+        with open_new(aside, "wb") as file:
             file.write(_head(self.info))
             for row in self.rows():
                 file.write(_frame(row))

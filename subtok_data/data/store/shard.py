@@ -20,6 +20,7 @@ import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields as fields_of
 from typing import IO, Any, cast
 
@@ -33,7 +34,7 @@ from subtok_data.data.store.storage import Storage
 from subtok_data.errors import StoreError
 from subtok_data.images import KEY_BYTES
 
-__all__ = ["GROUP_ROWS", "SCHEMA", "ShardInfo", "ShardReader", "ShardWriter"]
+__all__ = ["GROUP_ROWS", "SCHEMA", "ShardInfo", "ShardReader", "ShardWriter", "end_writer"]
 
 GROUP_ROWS = 512
 """Rows of a row group, fewer where their records are large."""
@@ -142,7 +143,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()  # also after an error, while the file is open: it writes a footer
+        end_writer(self._writer)
 
     def add(self, row: StoredRow) -> None:
         """Append a row.
@@ -463,6 +464,13 @@ class ShardReader:
 
 
 _REMEDY = "Run `subtok tokenize` again: it makes the shards that are missing or damaged anew"
+
+
+def end_writer(writer: Any) -> None:
+    """Close a Parquet writer while its file is open; after an error too, which it would repeat."""
+    with suppress(OSError, pa.ArrowException):
+        writer.close()
+    writer.is_open = False
 
 
 class _Window(io.RawIOBase):

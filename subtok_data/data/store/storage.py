@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,9 +17,11 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-__all__ = ["LocalStorage", "Storage", "writer_name"]
+__all__ = ["LocalStorage", "Storage", "open_new", "writer_name"]
 
 _UNFINISHED = ".part"
+_AT_WORK_S = 3600
+_TRIES = 20
 _numbers = count()
 
 
@@ -67,11 +70,8 @@ class Storage(Protocol):
         """Local folder for the rows of unfinished shards, which outlives a run; None for none."""
         ...
 
-    def clean(self, folder: str, *, all_writers: bool) -> None:
-        """Delete what interrupted writers have left in a folder.
-
-        Of writers that may still be at work only with ``all_writers``.
-        """
+    def clean(self, folder: str) -> None:
+        """Delete what interrupted writers have left in a folder, and nothing of those at work."""
         ...
 
 
@@ -161,10 +161,9 @@ class LocalStorage:
     def create(self, name: str) -> Generator[IO[bytes]]:
         """Write a file aside, and rename it."""
         target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{writer_name()}-{next(_numbers)}{_UNFINISHED}")
         try:
-            with aside.open("w+b") as file:
+            with open_new(aside, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -202,8 +201,8 @@ class LocalStorage:
         """A folder beside the shards."""
         return self.folder / "progress"
 
-    def clean(self, folder: str, *, all_writers: bool) -> None:
-        """Delete unfinished files of writers that live no longer, or of all."""
+    def clean(self, folder: str) -> None:
+        """Delete unfinished files of processes that are gone; of other hosts after an hour."""
         try:
             entries = os.listdir(self.folder / folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -213,10 +212,11 @@ class LocalStorage:
             if not name.startswith(".") or not name.endswith(_UNFINISHED):
                 continue
             owner, _, process = name.removesuffix(_UNFINISHED).split(".")[-1].partition("-")
-            number = process.split("-")[0]
-            if all_writers or (owner == host and not _lives(number)):
-                with suppress(OSError):
-                    (self.folder / folder / name).unlink()
+            path = self.folder / folder / name
+            with suppress(OSError):
+                at_work = _lives(process.split("-")[0]) if owner == host else _is_young(path)
+                if not at_work:
+                    path.unlink()
 
 
 class _File:
@@ -237,6 +237,22 @@ class _File:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+def open_new(path: Path, mode: str) -> IO[Any]:
+    """Open a file in a folder that is made where it is missing.
+
+    Another process may delete the folder, empty as it is, at the same moment.
+    """
+    for _ in range(_TRIES):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return path.open(mode)
+    return path.open(mode)
+
+
+def _is_young(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime < _AT_WORK_S
 
 
 def _lives(process: str) -> bool:

@@ -30,7 +30,7 @@ from subtok_data.data.store.layout import (
 )
 from subtok_data.data.store.progress import ShardReport
 from subtok_data.data.store.row import StoredRow
-from subtok_data.data.store.shard import SCHEMA, ShardInfo, ShardReader, ShardWriter
+from subtok_data.data.store.shard import SCHEMA, ShardInfo, ShardReader, ShardWriter, end_writer
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.errors import ConfigError, StoreError
 
@@ -157,7 +157,7 @@ class TokenWriter:
         info : ShardInfo
             Of :meth:`StoreMeta.shard_info`.
         """
-        self.storage.clean(f"data/{part_folder(info.shard)}", all_writers=False)
+        self.storage.clean(f"data/{part_folder(info.shard)}")
         started = time.perf_counter()
         name = shard_name(info.shard)
         with self.storage.create(name) as file, ShardWriter(file, info) as writer:
@@ -251,7 +251,8 @@ class TokenWriter:
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Write one file of the index; yield lengths and totals of each piece of a shard."""
         schema = pa.schema([SCHEMA.field(name) for name in _INDEX])
-        with pq.ParquetWriter(file, schema, compression="zstd", store_schema=False) as writer:
+        writer = pq.ParquetWriter(file, schema, compression="zstd", store_schema=False)
+        try:
             for number in shards:
                 reader = ShardReader(self.storage, shard_name(number))
                 self.meta.check_shard(reader.info, number, str(self.storage))
@@ -263,6 +264,9 @@ class TokenWriter:
                     failed = table.num_rows - table.column("error").null_count
                     totals = (table.num_rows, images.sum(), counts.sum(), failed)
                     yield np.minimum(counts, _LONGEST), np.array(totals, np.int64)
+            writer.close()
+        finally:
+            end_writer(writer)
 
     def _write_provenance(self) -> None:
         """Join the reports of the shards with those of earlier runs."""
@@ -284,13 +288,13 @@ class TokenWriter:
     def _clean(self) -> None:
         """Delete what only an unfinished store needs."""
         for folder in self.storage.names("data"):
-            self.storage.clean(f"data/{folder}", all_writers=True)
+            self.storage.clean(f"data/{folder}")
         for folder in self.storage.names("progress"):
-            self.storage.clean(f"progress/{folder}", all_writers=True)
+            self.storage.clean(f"progress/{folder}")
             for name in self.storage.names(f"progress/{folder}"):
                 self.storage.delete(f"progress/{folder}/{name}")
-        self.storage.clean("index", all_writers=True)
-        self.storage.clean("", all_writers=True)
+        self.storage.clean("index")
+        self.storage.clean("")
 
 
 class OpenShard:

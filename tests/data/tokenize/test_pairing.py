@@ -1,0 +1,182 @@
+"""Stored tokens meet only the image that they were made from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from subtok_data import (
+    ImageFiles,
+    PatchSegmenter,
+    SubobjectDataset,
+    SubobjectLoader,
+    SubobjectTokenizer,
+)
+from subtok_data.data import tokenize_dataset
+from subtok_data.errors import ConfigError, SampleError
+
+SIZES = [(40, 60), (60, 40), (64, 64), (30, 64), (64, 30), (50, 50)]
+
+
+def photo(number, seed=0):
+    random = np.random.default_rng([seed, number])
+    return random.integers(0, 256, (*SIZES[number % len(SIZES)], 3), np.uint8)
+
+
+@pytest.fixture
+def tokenizer():
+    return SubobjectTokenizer(PatchSegmenter(16), size=64)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(photo(number)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def paths(folder):
+    return sorted(folder.iterdir())
+
+
+def run(dataset, tokenizer, out, **options):
+    options = {"executor": "inline", "batch_size": 2, "shard_rows": 4, **options}
+    return tokenize_dataset(dataset, tokenizer, out, **options)
+
+
+def refused(dataset, index):
+    """The error of a row whose image is another one, as it must be."""
+    with pytest.raises(SampleError, match="belong to another image") as caught:
+        dataset[index]
+    words = str(caught.value)
+    assert f"row {index}" in words
+    keys = [word.strip("., ") for word in words.split() if len(word.strip("., ")) == 32]
+    assert len(set(keys)) == 2, words
+    assert caught.value.index == index
+    return keys
+
+
+@pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0]])
+def test_a_reordered_or_shifted_dataset_is_noticed(tokenizer, paths, tmp_path, order):
+    run(paths, tokenizer, tmp_path / "t")
+    whole = SubobjectDataset(paths, tokens=tmp_path / "t")
+    assert [len(whole[index].token_maps) for index in range(6)] == [1] * 6
+    other = SubobjectDataset([paths[place] for place in order], tokens=tmp_path / "t")
+    for index in range(6):
+        refused(other, index)
+
+
+@pytest.mark.parametrize("kind", ["paths", "bytes", "pixels", "pillow", "tensors", "folder", "hf"])
+def test_an_image_that_was_overwritten_is_noticed(tokenizer, folder, paths, tmp_path, kind):
+    def source():
+        if kind == "folder":
+            return ImageFiles(folder)
+        if kind == "paths":
+            return paths
+        if kind == "bytes":
+            return [{"image": {"bytes": path.read_bytes(), "path": None}} for path in paths]
+        if kind == "hf":
+            datasets = pytest.importorskip("datasets")
+            rows = datasets.Dataset.from_dict({"image": [str(path) for path in paths]})
+            return rows.cast_column("image", datasets.Image())
+        images = [Image.open(path).convert("RGB") for path in paths]
+        if kind == "pillow":
+            return images
+        arrays = [np.array(image) for image in images]
+        if kind == "pixels":
+            return arrays
+        import torch
+
+        return [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+
+    run(source(), tokenizer, tmp_path / "t")
+    assert SubobjectDataset(source(), tokens=tmp_path / "t")[3].token_maps is not None
+    Image.fromarray(photo(3, seed=1)).save(paths[3])
+    dataset = SubobjectDataset(source(), tokens=tmp_path / "t")
+    refused(dataset, 3)
+    assert dataset[2].token_maps is not None
+    unchecked = SubobjectDataset(source(), tokens=tmp_path / "t", check_keys=False)
+    assert unchecked[3].token_maps is not None
+
+
+def test_the_same_image_in_another_file_or_as_pixels_is_the_same(tokenizer, paths, tmp_path):
+    run([np.array(Image.open(path)) for path in paths], tokenizer, tmp_path / "t")
+    assert SubobjectDataset(paths, tokens=tmp_path / "t")[2].token_maps is not None
+    run(paths, tokenizer, tmp_path / "u")
+    arrays = [np.array(Image.open(path)) for path in paths]
+    with pytest.raises(SampleError, match="or gives pixels where it gave files"):
+        SubobjectDataset(arrays, tokens=tmp_path / "u")[2]
+
+
+def test_rows_of_several_images_are_compared_together(tokenizer, paths, tmp_path):
+    rows = [[str(paths[0]), str(paths[1])], [str(paths[2])]]
+    run(rows, tokenizer, tmp_path / "t")
+    assert len(SubobjectDataset(rows, tokens=tmp_path / "t")[0].token_maps) == 2
+    refused(SubobjectDataset([rows[0][::-1], rows[1]], tokens=tmp_path / "t"), 0)
+
+
+def test_an_extended_dataset_is_noticed(tokenizer, paths, tmp_path):
+    run(paths, tokenizer, tmp_path / "t")
+    with pytest.raises(ConfigError, match="has 7 rows, but .* holds tokens of 6"):
+        SubobjectDataset([*paths, paths[0]], tokens=tmp_path / "t")
+    with pytest.raises(ConfigError, match="rows 6, asked for rows 7"):
+        run([*paths, paths[0]], tokenizer, tmp_path / "t")
+
+
+def test_a_replaced_sample_says_why(tokenizer, paths, tmp_path):
+    run(paths, tokenizer, tmp_path / "t")
+    Image.fromarray(photo(3, seed=1)).save(paths[3])
+    options = {"executor": "inline", "batch_size": 3}
+    dataset = SubobjectDataset(paths, tokens=tmp_path / "t", on_error="replace")
+    with SubobjectLoader(dataset, tokenizer, **options) as loader:
+        assert len(list(loader)) == 2
+        (replaced,) = loader.stats().replaced
+    assert replaced.index == 3
+    assert "belong to another image" in replaced.reason
+
+
+def test_a_reversed_dataset_ends_in_an_error_under_replace_too(tokenizer, paths, tmp_path):
+    run(paths, tokenizer, tmp_path / "t")
+    dataset = SubobjectDataset(paths[::-1], tokens=tmp_path / "t", on_error="replace")
+    with pytest.raises(SampleError, match="samples tried in its place are bad too"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "paths"])
+def test_tokenizing_again_notices_changed_images(tokenizer, folder, paths, tmp_path, kind):
+    source = folder if kind == "folder" else paths
+    out = tmp_path / "t"
+    run(source, tokenizer, out)
+    assert run(source, tokenizer, out).rows_done_before == 6
+    Image.fromarray(photo(1, seed=1)).save(paths[1])
+    with pytest.raises(ConfigError, match=r"1 images are not those .*row 1: stored .*redo_changed"):
+        run(source, tokenizer, out)
+    report = run(source, tokenizer, out, redo_changed=True)
+    assert (report.rows_done_before, report.images) == (2, 4)
+    assert SubobjectDataset(source, tokens=out)[1].token_maps is not None
+    assert run(source, tokenizer, out).rows_done_before == 6
+
+
+def test_a_mended_or_lost_file_is_noticed(tokenizer, folder, paths, tmp_path):
+    good = paths[2].read_bytes()
+    paths[2].write_bytes(good[:60])
+    assert run(paths, tokenizer, tmp_path / "t").num_failed == 1
+    paths[2].write_bytes(good)
+    with pytest.raises(ConfigError, match="row 2: stored"):
+        run(paths, tokenizer, tmp_path / "t")
+    refused(SubobjectDataset(paths, tokens=tmp_path / "t"), 2)
+    assert run(paths, tokenizer, tmp_path / "t", redo_changed=True).num_failed == 0
+    paths[4].unlink()
+    with pytest.raises(ConfigError, match="row 4: stored .* now unreadable"):
+        run(paths, tokenizer, tmp_path / "t")
+
+
+def test_the_same_files_with_other_times_are_the_same(tokenizer, folder, paths, tmp_path):
+    run(folder, tokenizer, tmp_path / "t")
+    for path in paths:
+        path.write_bytes(path.read_bytes())
+    assert run(folder, tokenizer, tmp_path / "t").rows_done_before == 6
