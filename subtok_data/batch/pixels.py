@@ -150,29 +150,37 @@ def stack_pixels(
     """
     height = max((image.shape[0] for image in images), default=1)
     width = max((image.shape[1] for image in images), default=1)
+    shape = (len(images), 3, height, width)
     if device is not None and device.type != "cpu":
-        raw = torch.from_numpy(_pad(images, height, width)).pin_memory()
+        raw = torch.from_numpy(_split(images, np.empty(shape, np.uint8))).pin_memory()
         return _normalise_on(raw.to(device, non_blocking=True), images, config)
     if config.dtype == "uint8":
-        return torch.from_numpy(_pad(images, height, width))
-    # numpy, not torch: its threads would wait for cores that the other stages are busy on.
-    stacked = np.empty((len(images), 3, height, width), np.float32)
-    scale, shift = (np.array(values, np.float32)[:, None, None] for values in config.affine)
+        return torch.from_numpy(_split(images, np.empty(shape, np.uint8)))
+    from subtok_data.segment import normalise_planes  # compiled code, loaded when it is needed
+
+    # A kernel, not torch: its threads would wait for cores that the other stages are busy on.
+    stacked = np.empty(shape, np.float32)
+    scale, shift = (np.array(values, np.float32) for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
-        rows, columns = image.shape[:2]
-        inside = slot[:, :rows, :columns]
-        np.multiply(np.ascontiguousarray(image.transpose(2, 0, 1)), scale, out=inside)
-        inside += shift
-        slot[:, rows:] = 0
-        slot[:, :rows, columns:] = 0
+        pixels = np.ascontiguousarray(image).reshape(-1)
+        normalise_planes(pixels, image.shape[1], scale, shift, slot)
+        _clear_padding(slot, image)
     return torch.from_numpy(stacked).to(_DTYPES[config.dtype])
 
 
-def _pad(images: Sequence[NDArray[np.uint8]], height: int, width: int) -> NDArray[np.uint8]:
-    padded = np.zeros((len(images), 3, height, width), np.uint8)
+def _split(images: Sequence[NDArray[np.uint8]], padded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    from subtok_data.segment import split_planes  # as above
+
     for slot, image in zip(padded, images, strict=True):
-        slot[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)  # (3, h, w)
+        split_planes(np.ascontiguousarray(image).reshape(-1), image.shape[1], slot)
+        _clear_padding(slot, image)
     return padded
+
+
+def _clear_padding(slot: NDArray[Any], image: NDArray[np.uint8]) -> None:
+    rows, columns = image.shape[:2]
+    slot[:, rows:] = 0
+    slot[:, :rows, columns:] = 0
 
 
 def _normalise_on(raw: Tensor, images: Sequence[NDArray[np.uint8]], config: PixelConfig) -> Tensor:

@@ -7,7 +7,11 @@ from .geometry import (
     measure as measure,
     token_shapes as token_shapes,
 )
-from .kernels import relabel as relabel
+from .kernels import (
+    normalise_planes as normalise_planes,
+    relabel as relabel,
+    split_planes as split_planes,
+)
 from .masks import (
     FillRules as FillRules,
     RLEMasks as RLEMasks,

@@ -20,7 +20,12 @@ def warm_up() -> None:
 
     from subtok_data.segment.budget import Budget, apply_budget
     from subtok_data.segment.geometry import arrange
-    from subtok_data.segment.kernels import compile_once, relabel
+    from subtok_data.segment.kernels import (
+        compile_once,
+        normalise_planes,
+        relabel,
+        split_planes,
+    )
     from subtok_data.segment.masks import RLEMasks
     from subtok_data.segment.partitioners import MaskPartitioner, PromptedPartitioner
     from subtok_data.segment.prompts import Prompts
@@ -38,3 +43,7 @@ def warm_up() -> None:
         prompts = Prompts.of((1, 5), boxes=[[0, 0, 3, 1]])
         task = SegmentTask(PromptedPartitioner(WatershedPartitioner(0.01)))
         segment_image(task, {**evidence, **prompts.to_evidence()}, (1, 5))
+        pixel = np.zeros(3, np.uint8)
+        ones = np.ones(3, np.float32)
+        normalise_planes(pixel, 1, ones, ones, np.empty((3, 1, 1), np.float32))
+        split_planes(pixel, 1, np.empty((3, 1, 1), np.uint8))

@@ -19,6 +19,7 @@ from .overlaps import (
     count_overlaps as count_overlaps,
     union_runs as union_runs,
 )
+from .planes import normalise_planes as normalise_planes, split_planes as split_planes
 from .scratch import borrow as borrow
 from .tokens import (
     measure_tokens as measure_tokens,
