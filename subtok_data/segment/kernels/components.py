@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, kernel, leaf_kernel
 from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["label_runs", "paint_runs"]
 
 
-@kernel
+@leaf_kernel
 def find_root(parent: Ints, item: int) -> int:
     """Find the root of an item; halve the path on the way."""
-    while parent[item] != item:
-        parent[item] = parent[parent[item]]
-        item = parent[item]
-    return item
+    at = np.uint64(item)
+    above = np.uint64(parent[at])
+    while above != at:
+        next_above = parent[above]
+        parent[at] = next_above
+        at = np.uint64(next_above)
+        above = np.uint64(parent[at])
+    return int(at)
 
 
-@kernel
+@leaf_kernel
 def unite(parent: Ints, one: int, other: int) -> None:
     """Unite the sets of two items; the smaller root becomes the root of both."""
     a = find_root(parent, one)
@@ -30,7 +34,7 @@ def unite(parent: Ints, one: int, other: int) -> None:
         parent[a] = b
 
 
-@kernel
+@leaf_kernel
 def number_sets(parent: Ints) -> int:
     """Number the sets in the order of their roots, in place; return how many there are."""
     count = 0
@@ -70,7 +74,7 @@ def find_runs(levels: Bytes, limit: Scalar, runs: Ints, first_run: Ints) -> int:
     return turn >> 1
 
 
-@kernel
+@leaf_kernel
 def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> None:
     """Unite the runs of neighbouring rows that share a column; the smaller index is the root."""
     for i in range(first_run[-1]):

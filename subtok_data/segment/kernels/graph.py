@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from subtok_data.segment.kernels.jit import Bytes, Flags, Ints, Labels, Longs, Scalar, kernel
+from subtok_data.segment.kernels.jit import (
+    Bytes,
+    Flags,
+    Ints,
+    Labels,
+    Longs,
+    Scalar,
+    kernel,
+    leaf_kernel,
+)
 from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
@@ -21,7 +30,7 @@ EMPTY = -1
 SPREAD = -7046029254386353131
 
 
-@kernel
+@leaf_kernel
 def add_areas(row: Labels, ends: Ints, count: Scalar, areas: Longs) -> bool:
     """Add the runs of a row, which end at some pixels and at the last; False for a wrong label."""
     start = np.int64(0)
@@ -36,7 +45,7 @@ def add_areas(row: Labels, ends: Ints, count: Scalar, areas: Longs) -> bool:
     return True
 
 
-@kernel
+@leaf_kernel
 def add_cracks(
     places: Ints,
     count: Scalar,
@@ -155,13 +164,13 @@ class Graph(NamedTuple):
     edges: Ints  # ... -> edge
 
 
-@kernel
+@leaf_kernel
 def pair_key(graph: Graph, a: Scalar, b: Scalar) -> int:
     """Compute the key of a token pair, in any order."""
     return int(np.int64(min(a, b)) * graph.areas.size + max(a, b))
 
 
-@kernel
+@leaf_kernel
 def append(graph: Graph, token: Scalar, entry: Scalar) -> None:
     """Add an entry to the end of a token's neighbour list."""
     graph.following[entry] = -1
@@ -205,7 +214,7 @@ def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protecte
     return graph
 
 
-@kernel
+@leaf_kernel
 def join_edges(graph: Graph, a: Scalar, b: Scalar) -> int:
     """Join two edges between the same tokens into the earlier one, and return it."""
     kept, dead = min(a, b), max(a, b)
@@ -215,7 +224,7 @@ def join_edges(graph: Graph, a: Scalar, b: Scalar) -> int:
     return int(kept)
 
 
-@kernel
+@leaf_kernel
 def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     """Merge the two tokens of an edge into the one with the longer neighbour list.
 
@@ -252,14 +261,14 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     return int(keep), count
 
 
-@kernel
+@leaf_kernel
 def first_slot(keys: Longs, key: Scalar) -> int:
     """Compute the slot at which the search for a key begins."""
     spread = np.int64(key) * np.int64(SPREAD)
     return int((spread ^ (spread >> 32)) & (keys.size - 1))
 
 
-@kernel
+@leaf_kernel
 def find_slot(keys: Longs, key: Scalar) -> int:
     """Find the slot of a key, or the empty slot where it belongs."""
     slot = first_slot(keys, key)
@@ -268,7 +277,7 @@ def find_slot(keys: Longs, key: Scalar) -> int:
     return slot
 
 
-@kernel
+@leaf_kernel
 def free_slot(keys: Longs, values: Ints, slot: int) -> None:
     """Empty a slot and close the gap in its chain, so that no markers of removed keys pile up."""
     mask = keys.size - 1

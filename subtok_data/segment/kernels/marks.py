@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, kernel, leaf_kernel
 
 __all__ = ["empty_marks", "list_marks"]
 
@@ -16,7 +16,7 @@ def empty_marks(width: int) -> tuple[Bytes, Ints]:
     return marks, np.empty(marks.size + 1, np.int32)
 
 
-@kernel
+@leaf_kernel
 def list_marks(marks: Bytes, places: Ints) -> int:
     """List where the marks are 1 and not 0; return how many they are.
 

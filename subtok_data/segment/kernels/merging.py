@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subtok_data.segment.kernels.graph import Graph, build_graph, contract
-from subtok_data.segment.kernels.jit import Flags, Floats, Ints, Longs, Scalar, kernel
+from subtok_data.segment.kernels.jit import Flags, Floats, Ints, Longs, Scalar, kernel, leaf_kernel
 
 __all__ = [
     "AREA",
@@ -42,13 +42,13 @@ class Cost(NamedTuple):
     scale: float  # BALANCED and BOUNDARY: what costs are divided by
 
 
-@kernel
+@leaf_kernel
 def smaller_area(graph: Graph, edge: Scalar) -> int:
     """Return the area of the smaller token of an edge."""
     return int(min(graph.areas[graph.ends[edge, 0]], graph.areas[graph.ends[edge, 1]]))
 
 
-@kernel
+@leaf_kernel
 def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
     """Compute the cost of merging the two tokens of an edge."""
     length = graph.lengths[edge]
@@ -61,7 +61,7 @@ def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
     return float(mean / cost.scale)
 
 
-@kernel
+@leaf_kernel
 def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
     """Test for more than ``most`` protected tokens, or no other of an area ``below``.
 
@@ -76,7 +76,7 @@ def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
     return bool(graph.areas[b] >= below or graph.protected[b])
 
 
-@kernel
+@leaf_kernel
 def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, cost: Cost) -> None:
     """Enter an edge at its cost, unless it has an entry at that cost or below."""
     key = edge_cost(graph, edge, cost)
@@ -85,7 +85,7 @@ def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, cost: Cost) ->
         push(heap, key, edge)
 
 
-@kernel
+@leaf_kernel
 def cheapest(
     graph: Graph, heap: Heap, queued: Floats, cost: Cost, below: Scalar, most: Scalar
 ) -> int:
@@ -285,7 +285,7 @@ def empty_heap(capacity: Scalar) -> Heap:
     return Heap(np.empty(capacity, np.float64), np.empty(capacity, np.int32), np.zeros(1, np.int64))
 
 
-@kernel
+@leaf_kernel
 def push(heap: Heap, key: Scalar, item: Scalar) -> None:
     """Add an entry."""
     keys, items, size = heap
@@ -302,7 +302,7 @@ def push(heap: Heap, key: Scalar, item: Scalar) -> None:
     items[at] = item
 
 
-@kernel
+@leaf_kernel
 def pop(heap: Heap) -> tuple[float, int]:
     """Remove and return the entry with the least (key, item); the heap must not be empty."""
     keys, items, size = heap

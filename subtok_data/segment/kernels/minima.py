@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from subtok_data.segment.kernels.components import find_root
-from subtok_data.segment.kernels.jit import Bytes, Ints, Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Scalar, kernel, leaf_kernel
+from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["regional_minima", "smooth"]
 
@@ -44,31 +45,34 @@ def smooth(levels: Bytes) -> Bytes:
     return smoothed
 
 
-@kernel
-def split_row(row: Bytes, starts: Ints, bottoms: Ints) -> int:
+@leaf_kernel
+def split_row(row: Bytes, starts: Ints, bottoms: Ints, marks: Bytes, places: Ints) -> int:
     """Split a row behind its peaks; return the number of valleys.
 
     Receives the first column of each, with the row's width behind the last one, and the first
-    column of each one's lowest pixels.
+    column of each one's lowest pixels. ``marks`` and ``places`` are scratch memory.
     """
-    last = 0
-    bottom = 0
+    for x in range(1, row.size):
+        marks[x] = row[x] != row[x - 1]
+    one = np.uint64(1)
+    last, bottom = np.uint64(0), np.uint64(0)
     rising = False
     starts[0] = 0
     bottoms[0] = 0
-    for x in range(1, row.size):
-        falls = row[x] < row[x - 1]
-        # Written at every pixel, and kept where a valley begins: a test would be guessed wrong.
-        starts[last + 1] = x
-        last += rising & falls
+    for i in range(list_marks(marks, places)):
+        x = np.uint64(places[i])
+        falls = row[x] < row[x - one]
+        # Written at every change, and kept where a valley begins: a test would be guessed wrong.
+        starts[last + one] = x
+        last += np.uint64(rising & falls)
         bottom = x if falls else bottom
         bottoms[last] = bottom
-        rising = (row[x] > row[x - 1]) | (rising & (not falls))
-    starts[last + 1] = row.size
-    return last + 1
+        rising = not falls
+    starts[last + one] = row.size
+    return int(last) + 1
 
 
-@kernel
+@leaf_kernel
 def lowest_crack(
     above: Bytes, here: Bytes, left: Scalar, right: Scalar, bottom: Scalar, other: Scalar
 ) -> int:
@@ -77,18 +81,16 @@ def lowest_crack(
     ``left`` and ``right`` are the first and the last of these, ``bottom`` and ``other`` the bottoms
     of the valley above and of the one below it.
     """
-    x = min(max(bottom, left), right)
-    end = min(max(other, left), right)
+    x = np.uint64(min(max(bottom, left), right))
+    end = np.uint64(min(max(other, left), right))
+    # Left of both bottoms both fall, right of both both rise; between, only one of them falls.
+    if above[x] >= here[x] or here[end] >= above[end]:
+        return int(min(max(above[x], here[x]), max(above[end], here[end])))
     if x > end:
         above, here, x, end = here, above, end, x
-    # Left of both bottoms both fall, right of both both rise; between, only one of them falls.
-    if x == end or above[x] >= here[x]:
-        return int(max(above[x], here[x]))
-    if here[end] >= above[end]:
-        return int(here[end])
     # They cross: at ``x`` the falling one is the higher, at ``end`` the rising one.
-    while end - x > 1:
-        middle = (x + end) >> 1
+    while end - x > np.uint64(1):
+        middle = (x + end) >> np.uint64(1)
         if above[middle] < here[middle]:
             x = middle
         else:
@@ -122,7 +124,7 @@ def make_room(passes: Passes, size: Scalar) -> Passes:
     return Passes(ends, before, last)
 
 
-@kernel
+@leaf_kernel
 def add_pass(passes: Passes, size: Scalar, one: Scalar, other: Scalar, level: Scalar) -> None:
     """Write the pass number ``size``."""
     passes.ends[size, 0] = one
@@ -131,7 +133,7 @@ def add_pass(passes: Passes, size: Scalar, one: Scalar, other: Scalar, level: Sc
     passes.last[level] = size
 
 
-@kernel
+@leaf_kernel
 def unite_under_lower(valleys: Valleys, one: Scalar, other: Scalar) -> int:
     """Unite two sets under the lower root, of equals the first; return the root that lost."""
     floors = valleys.floors
@@ -141,7 +143,7 @@ def unite_under_lower(valleys: Valleys, one: Scalar, other: Scalar) -> int:
     return int(other)
 
 
-@kernel
+@leaf_kernel
 def join_with_row_above(
     levels: Bytes,
     y: Scalar,
@@ -153,32 +155,37 @@ def join_with_row_above(
     size: Scalar,
 ) -> int:
     """Unite the valleys of a row with those above it, or note the pass between them."""
-    floors = valleys.floors
+    floors, bottoms, parent = valleys.floors, valleys.bottoms, valleys.parent
     above_row, row = levels[y - 1], levels[y]
-    above_start, start = starts[(y - 1) & 1], starts[y & 1]
-    begin_above, begin, end = np.int64(first[y - 1]), np.int64(first[y]), np.int64(first[y + 1])
-    above, here = begin_above, begin
+    above_starts, starts_here = starts[(y - 1) & 1], starts[y & 1]
+    one = np.uint64(1)
+    begin, end = np.uint64(first[y]), np.uint64(first[y + 1])
+    above, here = np.uint64(first[y - 1]), begin
+    i, j = np.uint64(0), np.uint64(0)
     while above < begin and here < end:
-        left = np.int64(max(above_start[above - begin_above], start[here - begin]))
-        right_above = np.int64(above_start[above - begin_above + 1])
-        right_here = np.int64(start[here - begin + 1])
-        right = min(right_above, right_here)
-        bottom, other_bottom = np.int64(valleys.bottoms[above]), np.int64(valleys.bottoms[here])
-        level = lowest_crack(above_row, row, left, right - 1, bottom, other_bottom)
+        left = np.int64(max(above_starts[i], starts_here[j]))
+        right_above, right_here = above_starts[i + one], starts_here[j + one]
+        right = np.int64(min(right_above, right_here))
+        level = lowest_crack(
+            above_row, row, left, right - 1, np.int64(bottoms[above]), np.int64(bottoms[here])
+        )
         highest = np.int64(max(floors[above], floors[here]))
         if level < highest + deep:
             united = False
             if level == highest:
-                one, other = find_root(valleys.parent, above), find_root(valleys.parent, here)
-                united = one == other
-                if not united and level == max(floors[one], floors[other]):
-                    unite_under_lower(valleys, one, other)
+                root, other = find_root(parent, above), find_root(parent, here)
+                united = root == other
+                if not united and level == max(floors[root], floors[other]):
+                    unite_under_lower(valleys, root, other)
                     united = True
             if not united:
                 add_pass(passes, size, above, here, level)
                 size += 1
-        above += right_above == right
-        here += right_here == right
+        ends_above, ends_here = np.uint64(right_above == right), np.uint64(right_here == right)
+        above += ends_above
+        i += ends_above
+        here += ends_here
+        j += ends_here
     return int(size)
 
 
@@ -195,12 +202,13 @@ def join_valleys(levels: Bytes, deep: Scalar, valleys: Valleys, first: Ints) -> 
     passes = Passes(
         np.empty((1024, 2), np.int32), np.empty(1024, np.int32), np.full(256, -1, np.int32)
     )
+    marks, places = empty_marks(width)
     size = np.int64(0)
     begin = np.int64(0)
     first[0] = 0
     for y in range(height):
         row, start = levels[y], starts[y & 1]
-        count = split_row(row, start, valleys.bottoms[begin:])
+        count = split_row(row, start, valleys.bottoms[begin:], marks, places)
         first[y + 1] = begin + count
         passes = make_room(passes, size + 2 * count + begin - first[max(y - 1, 0)])
         for i in range(count):
