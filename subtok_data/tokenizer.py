@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from subtok_data.arguments import check_type
 from subtok_data.errors import ConfigError
+from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
 from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
 from subtok_data.segment import (
     Budget,
@@ -289,36 +289,84 @@ class SubobjectTokenizer:
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         self.segmenter.save_model(folder)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        segmenter: SegmenterLike | None = None,
-        device: str | torch.device | None = None,
-    ) -> SubobjectTokenizer:
-        """Read what :meth:`save_pretrained` wrote.
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Write the tokenizer to a repository of the Hugging Face hub, with weights and a card.
 
         Parameters
         ----------
-        folder : str or Path
-            Where it was written.
+        name : str
+            ``"user/name"``; created if there is none. :meth:`from_pretrained` reads it.
+        **options
+            ``private``, ``token``, ``revision``, ``commit_message``, ``create_pr``, as
+            ``huggingface_hub`` has them.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        ConfigError
+            A segmenter of your own without ``config()``, or weights that are not safetensors.
+        """
+        card = model_card(
+            "Partitions images into subobject tokens: every pixel is in exactly one.",
+            [
+                "from subtok_data import SubobjectTokenizer",
+                'tokens = SubobjectTokenizer.from_pretrained("{{name}}")("photo.jpg")',
+            ],
+            {"config_hash": self.config_hash, **self.config()},
+        )
+        return upload_folder(self.save_pretrained, name, card, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        segmenter: SegmenterLike | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> SubobjectTokenizer:
+        """Read what :meth:`save_pretrained` or :meth:`push_to_hub` wrote.
+
+        Parameters
+        ----------
+        name_or_folder : str or Path
+            A folder, or ``"user/name"`` of the hub. Only configurations and safetensors are read.
         segmenter : Segmenter, optional
             In place of the saved one; needed where that is not one of the library's.
         device : str or torch.device, optional
             Where the boundary model runs.
+        revision : str, optional
+            Branch, tag or commit of the hub.
+        token : str or bool, optional
+            For private repositories; by default that of ``hf auth login``.
 
         Raises
         ------
         ConfigError
             If the folder holds no tokenizer, one of another format version, or one with a segmenter
             that the library does not know.
+        WeightsError
+            If it cannot be had from the hub.
         """
-        check_type("folder", folder, (str, Path), "give the folder of save_pretrained")
-        file = Path(folder) / CONFIG_FILE
+        remedy = "give a folder of save_pretrained, or a name of the hub"
+        check_type("name_or_folder", name_or_folder, (str, Path), remedy)
+        folder = Path(name_or_folder)
+        if not folder.exists() and is_hub_id(name_or_folder):
+            patterns = (CONFIG_FILE, "*/*.json", "*/*.safetensors")
+            folder = download_folder(
+                str(name_or_folder), patterns=patterns, revision=revision, token=token
+            )
+        file = folder / CONFIG_FILE
         if not file.is_file():
             raise ConfigError(
-                f"no tokenizer in {str(folder)!r}: {CONFIG_FILE} is missing{_no_hub(str(folder))}"
+                f"no tokenizer in {str(name_or_folder)!r}: {CONFIG_FILE} is missing; give a folder "
+                "of save_pretrained, or a name of the hub. A boundary model alone is "
+                f"EPOCSegmenter({str(name_or_folder)!r})"
             )
         config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if config["format_version"] != FORMAT_VERSION:
@@ -328,7 +376,7 @@ class SubobjectTokenizer:
             )
         if segmenter is None:
             try:
-                segmenter = build_segmenter(config, Path(folder), device)
+                segmenter = build_segmenter(config, folder, device)
             except ConfigError as error:
                 raise ConfigError(f"{str(file)!r}: {error}") from error
         return cls(
@@ -344,14 +392,3 @@ class SubobjectTokenizer:
             f"SubobjectTokenizer({self.segmenter!r}, {self.budget}, order={self.order!r}, "
             f"{self.canvas})"
         )
-
-
-def _no_hub(folder: str) -> str:
-    """What to do about a name that may be one of the hub."""
-    if Path(folder).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", folder):
-        return ""
-    return (
-        ", and there is no such folder. Tokenizers are read from folders; of a repository of the "
-        f"Hugging Face hub give huggingface_hub.snapshot_download({folder!r}). A boundary model of "
-        f"the hub is EPOCSegmenter({folder!r})"
-    )

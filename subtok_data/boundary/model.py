@@ -28,6 +28,7 @@ from subtok_data.boundary.weights_io import (
 )
 from subtok_data.devices import Precision, refuse_in_worker, refuse_to_pickle, resolve_device
 from subtok_data.errors import ConfigError, SubtokError
+from subtok_data.hub import model_card, upload_folder
 from subtok_data.images import to_rgb
 
 __all__ = ["BoundaryModel", "DeviceMaps"]
@@ -176,6 +177,41 @@ class BoundaryModel:
         """
         network, options = self._network, MapOptions(self.tile, self.overlap, self.scales)
         save_network(network.module, network.normalisation, Path(folder), options)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Write the model to a repository of the Hugging Face hub, with a card.
+
+        Parameters
+        ----------
+        name : str
+            ``"user/name"``; created if there is none. ``BoundaryModel.from_pretrained(name)`` and
+            ``EPOCSegmenter(name)`` read it.
+        **options
+            ``private``, ``token``, ``revision``, ``commit_message``, ``create_pr``, as
+            ``huggingface_hub`` has them.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+        """
+        card = model_card(
+            "Predicts where objects and their parts end: a boundary probability for each pixel of "
+            "an image, from which subobject tokens are made.",
+            [
+                "from subtok_data import BoundaryModel, EPOCSegmenter, SubobjectTokenizer",
+                'boundary_map = BoundaryModel.from_pretrained("{{name}}").predict(image)',
+                'tokens = SubobjectTokenizer(EPOCSegmenter("{{name}}"))(image)',
+            ],
+            {
+                "parameters": self.num_parameters,
+                "tile": self.tile,
+                "overlap": self.overlap,
+                "scales": list(self.scales),
+                "config_hash": self.config_hash,
+            },
+        )
+        return upload_folder(self.save_pretrained, name, card, **options)
 
     def to(self, device: str | torch.device) -> BoundaryModel:
         """Move to a device, in place.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from subtok_data.errors import WeightsError
+from subtok_data.hub import download_folder, is_hub_id
 from subtok_data.transformers_io import read_model, read_pretrained
 
 __all__ = [
@@ -41,7 +41,6 @@ DEFAULT_OVERLAP = 128
 #: Folder of the packaged weights that are used when none are named.
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
 _OPTIONS_FILE = "maps.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HOW_TO_CONVERT = (
     "A pickle may run any code when it is opened and is never loaded. To convert one that you "
@@ -199,26 +198,12 @@ def _folder_of(name_or_folder: str | os.PathLike[str] | None) -> tuple[Path, str
             f"{name!r} is a file: give the folder that holds config.json and model.safetensors. "
             + (_HOW_TO_CONVERT if path.suffix in _PICKLES else "")
         )
-    if not isinstance(name_or_folder, str) or not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name_or_folder):
         raise WeightsError(
             f"no folder {name!r}: give a folder with config.json and model.safetensors, or a hub "
             "id such as 'chendelong/DirectSAM-b0-1024px-sa1b-2ep-1017'"
         )
-    return _download(name), name
-
-
-def _download(name: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-        )
-    except Exception as error:
-        # Offline, unknown, private or gated: the hub's client has a type for each.
-        raise WeightsError(
-            f"{name!r} is no local folder and cannot be had from the hub: {error}"
-        ) from error
+    return download_folder(name), name
 
 
 def _check_files(folder: Path, name: str) -> None:

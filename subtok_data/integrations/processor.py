@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +20,15 @@ from transformers import (
     ProcessorMixin,
 )
 
-from subtok_data.arguments import check_text, check_type, describe
+from subtok_data.arguments import check_text, check_type
 from subtok_data.batch import VISUAL_KEYS, PixelConfig
 from subtok_data.data import SubobjectCollator
 from subtok_data.devices import refuse_in_worker
 from subtok_data.errors import ConfigError, SampleError
+from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.integrations.chat_parts import template_with_parts
+from subtok_data.integrations.processor_inputs import fill_in, read_texts, share_out
 from subtok_data.segmenters import SegmenterLike
 from subtok_data.text import TextConfig, TextEncoder
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -36,6 +37,9 @@ from subtok_data.transformers_io import read_pretrained
 __all__ = ["SubobjectProcessor"]
 
 _FILE = "processor_config.json"
+_HUB_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*/*.safetensors")
+"""Not the safetensors of a model that lies in the same repository."""
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _KEYS = ("pixel_values", *VISUAL_KEYS)
 
 
@@ -221,41 +225,14 @@ class SubobjectProcessor(ProcessorMixin):
                     "decided by SubobjectProcessor(pixels=…)"
                 )
         options = {**options.pop("common_kwargs", {}), **options.pop("text_kwargs", {}), **options}
-        texts = _texts(text)
+        texts = read_texts(text)
         if images is None and texts is None:
             raise ConfigError("give images=, text=, or both")
-        flat, owners = self._shared_out(images, texts)
+        flat, owners = share_out(images, texts, self.image_token)
         visual = self._visual(flat) if flat else {}
         if texts is None:
             return BatchFeature(visual)
         return BatchFeature({**self._encoded(texts, owners, visual, options), **visual})
-
-    def _shared_out(self, images: Any, texts: list[str] | None) -> tuple[list[Any], list[int]]:
-        """All images in a row, and the text of each."""
-        nested, flat = _flat(images)
-        if texts is None:
-            return flat, []
-        marks = [text.count(self.image_token) for text in texts]
-        if nested is None:
-            if sum(marks) != len(flat):
-                raise SampleError(
-                    f"the {len(texts)} texts have {sum(marks)} marks {self.image_token!r} for "
-                    f"{len(flat)} images: write one where each image stands"
-                )
-        elif len(nested) != len(texts):
-            raise ConfigError(
-                f"{len(nested)} lists of images for {len(texts)} texts: give one each"
-            )
-        else:
-            for number, (mark, own) in enumerate(zip(marks, nested, strict=True)):
-                if mark != len(own):
-                    raise SampleError(
-                        f"the text has {mark} marks {self.image_token!r} for {len(own)} images: "
-                        f"write one where each image stands. The text is {texts[number]!r:.80}",
-                        index=number,
-                        stage="collate",
-                    )
-        return flat, [number for number, mark in enumerate(marks) for _ in range(mark)]
 
     def _visual(self, images: list[Any]) -> dict[str, Any]:
         refuse_in_worker(self.device)
@@ -273,7 +250,7 @@ class SubobjectProcessor(ProcessorMixin):
         expanded: list[str] = []
         offsets: list[list[dict[str, Any]]] = []
         for text in texts:
-            changed, places = _replaced(text, self.image_token, inserted)
+            changed, places = fill_in(text, self.image_token, inserted)
             expanded.append(changed)
             offsets.append(places)
         encoded = dict(self.tokenizer(expanded, **options))
@@ -366,49 +343,85 @@ class SubobjectProcessor(ProcessorMixin):
         self.subobject_tokenizer.save_pretrained(folder)
         return super().save_pretrained(str(folder))
 
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls,
-        pretrained_model_name_or_path: Any,
-        *,
-        segmenter: SegmenterLike | None = None,
-        device: str | torch.device | None = None,
-        **kwargs: Any,
-    ) -> SubobjectProcessor:
-        """Read what :meth:`save_pretrained` wrote.
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, name: str, **options: Any
+    ) -> str:
+        """Write the processor to a repository of the Hugging Face hub, with weights and a card.
 
         Parameters
         ----------
-        pretrained_model_name_or_path : str or Path
-            The folder.
+        name : str
+            ``"user/name"``; created if there is none, else files are added: the repository may be
+            that of the model.
+        **options
+            ``private``, ``token``, ``revision``, ``commit_message``, ``create_pr``, as
+            ``huggingface_hub`` has them.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+        """
+        card = model_card(
+            "Makes inputs of a vision-language model with subobject tokens.",
+            [
+                "from subtok_data import SubobjectProcessor",
+                'processor = SubobjectProcessor.from_pretrained("{{name}}")',
+                f'inputs = processor(images="photo.jpg", text="{self.image_token}Who is this?")',
+            ],
+            {**self.to_dict(), "subobject_tokenizer": self.subobject_tokenizer.config()},
+        )
+        return upload_folder(self.save_pretrained, name, card, **options)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        segmenter: SegmenterLike | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> SubobjectProcessor:
+        """Read what :meth:`save_pretrained` or :meth:`push_to_hub` wrote.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or path
+            A folder, or ``"user/name"`` of the hub.
         segmenter : Segmenter, optional
             In place of the saved one; needed where that is not one of the library's.
         device : str or torch.device, optional
             Where the boundary model runs.
-        **kwargs
-            What ``AutoProcessor`` hands on.
+        **options
+            ``revision``, ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` for the
+            hub. What else ``AutoProcessor`` hands on is ignored, ``trust_remote_code`` too: code is
+            never run.
 
         Raises
         ------
         ConfigError
             No processor is saved there.
         WeightsError
-            The text tokenizer needs Python code that comes with the folder.
+            It cannot be had from the hub, or the text tokenizer needs Python code that comes with
+            it.
         """
-        del kwargs
-        folder = Path(pretrained_model_name_or_path)
+        name = os.fspath(pretrained_model_name_or_path)
+        folder = Path(name)
+        if not folder.exists() and is_hub_id(name):
+            chosen = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+            folder = download_folder(name, patterns=_HUB_FILES, **chosen)
         if not (folder / _FILE).is_file():
             raise ConfigError(
-                f"no processor in {str(folder)!r}: {_FILE} is missing; give a folder written by "
-                "save_pretrained"
+                f"no processor in {name!r}: {_FILE} is missing; give a folder written by "
+                "save_pretrained, or a name of the hub"
             )
-        options: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        if options.pop("processor_class", None) != cls.__name__:
+        saved: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        if saved.pop("processor_class", None) != cls.__name__:
             raise ConfigError(f"{str(folder / _FILE)!r} is not of a {cls.__name__}")
         tokenizer = read_pretrained(AutoTokenizer, folder)
-        options["pixels"] = PixelConfig(**options["pixels"])
+        saved["pixels"] = PixelConfig(**saved["pixels"])
         subobjects = SubobjectTokenizer.from_pretrained(folder, segmenter=segmenter, device=device)
-        return cls(subobjects, tokenizer, **options)
+        return cls(subobjects, tokenizer, **saved)
 
     def __repr__(self) -> str:
         return (
@@ -440,52 +453,3 @@ class _ProcessorConfig(PreTrainedConfig):
 
 
 AutoProcessor.register(_ProcessorConfig, SubobjectProcessor, exist_ok=True)
-
-
-def _texts(text: Any) -> list[str] | None:
-    if text is None or isinstance(text, str):
-        return None if text is None else [text]
-    if not isinstance(text, list | tuple):
-        raise ConfigError(f"text is {describe(text)}, expected a string or a list of strings")
-    texts = list(cast("Sequence[Any]", text))
-    for number, one in enumerate(texts):
-        if not isinstance(one, str):
-            raise ConfigError(f"text {number} is {describe(one)}, expected a string")
-    return texts
-
-
-def _flat(images: Any) -> tuple[list[list[Any]] | None, list[Any]]:
-    """Lists of images, where images are nested, and all images in a row."""
-    if images is None:
-        return None, []
-    if not isinstance(images, list | tuple):
-        return None, [images]
-    given = list(cast("Sequence[Any]", images))
-    if not any(isinstance(one, list | tuple) for one in given):
-        return None, given
-    nested = [list(one) if isinstance(one, list | tuple) else [one] for one in given]
-    return nested, [image for own in nested for image in own]
-
-
-def _replaced(text: str, mark: str, inserted: Iterator[str]) -> tuple[str, list[dict[str, Any]]]:
-    """Put texts in place of marks; where they were and are, as transformers names it."""
-    parts: list[str] = []
-    places: list[dict[str, Any]] = []
-    last = length = 0
-    for found in re.finditer(re.escape(mark), text):
-        begin, stop = found.span()
-        words = next(inserted)
-        length += begin - last
-        places.append(
-            {
-                "type": "image",
-                "span": (begin, stop),
-                "new_span": (length, length + len(words)),
-                "text": mark,
-                "replacement": words,
-            }
-        )
-        parts += [text[last:begin], words]
-        length += len(words)
-        last = stop
-    return "".join([*parts, text[last:]]), places

@@ -31,7 +31,7 @@ LEVELS: dict[str, list[set[str]]] = {
     "subtok_data": [
         {"errors"},
         {"arguments"},
-        {"devices", "images", "transformers_io"},
+        {"devices", "hub", "images", "transformers_io"},
         {"segment"},
         {"annotations", "boundary", "viz"},
         {"segmenters"},

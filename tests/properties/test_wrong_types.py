@@ -80,8 +80,8 @@ TOKENIZERS = [
     case(EPOCSegmenter, 3, words="model is the number 3.*BoundaryModel"),
     case(EPOCSegmenter, torch.nn.Linear(1, 1), words=r"a Linear.*BoundaryModel\(network\)"),
     case(PatchSegmenter, (16, 16), words=r"patch=\(16, 16\): expected a whole number"),
-    case(read, "user/name", words=r"'user/name'.*snapshot_download\('user/name'\)"),
-    case(SubobjectTokenizer.from_pretrained, 3, words="folder is the number 3.*save_pretrained"),
+    case(read, "no/such/folder", words=r"'no/such/folder'.*save_pretrained.*hub"),
+    case(read, 3, words="name_or_folder is the number 3.*save_pretrained"),
     case(TOKENIZER, IMAGE, shape_size="8", words="shape_size='8': expected a whole number"),
 ]
 DATASETS = [
