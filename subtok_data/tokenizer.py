@@ -39,7 +39,7 @@ from subtok_data.tokenized_image import TokenizedImage
 __all__ = ["SubobjectTokenizer"]
 
 CONFIG_FILE = "subtok_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when the same configuration would give other tokens than before."""
 
 
@@ -54,22 +54,24 @@ class SubobjectTokenizer:
         How images are partitioned; :class:`~subtok_data.EPOCSegmenter` if not given. One of your
         own needs ``partitioner`` and ``infer``, see :func:`~subtok_data.segmenters.as_segmenter`.
     threshold : float, optional
-        Boundary threshold of the default segmenter, in (0, 1). Not together with ``segmenter``
-        (give it there), ``num_tokens`` or ``strength``.
+        Boundary threshold of the default segmenter, in (0, 1); the paper's is 0.1. Not together
+        with ``segmenter`` (give it there), ``num_tokens`` or ``strength``.
     num_tokens : int, optional
         Exactly this many tokens per image (fewer where an image has not that many minima). Not
         together with another control, here or of the segmenter.
     strength : float, optional
         As many tokens as the image has borders stronger than this, from 0 to 1: the mean boundary
-        probability that the border of a token of one hundredth of the image needs to last; smaller
-        tokens need more. Tokens of a higher strength are unions of those of a lower one. Needs a
-        segmenter with a boundary map. Not together with another control, here or of the segmenter.
+        probability that the border of a token of about one hundredth of the image needs to last
+        among 64; smaller tokens, and more of them, need more. Tokens of a higher strength are
+        unions of those of a lower one. Needs a segmenter with a boundary map. Not together with
+        another control, here or of the segmenter. Without any it is the segmenter's
+        ``default_strength``: 0.4 for :class:`~subtok_data.EPOCSegmenter`.
     max_tokens : int, optional
         At most this many tokens per image, by merging neighbours.
     min_area : int, optional
-        Tokens smaller than this many pixels are merged into a neighbour. By default that of the
-        segmenter, 64 for :class:`~subtok_data.EPOCSegmenter`, where texture near the threshold
-        leaves crumbs; 0 with ``num_tokens`` or ``strength``. ``min_area=0`` is the paper's.
+        Tokens smaller than this many pixels are merged into a neighbour. By default 0; by threshold
+        that of the segmenter, 64 for :class:`~subtok_data.EPOCSegmenter`, because texture near the
+        threshold leaves crumbs. ``threshold=0.1, min_area=0`` is the paper's.
     merge : {"balanced", "boundary"}, optional
         Merge cost; see :class:`~subtok_data.segment.Budget`.
     overflow : {"merge", "drop"}, optional
@@ -124,9 +126,11 @@ class SubobjectTokenizer:
                 f"{type(segmenter).__name__}(threshold=…, device=…)"
             )
         self.segmenter: Segmenter = as_segmenter(segmenter)
+        if num_tokens is None and strength is None:
+            strength = self.segmenter.default_strength
         if min_area is None:
-            by_threshold = num_tokens is None and strength is None
-            min_area = self.segmenter.default_min_area if by_threshold else 0
+            by_merging = num_tokens is not None or strength is not None
+            min_area = 0 if by_merging else self.segmenter.default_min_area
         self.canvas = Canvas(size, square)
         self.budget = Budget(
             num_tokens=num_tokens,
@@ -259,13 +263,10 @@ class SubobjectTokenizer:
         return self._own_config(described)
 
     def _own_config(self, segmenter: Mapping[str, Any]) -> dict[str, Any]:
-        budget = asdict(self.budget)
-        if budget["strength"] is None:  # tokens stored before there was one keep their hash
-            del budget["strength"]
         return {
             "format_version": FORMAT_VERSION,
             **segmenter,
-            "budget": budget,
+            "budget": asdict(self.budget),
             "order": self.order,
             "canvas": asdict(self.canvas),
         }

@@ -22,7 +22,7 @@ from subtok_data import (
 )
 from subtok_data.errors import ConfigError, ImageError
 from subtok_data.images import Canvas
-from subtok_data.segment import WatershedPartitioner
+from subtok_data.segment import Budget, WatershedPartitioner
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_default_tokenizer_covers_a_photo(photo):
     labels, areas = np.unique(tokens.token_map, return_counts=True)
     assert labels.tolist() == list(range(tokens.num_tokens))
     assert (areas == tokens.areas).all()
-    expected = watershed_tokens(tokens.boundary_map, min_area=EPOCSegmenter.default_min_area)
+    expected = watershed_tokens(tokens.boundary_map, strength=EPOCSegmenter.default_strength)
     assert (tokens.token_map == expected).all()
 
 
@@ -57,6 +57,43 @@ def test_strength_needs_a_boundary_map_and_no_other_control(photo):
     ):
         with pytest.raises(ConfigError, match=message):
             SubobjectTokenizer(**options, strength=0.25)
+
+
+def test_strength_is_the_default_where_no_control_is_given(photo, tmp_path):
+    default = SubobjectTokenizer()
+    assert default.budget == Budget(strength=EPOCSegmenter.default_strength)
+    assert SubobjectTokenizer(EPOCSegmenter()).budget == default.budget
+    assert SubobjectTokenizer(max_tokens=9).budget.strength == default.budget.strength
+    for options in (
+        {"num_tokens": 9},
+        {"threshold": 0.1},
+        {"segmenter": EPOCSegmenter(threshold=0.1)},
+    ):
+        assert SubobjectTokenizer(**options).budget.strength is None
+    assert SubobjectTokenizer(threshold=0.1).budget.min_area == EPOCSegmenter.default_min_area
+    assert SubobjectTokenizer(PatchSegmenter(16)).budget == Budget()
+    for tokenizer in (default, SubobjectTokenizer(threshold=0.1)):
+        tokenizer.save_pretrained(tmp_path)
+        again = SubobjectTokenizer.from_pretrained(tmp_path)
+        assert again.budget == tokenizer.budget
+        assert again.config_hash == tokenizer.config_hash
+
+    class Own(OwnSegmenter):
+        default_strength = 0.2
+        partitioner = WatershedPartitioner()
+
+    assert SubobjectTokenizer(Own()).budget == Budget(strength=0.2)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_a_photo_has_as_many_tokens_at_every_resolution(data_dir):
+    photos = sorted((data_dir / "photos/open").glob("clic*.jpg"))[::4]
+    means = [
+        np.mean([SubobjectTokenizer(size=size, device="cpu")(one).num_tokens for one in photos])
+        for size in (256, 512, 1024)
+    ]
+    assert max(means) <= 1.15 * min(means), means
 
 
 @pytest.mark.parametrize(

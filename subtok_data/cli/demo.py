@@ -26,7 +26,7 @@ _RUNS = 3
 _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
   subtok demo --image holiday.jpg --num-tokens 60
-  subtok demo --image photos/ --strength 0.4 --out pictures/
+  subtok demo --image photos/ --strength 0.6 --out pictures/
   subtok demo --segmenter sam --segmenter-model facebook/sam-vit-base --points-per-side 16
   subtok demo --json > timings.json
 """
@@ -61,9 +61,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "--strengths",
         type=float,
         nargs="*",
-        default=[0.15, 0.3, 0.45, 0.6],
+        default=[0.2, 0.4, 0.6, 0.8],
         metavar="S",
-        help="to compare on the same page (default: 0.15 0.3 0.45 0.6)",
+        help="to compare on the same page (default: 0.2 0.4 0.6 0.8)",
     )
     parser.add_argument(
         "--counts",

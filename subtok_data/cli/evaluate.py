@@ -74,7 +74,7 @@ def add_eval_parser(subparsers: Any) -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     what.add_argument(
-        "--strengths", default="0.2,0.3,0.4,0.5", help="border strengths (default: %(default)s)"
+        "--strengths", default="0.2,0.4,0.8", help="border strengths (default: %(default)s)"
     )
     what.add_argument("--merges", default="balanced", help="merge costs: balanced, boundary")
     what.add_argument(

@@ -80,7 +80,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="T",
-        help="boundary threshold of epoc and sam-edges, in (0, 1) (default: 0.1)",
+        help="boundary threshold of epoc and sam-edges, in (0, 1) (default: 0.1 of sam-edges)",
     )
     group.add_argument(
         "--num-tokens", type=int, metavar="N", help="exactly N tokens per image, instead"
@@ -89,7 +89,7 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=float,
         metavar="S",
-        help="as many tokens as have borders stronger than S, from 0 to 1, instead",
+        help="as many tokens as have borders stronger than S, from 0 to 1 (default: 0.4 of epoc)",
     )
     group.add_argument("--max-tokens", type=int, metavar="N", help="at most N tokens per image")
     group.add_argument(

@@ -31,14 +31,15 @@ MergeCost = Literal["balanced", "boundary"]
 # Colour distances, 0 to 442, are rounded to sixteenths: sums stay integers.
 _COLOUR_STEPS = 16
 
-# Strength is the mean probability along the border of a token of this share of the image.
-_REFERENCE_SHARE = 0.01
+# Strength is the mean probability along the border of two tokens whose h is this share of an image
+# of so many tokens.
+_TYPICAL_SHARE = 0.01
+_TYPICAL_TOKENS = 64.0
 
-# Areas count in units of r / 8 pixels, where r is the root of the image's area. If they counted in
-# pixels, an image would have more tokens the larger it is; as shares of the image, fewer, because a
-# map has lines of one width at every size, and weaker ones where a photo is enlarged. Half way, 100
-# photos of 640 px and more have 87, 99 and 90 tokens at 256, 512 and 1024 px and strength 0.3.
-_UNITS_PER_SIDE = 8.0
+# Areas count as pixels of an image of 256 x 256, so that an image has no more tokens when it is
+# larger. More units than that weigh areas less: at equal mean counts the tokens of BSDS500 then
+# cover more and are less accurate (docs/watershed.md).
+_UNITS = 65_536
 
 
 def check_merge(merge: str) -> None:
@@ -129,10 +130,10 @@ def merge_hierarchy(
     the neighbour of the longest common border. Pairs without a protected token go before pairs with
     one, and these before pairs of two.
 
-    With ``strength``, costs are probabilities, the same at any resolution: the mean boundary
-    probability of the border, which balanced merging multiplies by log(1 + 8 a / r) / log(1 + 0.08
-    r), where a is the area of the smaller token and r the root of the image's area, in pixels: by 1
-    if a is one hundredth of the image.
+    With ``strength``, costs are probabilities: the mean boundary probability m of the border.
+    Balanced merging then makes it m * log(1 + 65536 h) / log(1 + 655.36) * sqrt(64 / n), where h is
+    a b / (a + b) of the two areas a and b as shares of the image, and n the number of tokens there
+    still are. So it is m if h is one hundredth and n is 64, and the same at any resolution.
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def merge_hierarchy(
     >>> merge_hierarchy(partition).cut(2).token_map
     array([[0, 0, 1]], dtype=int16)
     """
-    from subtok_data.segment.kernels import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
+    from subtok_data.segment.kernels import AREA, BALANCED, BOUNDARY, merge_neighbours
 
     check_merge(merge)
     if strength is not None and partition.cost_map is None:
@@ -189,7 +190,7 @@ def merge_hierarchy(
     protected = partition.protected
     if protected is None:
         protected = np.zeros(partition.num_tokens, np.bool_)
-    cost = Cost(rule, 1.0, 1.0) if strength is None else _strength(rule, partition.token_map.size)
+    cost = _cost(rule, None if strength is None else partition.token_map.size)
     limit = -1.0 if strength is None else float(strength)
     merges, costs, forced = merge_neighbours(
         borders.pairs,
@@ -205,16 +206,16 @@ def merge_hierarchy(
     return Hierarchy(partition, areas, merges, costs, forced)
 
 
-def _strength(rule: int, pixels: int) -> Cost:
-    """Return the cost that is a probability, for an image of so many pixels."""
-    from subtok_data.segment.kernels import BALANCED, Cost
+def _cost(rule: int, pixels: int | None) -> Cost:
+    """Return the cost that orders merges, or the probability for an image of so many pixels."""
+    from subtok_data.segment.kernels import BALANCED, SHARE, Cost
 
+    if pixels is None:
+        return Cost(rule, 1.0, 1.0, 1.0)
     if rule != BALANCED:
-        return Cost(rule, 1.0, 255.0)
-    unit = math.sqrt(pixels) / _UNITS_PER_SIDE
-    # Of an image below 100 pixels, one hundredth is less than a pixel, and no token is so small.
-    reference = max(_REFERENCE_SHARE * pixels, 1.0)
-    return Cost(rule, unit, 255.0 * math.log1p(reference / unit))
+        return Cost(rule, 1.0, 255.0, 1.0)
+    scale = 255.0 * math.log1p(_TYPICAL_SHARE * _UNITS)
+    return Cost(SHARE, pixels / _UNITS, scale, _TYPICAL_TOKENS)
 
 
 def _colour_distance(

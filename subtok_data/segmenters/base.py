@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from subtok_data.arguments import describe
 from subtok_data.errors import ConfigError
 from subtok_data.segment import (
-    DEFAULT_THRESHOLD,
     Partitioner,
     Prompts,
     RLEMasks,
-    WatershedPartitioner,
 )
 
 __all__ = [
@@ -36,7 +34,6 @@ __all__ = [
     "as_segmenter",
     "partitioner_config",
     "refuse_prompts",
-    "threshold_option",
 ]
 
 Evidence = Mapping[str, NDArray[Any]]
@@ -136,13 +133,17 @@ class Segmenter(Component):
         Picklable, from a module that imports no torch: it runs in worker processes.
     takes_prompts : bool
         Whether it makes tokens of prompts.
+    default_strength : float or None
+        ``strength`` of a tokenizer that is given neither that nor ``num_tokens``; None where the
+        segmenter has a granularity of its own.
     default_min_area : int
-        ``min_area`` of a tokenizer that is given none, nor ``num_tokens``: above 0 where texture
-        leaves tokens of a few pixels.
+        ``min_area`` of a tokenizer that is given none, nor merges by ``num_tokens`` or
+        ``strength``: above 0 where texture leaves tokens of a few pixels.
     """
 
     partitioner: Partitioner
     takes_prompts: bool = False
+    default_strength: float | None = None
     default_min_area: int = 0
 
     @property
@@ -349,6 +350,7 @@ class _OwnSegmenter(_Own, Segmenter):
         super().__init__(own)
         self.partitioner = own.partitioner
         self.takes_prompts = bool(getattr(own, "takes_prompts", False))
+        self.default_strength = getattr(own, "default_strength", None)
         self.default_min_area = int(getattr(own, "default_min_area", 0))
 
     @property
@@ -392,8 +394,6 @@ def refuse_prompts(segmenter: Segmenter, prompts: Sequence[Any] | None) -> None:
 def partitioner_config(partitioner: Partitioner) -> dict[str, Any]:
     """Options of a partitioner that is a dataclass, as JSON values; those that are None left out.
 
-    The threshold of a watershed is the one in use, also where none was given.
-
     Examples
     --------
     >>> from subtok_data.segment import GridPartitioner
@@ -401,21 +401,4 @@ def partitioner_config(partitioner: Partitioner) -> dict[str, Any]:
     {'patch': 16}
     """
     options = dataclasses.asdict(cast(Any, partitioner))
-    if isinstance(partitioner, WatershedPartitioner):
-        options["threshold"] = partitioner.seed_threshold
     return {name: value for name, value in options.items() if value is not None}
-
-
-def threshold_option(config: Mapping[str, Any]) -> float | None:
-    """Threshold to build a segmenter with from :func:`partitioner_config`: None for the default.
-
-    A configuration does not say whether the default was given; where it was, ``num_tokens`` was
-    not, and the tokens are the same.
-
-    Examples
-    --------
-    >>> threshold_option({"threshold": 0.1}), threshold_option({"threshold": 0.3})
-    (None, 0.3)
-    """
-    threshold: float = config["threshold"]
-    return None if threshold == DEFAULT_THRESHOLD else threshold

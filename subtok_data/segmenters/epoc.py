@@ -20,7 +20,6 @@ from subtok_data.segmenters.base import (
     Sizes,
     partitioner_config,
     refuse_prompts,
-    threshold_option,
 )
 
 __all__ = ["EPOCSegmenter"]
@@ -36,10 +35,11 @@ class EPOCSegmenter(Segmenter):
     model : BoundaryModel, str, Path or None, optional
         A model, a folder, or a hub id. None means the packaged weights, loaded at first use.
     threshold : float, optional
-        Seeds are the connected parts with a boundary probability below this, in (0, 1). A higher
-        threshold joins seeds, and adds some where no pixel was below the lower one, so the count
-        may go either way. :data:`~subtok_data.segment.DEFAULT_THRESHOLD` (0.1) if not given. Not
-        together with ``num_tokens`` or ``strength`` of the tokenizer.
+        Seeds are the connected parts with a boundary probability below this, in (0, 1), as in the
+        paper, which takes 0.1. A higher threshold joins seeds, and adds some where no pixel was
+        below the lower one, so the count may go either way. Not together with ``num_tokens`` or
+        ``strength`` of the tokenizer. Without any of the three, tokens are those of
+        ``default_strength``.
     backend : {"numba", "skimage"}, optional
         Which flood; the tokens are the same.
     device : str or torch.device, optional
@@ -52,6 +52,8 @@ class EPOCSegmenter(Segmenter):
     """
 
     name: ClassVar[str] = "epoc"
+    default_strength: float | None = 0.4
+    """Without a threshold: half of 776 photos have 70 tokens or more at the default size."""
     default_min_area: int = 64
     """On photos at the default size, tokens below it follow texture rather than things."""
 
@@ -64,6 +66,8 @@ class EPOCSegmenter(Segmenter):
         device: str | torch.device | None = None,
     ) -> None:
         self.partitioner = WatershedPartitioner(threshold=threshold, backend=backend)
+        if threshold is not None:
+            self.default_strength = None
         if model is not None and not isinstance(model, BoundaryModel):
             check_type(
                 "model", model, (str, Path), _MODEL_REMEDY, noun="a BoundaryModel, folder or hub id"
@@ -155,7 +159,7 @@ class EPOCSegmenter(Segmenter):
         options = config["partitioner"]
         return cls(
             folder / "boundary_model",
-            threshold=threshold_option(options),
+            threshold=options.get("threshold"),
             backend=options["backend"],
             device=device,
         )

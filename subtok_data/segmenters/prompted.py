@@ -96,6 +96,7 @@ class PromptedSegmenter(Segmenter):
         self.prompter = None if prompter is None else as_prompter(prompter)
         self.automatic = automatic
         self.min_iou = min_iou
+        self.default_strength = self.segmenter.default_strength
         self.default_min_area = self.segmenter.default_min_area
         base = self.segmenter.partitioner
         self.rules = rules or default_rules(base)

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
-STRENGTHS = (0.15, 0.3, 0.45, 0.6)
+STRENGTHS = (0.2, 0.4, 0.6, 0.8)
 TOKEN_COUNTS = (16, 60, 150, 400)
 _LANDSCAPE = 1.15
 _INK = np.array([16, 32, 66], np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from subtok_data.segment.kernels.merging import AREA, BALANCED
+from subtok_data.segment.kernels.merging import AREA, BALANCED, SHARE, Cost
 
 
 def merges_by_hand(
@@ -13,12 +13,10 @@ def merges_by_hand(
     sums: list[int],
     areas: list[int],
     protected: list[bool],
-    rule: int,
+    formula: Cost,
     min_area: int,
     stop: int,
     limit: float = -1,
-    unit: float = 1,
-    scale: float = 1,
 ) -> tuple[list[tuple[int, int]], list[float], int]:
     """The definition: look at every pair before every merge."""
     edges = {
@@ -30,16 +28,19 @@ def merges_by_hand(
     merges: list[tuple[int, int]] = []
     costs: list[float] = []
     forced = 0
-    free = 0.0
+    highest = 0.0
 
     def cost(pair: frozenset[int]) -> tuple[int, float, int]:
         rank, length, total = edges[pair]
-        smaller = min(area[token] for token in pair)
+        a, b = (area[token] for token in pair)
         shields = len(pair & shielded)
-        if rule == AREA:
-            return shields, smaller + 1 - length * 2.0**-27, rank
-        weight = math.log1p(smaller / unit) if rule == BALANCED else 1
-        return shields, total / length * weight / scale, rank
+        if formula.rule == AREA:
+            return shields, min(a, b) + 1 - length * 2.0**-27, rank
+        weight = {
+            BALANCED: math.log1p(min(a, b)),
+            SHARE: math.log1p(a * b / (a + b) / formula.unit),
+        }.get(formula.rule, 1)
+        return shields, total / length * weight / formula.scale, rank
 
     def is_crumb(token: int) -> bool:
         return area[token] < min_area and token not in shielded
@@ -47,15 +48,16 @@ def merges_by_hand(
     while edges:
         small = [pair for pair in edges if any(map(is_crumb, pair))]
         best = min(small or edges, key=cost)
-        shields, price, _ = cost(best)
+        shields, value, _ = cost(best)
         if small:
             forced += 1
             costs.append(0)
         else:
-            free = math.inf if shields else max(free, price)
-            if len(area) <= stop and free > limit:
+            highest = math.inf if shields else max(highest, value)
+            few = math.sqrt(formula.typical / len(area)) if formula.rule == SHARE else 1
+            if len(area) <= stop and highest * few > limit:
                 break
-            costs.append(free)
+            costs.append(highest * few)
         made = len(areas) + len(merges)
         merges.append((min(best), max(best)))
         area[made] = sum(area.pop(token) for token in best)

@@ -12,7 +12,14 @@ from helpers.merges import merges_by_hand
 from skimage.measure import label
 
 from subtok_data.segment import Prompts, match_regions, region_adjacency, watershed_tokens
-from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
+from subtok_data.segment.kernels.merging import (
+    AREA,
+    BALANCED,
+    BOUNDARY,
+    SHARE,
+    Cost,
+    merge_neighbours,
+)
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
 from subtok_data.segment.watershed.seeds import threshold_seeds
@@ -47,9 +54,9 @@ def check_merges(seeds: range) -> int:
         borders = region_adjacency(token_map, levels)
         areas = np.bincount(token_map.ravel(), minlength=count).astype(np.int64)
         protected = rng.random(count) < rng.choice([0, 0.3, 0.8])
-        rule = (BOUNDARY, BALANCED, AREA)[seed % 3]
+        rule = (BOUNDARY, BALANCED, AREA, SHARE)[seed % 4]
         min_area, stop = int(rng.integers(0, 20)), int(rng.integers(1, 6))
-        cost = Cost(rule, 1.0, 1.0)
+        cost = Cost(rule, 1.0, 1.0, 1.0)
         merges, _, forced = merge_neighbours(
             borders.pairs,
             borders.lengths,
@@ -67,7 +74,7 @@ def check_merges(seeds: range) -> int:
             borders.sums.tolist(),
             areas.tolist(),
             protected.tolist(),
-            rule,
+            cost,
             min_area,
             stop,
         )

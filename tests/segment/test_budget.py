@@ -49,13 +49,13 @@ def test_min_area_comes_first() -> None:
 
 
 def test_strength_then_min_area_then_the_limit() -> None:
-    free = WatershedPartitioner().for_strength(0.2)(EVIDENCE, LEVELS.shape)
-    merged = apply_budget(free, Budget(strength=0.2))
+    free = WatershedPartitioner().for_strength(0.5)(EVIDENCE, LEVELS.shape)
+    merged = apply_budget(free, Budget(strength=0.5))
     assert 5 < merged.num_tokens < free.num_tokens
-    large = apply_budget(free, Budget(strength=0.2, min_area=150))
+    large = apply_budget(free, Budget(strength=0.5, min_area=150))
     assert measure(large.token_map, large.num_tokens).areas.min() >= 150
-    assert apply_budget(free, Budget(strength=0.2, max_tokens=5)).num_tokens == 5
-    dropped = apply_budget(free, Budget(strength=0.2, max_tokens=5, overflow="drop"))
+    assert apply_budget(free, Budget(strength=0.5, max_tokens=5)).num_tokens == 5
+    dropped = apply_budget(free, Budget(strength=0.5, max_tokens=5, overflow="drop"))
     assert dropped.num_tokens == 5
     kept = merged.token_map[dropped.token_map >= 0]
     assert len(np.unique(kept)) == 5

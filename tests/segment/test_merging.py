@@ -15,7 +15,14 @@ from skimage.measure import label
 
 from subtok_data.errors import ConfigError
 from subtok_data.segment import Partition, TokenMap, region_adjacency
-from subtok_data.segment.kernels.merging import AREA, BALANCED, BOUNDARY, Cost, merge_neighbours
+from subtok_data.segment.kernels.merging import (
+    AREA,
+    BALANCED,
+    BOUNDARY,
+    SHARE,
+    Cost,
+    merge_neighbours,
+)
 from subtok_data.segment.merging import merge_hierarchy
 from subtok_data.segment.watershed.flood import flood_from
 from subtok_data.segment.watershed.minima import minima_seeds
@@ -60,7 +67,7 @@ def cut_up(rng: np.random.Generator, side: int = 24) -> Partition:
     return Partition(token_map, count, levels)
 
 
-@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA])
+@pytest.mark.parametrize("rule", [BOUNDARY, BALANCED, AREA, SHARE])
 @pytest.mark.parametrize("min_area", [0, 9])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("limit", [-1.0, 0.0, 0.6])
@@ -68,7 +75,7 @@ def test_merges_follow_their_definition(
     rule: int, min_area: int, share: float, limit: float
 ) -> None:
     rng = np.random.default_rng(rule + min_area)
-    unit, scale = (1.0, 1.0) if limit < 0 else (2.5, 300.0)
+    cost = Cost(rule, 1.0, 1.0, 1.0) if limit < 0 else Cost(rule, 2.5, 300.0, 20.0)
     for _ in range(30):
         partition = cut_up(rng)
         borders = region_adjacency(partition.token_map, partition.cost_map)
@@ -81,7 +88,7 @@ def test_merges_follow_their_definition(
             borders.sums,
             areas,
             protected,
-            Cost(rule, unit, scale),
+            cost,
             min_area,
             stop,
             limit,
@@ -92,12 +99,10 @@ def test_merges_follow_their_definition(
             borders.sums.tolist(),
             areas.tolist(),
             protected.tolist(),
-            rule,
+            cost,
             min_area,
             stop,
             limit,
-            unit,
-            scale,
         )
         assert merges.tolist() == [list(merge) for merge in by_hand]
         np.testing.assert_allclose(costs, costs_by_hand)
@@ -166,7 +171,7 @@ def test_a_hub_is_not_quadratic(rule: int, flat: bool) -> None:
             sums, lengths, areas = sums * 0, lengths * 0 + 1, areas * 0 + 1
         started = time.process_time()  # other processes do not count
         protected = np.zeros(len(areas), bool)
-        cost = Cost(rule, 1.0, 1.0)
+        cost = Cost(rule, 1.0, 1.0, 1.0)
         merges, _, _ = merge_neighbours(pairs, lengths, sums, areas, protected, cost, 0, 1, -1.0)
         seconds.append(time.process_time() - started)
         assert len(merges) == leaves
@@ -230,24 +235,22 @@ def test_large_maps_merge_in_time() -> None:
     assert merge_hierarchy(Partition(token_map, count, levels)).cut(60).num_tokens == 60
 
 
-def test_strength_is_the_probability_along_the_border_of_a_hundredth() -> None:
-    """Whatever the size of the image; a smaller token needs a stronger border."""
-    for side in (40, 200, 1000):
-        token_map = np.zeros((side, side), np.int16)
-        levels = np.zeros((side, side), np.uint8)
-        corner = side // 10
-        token_map[:corner, :corner] = 1
-        levels[corner, : corner + 1] = levels[: corner + 1, corner] = 102  # 0.4
-        partition = Partition(token_map, 2, levels)
-        for merge in ("balanced", "boundary"):
-            (cost,) = merge_hierarchy(partition, merge=merge, strength=1).costs
-            assert cost == pytest.approx(0.4)
-        token_map[corner // 2, :corner] = 0
-        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
-        assert cost < 0.4
-        token_map[: 2 * corner, : 2 * corner] = 1
-        (cost,) = merge_hierarchy(Partition(token_map, 2, levels * 0 + 102), strength=1).costs
-        assert 0.4 < cost < 0.8
+@pytest.mark.parametrize("side", [40, 200, 1000])
+def test_strength_of_a_border_depends_on_shares_and_on_the_number_of_tokens(side: int) -> None:
+    def first_cost(columns: list[float], merge: Any = "balanced") -> float:
+        """Cost of the first merge of tokens that end at these shares of the width."""
+        ends = np.round(side * np.array(columns)).astype(int)
+        token_map = np.searchsorted(ends, np.arange(side), side="right").astype(np.int16)
+        levels = np.full((side, side), 102, np.uint8)  # a probability of 0.4
+        partition = Partition(token_map[None].repeat(side, axis=0), len(columns), levels)
+        return float(merge_hierarchy(partition, merge=merge, strength=1).costs[0])
+
+    assert first_cost([0.5, 1], "boundary") == pytest.approx(0.4)
+    typical = 0.4 / np.log1p(655.36)
+    assert first_cost([0.5, 1]) == pytest.approx(typical * np.log1p(65536 / 4) * np.sqrt(64 / 2))
+    assert first_cost([0.1, 1]) == pytest.approx(typical * np.log1p(5898.24) * np.sqrt(64 / 2))
+    quarters = typical * np.log1p(65536 / 8) * np.sqrt(64 / 4)
+    assert first_cost([0.25, 0.5, 0.75, 1]) == pytest.approx(quarters)
 
 
 def test_strength_needs_a_cost_map() -> None:

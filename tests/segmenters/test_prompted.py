@@ -57,7 +57,7 @@ def prompts_of(photo: np.ndarray, boxes: list) -> Prompts:
 
 def test_every_prompt_of_a_photo_finds_its_token():
     tokenizer = SubobjectTokenizer(PromptedSegmenter(), max_tokens=64, size=256)
-    assert tokenizer.budget.min_area == EPOCSegmenter.default_min_area  # as without prompts
+    assert tokenizer.budget.strength == EPOCSegmenter.default_strength  # as without prompts
     asked = [prompts_of(*pair) for pair in zip(PHOTOS, BOXES, strict=True)]
     for photo, prompts, tokens in zip(PHOTOS, asked, tokenizer(PHOTOS, prompts=asked), strict=True):
         assert tokens.num_tokens <= 64

@@ -67,7 +67,7 @@ OPTIONS: dict[Any, dict[str, Any]] = {
     SubobjectTokenizer: {
         "threshold": 0.3,
         "num_tokens": 12,
-        "strength": 0.4,
+        "strength": 0.3,
         "max_tokens": 12,
         "min_area": 7,
         "merge": "boundary",

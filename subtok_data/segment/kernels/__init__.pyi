@@ -7,6 +7,7 @@ from .merging import (
     AREA as AREA,
     BALANCED as BALANCED,
     BOUNDARY as BOUNDARY,
+    SHARE as SHARE,
     Cost as Cost,
     cut_merges as cut_merges,
     merge_neighbours as merge_neighbours,

@@ -19,6 +19,7 @@ __all__ = [
     "AREA",
     "BALANCED",
     "BOUNDARY",
+    "SHARE",
     "Cost",
     "Heap",
     "cut_merges",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-BOUNDARY, BALANCED, AREA = 0, 1, 2
+BOUNDARY, BALANCED, AREA, SHARE = 0, 1, 2, 3
 
 ANY = np.iinfo(np.int64).max  # more than any area
 
@@ -37,9 +38,10 @@ ANY = np.iinfo(np.int64).max  # more than any area
 class Cost(NamedTuple):
     """What merging the two tokens of an edge costs."""
 
-    rule: int  # BOUNDARY, BALANCED or AREA
-    unit: float  # BALANCED: area that counts as 1, in pixels
-    scale: float  # BALANCED and BOUNDARY: what costs are divided by
+    rule: int  # BOUNDARY, BALANCED, AREA or SHARE
+    unit: float  # SHARE: area that counts as 1, in pixels
+    scale: float  # not AREA: what costs are divided by
+    typical: float  # SHARE: number of tokens at which a merge costs that; of fewer, more
 
 
 @leaf_kernel
@@ -57,8 +59,20 @@ def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
         return float(smaller_area(graph, edge) + 1.0 - length * 2.0**-27)
     mean = graph.sums[edge] / length
     if cost.rule == BALANCED:
-        mean *= math.log1p(smaller_area(graph, edge) / cost.unit)
+        mean *= math.log1p(smaller_area(graph, edge))
+    elif cost.rule == SHARE:
+        a = float(graph.areas[graph.ends[edge, 0]])
+        b = float(graph.areas[graph.ends[edge, 1]])
+        mean *= math.log1p(a * b / (a + b) / cost.unit)
     return float(mean / cost.scale)
+
+
+@leaf_kernel
+def price(highest: Scalar, cost: Cost, num_tokens: Scalar) -> float:
+    """Compute what a merge costs among so many tokens, if pairs up to it cost ``highest``."""
+    if cost.rule != SHARE:
+        return float(highest)
+    return float(highest * math.sqrt(cost.typical / num_tokens))
 
 
 @leaf_kernel
@@ -137,17 +151,18 @@ def merge_phase(
         if most == 2 or not spares(graph, edge, below, most):
             enter(graph, heap, queued, edge, cost)
     highest = 0.0
-    while finest - done > num_tokens or highest <= limit:
+    while finest - done > num_tokens or price(highest, cost, finest - done) <= limit:
         edge = cheapest(graph, heap, queued, cost, below, most)
         if edge < 0:
             break
         highest = max(highest, edge_cost(graph, edge, cost))
-        if finest - done <= num_tokens and highest > limit:
+        paid = price(highest, cost, finest - done)
+        if finest - done <= num_tokens and paid > limit:
             break
         a, b = node[graph.ends[edge, 0]], node[graph.ends[edge, 1]]
         merges[done, 0] = min(a, b)
         merges[done, 1] = max(a, b)
-        costs[done] = highest
+        costs[done] = paid
         token, count = contract(graph, edge, joined)
         node[token] = finest + done
         done += 1

@@ -13,6 +13,7 @@ from subtok_data.arguments import check_share
 from subtok_data.errors import ConfigError
 from subtok_data.segment.geometry import TokenGeometry, measure
 from subtok_data.segment.masks import FillRules, RLEMasks, fill_parts
+from subtok_data.segment.merging import merge_hierarchy
 from subtok_data.segment.partition import Evidence, Partition, Partitioner, as_partitioner
 from subtok_data.segment.prompts import Prompts, prompt_regions
 
@@ -68,6 +69,9 @@ class PromptedPartitioner(Partitioner):
     num_tokens : int, optional
         Tokens wanted after merging: outside the regions the partition is made finer where these
         took too many.
+    strength : float, optional
+        The tokens of ``base`` merge across borders of this strength or less before boxes and points
+        choose among them.
 
     Raises
     ------
@@ -90,6 +94,7 @@ class PromptedPartitioner(Partitioner):
     automatic: bool = True
     min_iou: float = 0.5
     num_tokens: int | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", as_partitioner(self.base))
@@ -128,8 +133,8 @@ class PromptedPartitioner(Partitioner):
         return replace(self, base=self.base.for_num_tokens(num_tokens), num_tokens=num_tokens)
 
     def for_strength(self, strength: float) -> PromptedPartitioner:
-        """Return a partitioner with a finer base."""
-        return replace(self, base=self.base.for_strength(strength))
+        """Return a partitioner with a finer base, which merges it where there are prompts."""
+        return replace(self, base=self.base.for_strength(strength), strength=strength)
 
     def __call__(self, evidence: Evidence, size: tuple[int, int]) -> Partition:
         """Partition an image, as :meth:`partition` does with the prompts in the evidence."""
@@ -169,6 +174,11 @@ class PromptedPartitioner(Partitioner):
             fields = {"source": np.zeros_like(nothing), **found.token_fields, "prompt": nothing}
             return replace(found, token_fields=fields)
         prompts.check_size(size)
+        if self.strength is not None:
+            # A point in one of a thousand seeds would be a token of a few pixels.
+            most = found.num_tokens
+            hierarchy = merge_hierarchy(found, num_tokens=most, strength=self.strength)
+            found = hierarchy.cut(most, self.strength)
         geometry = measure(found.token_map, found.num_tokens)
         regions = prompt_regions(prompts, found, self.min_iou, geometry)
         partition = self._paint(found, geometry, prompts, regions)

@@ -20,7 +20,6 @@ from subtok_data.segmenters.base import (
     Sizes,
     partitioner_config,
     refuse_prompts,
-    threshold_option,
 )
 from subtok_data.segmenters.sam.decoder import PromptableModel
 from subtok_data.segmenters.sam.generated_masks import mask_boxes
@@ -176,7 +175,7 @@ class SAMEdgeSegmenter(PromptableModel, Segmenter):
         """Build from what :meth:`config` and :meth:`save_model` wrote."""
         return cls(
             folder / cls.folder,
-            threshold=threshold_option(config["partitioner"]),
+            threshold=config["partitioner"].get("threshold"),
             **config["edges"],
             device=device,
         )
