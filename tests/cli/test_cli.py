@@ -246,6 +246,91 @@ def files_of(folder):
     }
 
 
+def test_parts_are_made_apart_and_finished_together(photos, tmp_path, capsys):
+    (photos / "03.png").write_bytes(b"")
+    common = ["--shard-rows", "2", *PATCH]
+    whole, out = tmp_path / "whole", tmp_path / "parts"
+    assert main(["tokenize", str(photos), "--out", str(whole), *common]) == 1
+    part = ["tokenize", str(photos), "--out", str(out), *common, "--part"]
+    assert main([*part, "1/2"]) == 1
+    capsys.readouterr()
+    assert main(["tokenize", str(out), "--status"]) == 1
+    words = capsys.readouterr().out
+    assert "1 of 3 shards (6 rows) are whole" in words
+    assert "not finished" in words
+    assert "missing: 0, 2" in words
+    assert main(["tokenize", str(out), "--finish"]) == 2
+    assert "2 of 3 shards are missing" in capsys.readouterr().err
+    assert main([*part, "0/2"]) == 0
+    assert "when all parts are done: subtok tokenize" in capsys.readouterr().out
+    assert main(["tokenize", str(out), "--finish", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "rows": 6,
+        "num_failed": 1,
+        "folder": str(out),
+    }
+    assert files_of(out) == files_of(whole)
+    assert main(["tokenize", str(out), "--status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["finished"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--part", "3"], "--part 3: give I/N, such as 0/64"),
+        (["--part", "2/2"], "of 2 parts the last is 1"),
+        (["--part", "a/b"], "give I/N"),
+        (["--shard-rows", "0"], "shard_rows=0"),
+        (["--verify", "0"], "--verify 0: give the number of rows"),
+        (["--verify", "5"], "no finished tokens"),
+        (["--status"], "no finished tokens"),
+        (["--finish"], "no finished tokens"),
+    ],
+)
+def test_impossible_parts_are_one_clear_line(photos, tmp_path, capsys, options, words):
+    assert main(["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH, *options]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("subtok: ")
+    assert words in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "t").exists()
+    assert main(["tokenize", str(photos), *PATCH]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_damage_is_seen_by_status_and_mended_by_the_same_command(photos, tmp_path, capsys):
+    out = tmp_path / "t"
+    command = ["tokenize", str(photos), "--out", str(out), "--shard-rows", "2", *PATCH]
+    assert main(command) == 0
+    before = files_of(out)
+    shard = out / "data/part=000/tokens-000001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    capsys.readouterr()
+    assert main(["tokenize", str(out), "--status"]) == 1
+    words = capsys.readouterr()
+    assert "2 of 3 shards" in words.out
+    assert "tokens-000001.parquet is damaged" in words.err
+    assert main(command) == 0
+    assert files_of(out) == before
+
+
+def test_verify_compares_and_changed_photos_are_named(photos, tmp_path, capsys):
+    out = tmp_path / "t"
+    command = ["tokenize", str(photos), "--out", str(out), *PATCH]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--verify", "4"]) == 0
+    assert capsys.readouterr().out == "4 of 4 rows come out as they are stored\n"
+    (photos / "02.png").write_bytes((photos / "01.png").read_bytes())
+    assert main([*command, "--verify", "6", "--json"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["differing"]
+    assert (row["index"], row["what"]) == (2, "the image is another one")
+    assert main(command) == 2
+    assert "1 images are not those" in capsys.readouterr().err
+    assert main([*command, "--redo-changed"]) == 0
+    assert main([*command, "--verify", "6"]) == 0
+
+
 def test_another_configuration_is_refused(photos, tmp_path, capsys):
     arguments = ["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH]
     assert main(arguments) == 0

@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -122,8 +123,10 @@ def decode_record(
         total += one
     try:
         raw = _codec().decompress(record[begin:], decompressed_size=total, asbytes=True)
-        steps = np.frombuffer(raw, dtype, height * width).reshape(height, width)
-        token_map = np.bitwise_xor.accumulate(steps, axis=0)
+        token_map = np.frombuffer(raw, dtype, height * width).reshape(height, width).copy()
+        # Row by row: NumPy's accumulate over rows takes four times as long.
+        for above, row in pairwise(token_map):
+            row ^= above
         fields: dict[str, NDArray[Any]] = {}
         offset = map_bytes
         for name, (kind, shape) in described.items():

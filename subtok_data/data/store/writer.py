@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -368,6 +369,7 @@ def row_sums(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.concatenate(sums), np.concatenate(counts)
 
 
+@cache
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 

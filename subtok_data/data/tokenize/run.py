@@ -178,6 +178,7 @@ def tokenize_dataset(
     (1, 4, [1])
     """
     started = time.perf_counter()
+    _check_part(part)
     job = open_job(
         dataset,
         tokenizer,
@@ -302,17 +303,20 @@ def open_job(
     )
 
 
-def _shards_of(part: tuple[int, int] | None, shards: int) -> range:
-    """Shards of a part; every n-th, since neighbouring images often are alike."""
+def _check_part(part: tuple[int, int] | None) -> None:
     if part is None:
-        return range(shards)
+        return
     number, parts = part
     if parts < 1 or not 0 <= number < parts:
         raise ConfigError(
             f"part={number}/{parts}: parts count from 0, so that of {parts} parts the last is "
             f"{parts - 1}"
         )
-    return range(number, shards, parts)
+
+
+def _shards_of(part: tuple[int, int] | None, shards: int) -> range:
+    """Shards of a part; every n-th, since neighbouring images often are alike."""
+    return range(shards) if part is None else range(part[0], shards, part[1])
 
 
 def _check_content(job: ShardJob, own: range, missing: list[int], redo_changed: bool) -> list[int]:

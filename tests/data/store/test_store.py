@@ -13,7 +13,14 @@ import pytest
 from subtok_data import PatchSegmenter, SubobjectTokenizer
 from subtok_data.data import StoredTokens
 from subtok_data.data.datasets.sample import decode_row
-from subtok_data.data.store import StoredRow, StoreMeta, TokenWriter
+from subtok_data.data.store import (
+    LocalStorage,
+    ShardWriter,
+    StoredRow,
+    StoreMeta,
+    TokenWriter,
+    shard_name,
+)
 from subtok_data.errors import ConfigError, SampleError, StoreError
 
 
@@ -77,19 +84,45 @@ def test_shards_appear_one_by_one_and_the_index_last(tmp_path, tokenizer):
     assert json.loads(lines[0]).keys() >= {"versions", "device", "dtype", "seconds", "failed"}
 
 
-def test_many_shards_lie_in_folders_of_fewer_than_a_thousand(tmp_path, tokenizer, monkeypatch):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [1100, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_many_shards_need_few_files_at_a_time(tmp_path, tokenizer, monkeypatch, count):
+    """In folders of fewer than a thousand, open and mapped by the dozen."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    writer = writer_for(tmp_path, tokenizer, num_rows=1100, shard_rows=1)
+    most = 0
+    read = LocalStorage.read
+
+    def counted(self, *args):
+        nonlocal most
+        found = read(self, *args)
+        if random.random() < 0.02:
+            maps = Path("/proc/self/maps").read_text().count(str(tmp_path))
+            most = max(most, maps + len(os.listdir("/proc/self/fd")))
+        return found
+
+    random = np.random.default_rng(0)
+    before = len(os.listdir("/proc/self/fd"))
+    writer = writer_for(tmp_path, tokenizer, num_rows=count, shard_rows=1)
     token_map = np.zeros((2, 2), np.int16)
-    for number in range(1100):
-        writer.write(number, [StoredRow.of(number, [token_map])])
+    for number in range(count):
+        with (
+            writer.storage.create(shard_name(number)) as file,
+            ShardWriter(file, writer.meta.shard_info(number, 1)) as shard,
+        ):
+            shard.add(StoredRow.of(number, [token_map]))
+            shard.close()
+    monkeypatch.setattr(LocalStorage, "read", counted)
     writer.finish()
     for folder, _, names in os.walk(tmp_path):
         assert len(names) < 1000, folder
-    assert len(list((tmp_path / "index").glob("*.parquet"))) == 3
+    assert len(list((tmp_path / "index").glob("*.parquet"))) == -(-count // 512)
     tokens = StoredTokens(tmp_path)
-    assert tokens.lengths().tolist() == [1] * 1100
-    assert len(tokens.places()) == 1100
+    assert (tokens.lengths() == 1).all()
+    assert len(tokens.places()) == count
+    for index in random.integers(0, count, 2000).tolist():
+        assert tokens.row(index).index == index
+    assert [row.index for row in tokens.rows()] == list(range(count))
+    assert before < most < before + 140  # 64 of each storage
 
 
 def test_a_write_that_fails_leaves_no_shard(tmp_path, tokenizer, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import time
@@ -11,6 +12,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.batches import assert_same_batches
 
 from subtok_data import PatchSegmenter, SubobjectDataset, SubobjectLoader, SubobjectTokenizer
 from subtok_data.data import StoredTokens, TokenWriter, tokenize_dataset, verify_tokens
@@ -136,6 +138,29 @@ def test_any_engine_makes_the_same_files(tmp_path, whole):
     assert sum(rows for rows, _ in progress) == ROWS
     assert sum(failed for _, failed in progress) == 4
     assert LocalEngine().on_rows is None
+
+
+def test_a_job_goes_to_other_processes(tmp_path, whole):
+    class Elsewhere:
+        def map_shards(self, job, shards):
+            for number in shards:
+                yield from make_shards(pickle.loads(pickle.dumps(job)), [number])
+
+    run(Images(), tmp_path, engine=Elsewhere())
+    assert files_of(tmp_path) == whole
+
+
+def test_dataloader_workers_read_stored_tokens(tmp_path):
+    run(Images(), tmp_path)
+    tokenizer = SubobjectTokenizer(PatchSegmenter(8), size=32)
+    dataset = SubobjectDataset(Images(), tokens=tmp_path, on_error="replace")
+    dataset[0]  # a file is open in this process when the workers fork
+    batches = []
+    for workers in (0, 2):
+        options = {"batch_size": 8, "num_workers": workers, "executor": "inline"}
+        with SubobjectLoader(dataset, tokenizer, **options) as loader:
+            batches.append(list(loader))
+    assert_same_batches(*batches)
 
 
 @pytest.mark.parametrize(("engine", "lost"), [(Lazy(), 1), (Liar(), 5)])
