@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subtok_data.arguments import check_choice, check_count, check_type
+from subtok_data.batch.recycled import RecycledArrays
 from subtok_data.errors import ConfigError
 from subtok_data.images import canvas_size, resize
 
@@ -130,7 +131,10 @@ def _processor_size(processor: Any) -> int | tuple[int, int] | None:
 
 
 def stack_pixels(
-    images: Sequence[NDArray[np.uint8]], config: PixelConfig, device: torch.device | None
+    images: Sequence[NDArray[np.uint8]],
+    config: PixelConfig,
+    device: torch.device | None,
+    arrays: RecycledArrays | None = None,
 ) -> Tensor:
     """Pad images to a common size, right and bottom, and normalise them.
 
@@ -142,6 +146,8 @@ def stack_pixels(
         Mean, std and dtype.
     device : torch.device or None
         With a device, bytes travel and floats are made there: four times less to move.
+    arrays : RecycledArrays, optional
+        Where the memory of the result comes from; from the system by default.
 
     Returns
     -------
@@ -151,15 +157,16 @@ def stack_pixels(
     height = max((image.shape[0] for image in images), default=1)
     width = max((image.shape[1] for image in images), default=1)
     shape = (len(images), 3, height, width)
+    arrays = arrays or RecycledArrays()
     if device is not None and device.type != "cpu":
-        raw = torch.from_numpy(_split(images, np.empty(shape, np.uint8))).pin_memory()
+        raw = torch.from_numpy(_split(images, arrays.empty(shape, np.uint8))).pin_memory()
         return _normalise_on(raw.to(device, non_blocking=True), images, config)
     if config.dtype == "uint8":
-        return torch.from_numpy(_split(images, np.empty(shape, np.uint8)))
+        return torch.from_numpy(_split(images, arrays.empty(shape, np.uint8)))
     from subtok_data.segment import normalise_planes  # compiled code, loaded when it is needed
 
     # A kernel, not torch: its threads would wait for cores that the other stages are busy on.
-    stacked = np.empty(shape, np.float32)
+    stacked = arrays.empty(shape, np.float32)
     scale, shift = (np.array(values, np.float32) for values in config.affine)
     for slot, image in zip(stacked, images, strict=True):
         pixels = np.ascontiguousarray(image).reshape(-1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subtok_data.batch.keys import EXTENSION_FIELDS, KEYS
+from subtok_data.batch.recycled import RecycledArrays
 from subtok_data.segment import Prompts, Segmented
 
 __all__ = ["list_regions", "pad_tokens", "round_up"]
@@ -21,7 +22,12 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> dict[str, Tensor]:
+def pad_tokens(
+    images: Sequence[Segmented],
+    *,
+    pad_to_multiple_of: int = 1,
+    arrays: RecycledArrays | None = None,
+) -> dict[str, Tensor]:
     """Stack the tokens of several images into the visual part of a batch.
 
     Parameters
@@ -30,6 +36,8 @@ def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> d
         Token map and geometry of each image.
     pad_to_multiple_of : int, optional
         N is rounded up to a multiple of this, so that compiled models see few lengths.
+    arrays : RecycledArrays, optional
+        Where the memory of the maps comes from; from the system by default.
 
     Returns
     -------
@@ -44,7 +52,8 @@ def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> d
     sizes = np.array([image.token_map.shape for image in images], dtype=np.int64).reshape(-1, 2)
     length = round_up(int(counts.max(initial=1)), pad_to_multiple_of)
     height, width = (int(side) for side in sizes.max(axis=0, initial=1))
-    maps = KEYS["visual_token_map"].full(I=len(images), Hs=height, Ws=width)
+    map_key = KEYS["visual_token_map"]
+    maps = (arrays or RecycledArrays()).empty((len(images), height, width), map_key.dtypes[0])
     boxes, centers, areas = (
         KEYS[f"visual_token_{name}"].full(I=len(images), N=length)
         for name in ("boxes", "centers", "areas")
@@ -53,6 +62,7 @@ def pad_tokens(images: Sequence[Segmented], *, pad_to_multiple_of: int = 1) -> d
         height, width = image.token_map.shape
         n, geometry = image.num_tokens, image.geometry
         maps[row, :height, :width] = image.token_map
+        maps[row, height:] = maps[row, :height, width:] = map_key.pad
         boxes[row, :n] = geometry.boxes / np.array([width, height, width, height], np.float32)
         centers[row, :n] = geometry.centers / np.array([height, width], np.float32)
         areas[row, :n] = geometry.areas / (height * width)

@@ -8,6 +8,7 @@ and batches that are skipped at resume cost no inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -75,7 +76,7 @@ class RawImages:
         views: list[NDArray[Any]] = []
         offset = 0
         for shape in self.shapes:
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             views.append(flat[offset : offset + size].reshape(shape))
             offset += size
         return views

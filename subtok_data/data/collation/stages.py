@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from subtok_data.batch import list_regions, pad_tokens, put_column_row, stack_pixels
+from subtok_data.batch import (
+    RecycledArrays,
+    list_regions,
+    pad_tokens,
+    put_column_row,
+    stack_pixels,
+)
 from subtok_data.data.collation.in_progress import BatchInProgress, SampleInProgress
 from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
@@ -63,6 +69,8 @@ class BatchStages:
         ``timed(stage)`` is a context in which that stage runs; ``stage`` is "infer" or "finish".
     logs : tuple of list of Replacement, optional
         Get the replacements of each batch that is finished.
+    arrays : RecycledArrays, optional
+        Where the memory of finished batches comes from, and goes to when they are gone.
     """
 
     tokenizer: SubobjectTokenizer
@@ -71,6 +79,7 @@ class BatchStages:
     device: torch.device | None = None
     timed: Callable[[str], AbstractContextManager[Any]] = _untimed
     logs: tuple[list[Replacement], ...] = ()
+    arrays: RecycledArrays = field(default_factory=RecycledArrays)
 
     def run(self, raw: RawBatch) -> BatchInProgress:
         """Run all stages up to ``collect``, one after the other in this thread."""
@@ -262,9 +271,13 @@ class BatchStages:
         segmented = [one for sample in samples for one in sample.segmented]
         images = [image for sample in samples for image in sample.encoder_images]
         visual: dict[str, Any] = {
-            "pixel_values": stack_pixels(images, self.options.pixels, self.device),
+            "pixel_values": stack_pixels(images, self.options.pixels, self.device, self.arrays),
             "valid_sizes": _sizes([image_size(image) for image in images]),
-            **pad_tokens(segmented, pad_to_multiple_of=self.options.pad_to_multiple_of),
+            **pad_tokens(
+                segmented,
+                pad_to_multiple_of=self.options.pad_to_multiple_of,
+                arrays=self.arrays,
+            ),
             "source_sizes": _sizes([size for s in samples for size in s.raw.source_sizes]),
         }
         if samples[0].raw.prompts is not None:

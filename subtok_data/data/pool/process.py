@@ -10,9 +10,9 @@ out jobs and collects results, and a dead or silent worker is replaced while the
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.connection
 import os
 import pickle
+import selectors
 import socket
 import threading
 from collections import deque
@@ -83,6 +83,8 @@ class ProcessSegmentPool(SegmentPool):
         self._closing = False
         self._broken: WorkerCrashError | None = None
         self._wake_read, self._wake_write = socket.socketpair()
+        self._sources = selectors.PollSelector()
+        self._sources.register(self._wake_read, selectors.EVENT_READ)
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="subtok-segment-pool", daemon=True)
@@ -101,7 +103,9 @@ class ProcessSegmentPool(SegmentPool):
             if self._closing:
                 raise RuntimeError("the segment pool is closed")
             self._queue.append(queued)
-        self._wake()
+            waits = len(self._queue) > 1  # then the thread is awake, or all workers have enough
+        if not waits:
+            self._wake()
         return queued.future
 
     def close(self) -> None:
@@ -133,7 +137,9 @@ class ProcessSegmentPool(SegmentPool):
             self._finish()
 
     def _start(self) -> None:
-        self._processes.append(SegmentProcess(self._timeout_s))
+        worker = SegmentProcess(self._timeout_s)
+        self._processes.append(worker)
+        self._sources.register(worker.connection, selectors.EVENT_READ, worker)
         self.pids = [worker.pid for worker in self._processes]
 
     def _deal(self) -> None:
@@ -148,6 +154,7 @@ class ProcessSegmentPool(SegmentPool):
                         worker.send(queued)
                     except MemoryError as error:
                         queued.future.set_exception(error)  # the worker has not heard of it
+                        self._wake()  # no answer of it will end the wait
                     except OSError:
                         self._lost(worker)
 
@@ -162,15 +169,11 @@ class ProcessSegmentPool(SegmentPool):
 
     def _wait(self) -> None:
         """Wait until a worker answers, a job comes, or a worker is silent for too long."""
-        connections = {worker.connection: worker for worker in self._processes}
-        ready = multiprocessing.connection.wait(
-            [*connections, self._wake_read], timeout=self._patience()
-        )
-        for source in ready:
-            if source is self._wake_read:
+        for source, _ in self._sources.select(self._patience()):
+            if source.data is None:
                 self._drain_wakes()
             else:
-                self._receive(connections[source])  # pyright: ignore[reportArgumentType]
+                self._receive(source.data)
         self._kill_silent()
 
     def _patience(self) -> float | None:
@@ -210,6 +213,7 @@ class ProcessSegmentPool(SegmentPool):
     def _lost(self, worker: SegmentProcess, hung: str = "", *, blame_image: bool = True) -> None:
         """Replace a worker that died, or that hung as ``hung`` says, and queue its jobs again."""
         self._processes.remove(worker)
+        self._sources.unregister(worker.connection)
         ended = worker.end(kill=bool(hung))
         reason = hung or ended
         again = list(worker.jobs)
@@ -246,6 +250,7 @@ class ProcessSegmentPool(SegmentPool):
             worker.end(kill=bool(worker.jobs) or not worker.ready)
         self._processes.clear()
         self.pids = []
+        self._sources.close()
         self._wake_read.close()
         self._wake_write.close()
         for queued in left:

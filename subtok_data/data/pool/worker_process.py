@@ -122,11 +122,10 @@ class SegmentProcess:
         if not self._given:
             self._since = time.monotonic()
         self._given.append((slot, queued))
-        job, task = queued.job, None
-        if job.task not in self._known_tasks:
-            self._known_tasks[job.task] = len(self._known_tasks)
-            task = job.task
-        request = (id(queued), slot, self._known_tasks[job.task], task, places, free, job.size)
+        job, new = queued.job, len(self._known_tasks)
+        key = self._known_tasks.setdefault(job.task, new)
+        task = job.task if key == new else None
+        request = (id(queued), slot, key, task, places, free, job.size)
         self.connection.send_bytes(pickle.dumps(request))
 
     def receive(self) -> tuple[QueuedJob, Segmented | Exception, float] | None:

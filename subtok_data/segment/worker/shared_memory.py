@@ -7,6 +7,7 @@ does not apply. The main process writes the evidence into it, the worker puts th
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -75,7 +76,7 @@ class Slot:
     def view(self, place: ArrayPlace) -> NDArray[Any]:
         """Return the array at a place."""
         dtype = np.dtype(place.dtype)
-        count = int(np.prod(place.shape))
+        count = math.prod(place.shape)
         memory = self.memory(place.offset + count * dtype.itemsize)
         return np.frombuffer(memory, dtype, count, place.offset).reshape(place.shape)
 
