@@ -67,6 +67,15 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.data.TokenizeReport",
         "subtok_data.data.StoredTokens",
     ],
+    "Frameworks": [
+        "subtok_data.integrations.use_subobject_tokens",
+        "subtok_data.integrations.load_subobject_model",
+        "subtok_data.integrations.generation_inputs",
+        "subtok_data.integrations.SubobjectTrainerMixin",
+        "subtok_data.integrations.EpochCallback",
+        "subtok_data.integrations.SubobjectDataModule",
+        "subtok_data.integrations.to_naflex",
+    ],
     "Batches and statistics": [
         "subtok_data.batch.model_inputs",
         "subtok_data.data.PendingBatch",

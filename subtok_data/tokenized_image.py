@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment import Evidence, Segmented
+from subtok_data.arguments import check_count
+from subtok_data.errors import ConfigError
+from subtok_data.segment import Evidence, RLEMasks, Segmented, label_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["TokenizedImage"]
+
+_TOKEN = 1
+"""COCO category of tokens without classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +103,165 @@ class TokenizedImage:
         from subtok_data.viz import plot_tokens
 
         return plot_tokens(self)
+
+    def to_label_image(self, *, size: tuple[int, int] | None = None) -> NDArray[np.int32]:
+        """Return a label image: token k is label k + 1, and 0 is no token.
+
+        That is what scikit-image (``regionprops``), napari and others take for labels.
+
+        Parameters
+        ----------
+        size : (int, int), optional
+            Height and width in pixels, ``tokens.source_size`` for that of the file; by default that
+            of ``image``. Each pixel has the label of the pixel under its centre.
+
+        Returns
+        -------
+        (H, W) int32 ndarray
+            0 only where ``overflow="drop"`` left pixels to no token.
+
+        Raises
+        ------
+        ConfigError
+            If a token would have no pixel at that size.
+
+        Examples
+        --------
+        >>> from subtok_data import PatchSegmenter, SubobjectTokenizer
+        >>> tokenizer = SubobjectTokenizer(PatchSegmenter(1), size=None)
+        >>> tokens = tokenizer(np.zeros((1, 2, 3), np.uint8))
+        >>> tokens.to_label_image().tolist(), tokens.to_label_image(size=(2, 4)).tolist()
+        ([[1, 2]], [[1, 1, 2, 2], [1, 1, 2, 2]])
+        """
+        labels = self.token_map.astype(np.int32) + 1
+        if size is None or tuple(size) == labels.shape:
+            return labels
+        for side in size:
+            check_count("each side of size", side, optional=False, unit="pixels")
+        rows, columns = (
+            (2 * np.arange(new) + 1) * old // (2 * new)
+            for old, new in zip(labels.shape, size, strict=True)
+        )
+        resized = labels[rows[:, None], columns]
+        lost = self.num_tokens - len(np.unique(resized[resized > 0]))
+        if lost:
+            raise ConfigError(
+                f"{lost} of {self.num_tokens} tokens have no pixel at {tuple(size)}: give a larger "
+                "size, or make fewer tokens (num_tokens, min_area)"
+            )
+        return resized
+
+    def to_coco(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        image_id: int = 1,
+        file_name: str = "",
+        first_id: int = 1,
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Return the tokens as COCO annotations: boxes, areas and compressed run lengths.
+
+        Parameters
+        ----------
+        size : (int, int), optional
+            See :meth:`to_label_image`.
+        image_id, file_name
+            Of the image's entry.
+        first_id : int, optional
+            Id of the first annotation; the others follow.
+
+        Returns
+        -------
+        dict
+            ``"images"``, ``"annotations"`` and ``"categories"``, ready for ``json.dump`` and
+            ``pycocotools.coco.COCO``; lists of several images can be joined. Annotation
+            ``first_id + k`` is token k. Where the segmenter knows classes they are the categories,
+            −1 for none; else there is one category.
+
+        Raises
+        ------
+        ConfigError
+            If a token would have no pixel at that size.
+
+        Examples
+        --------
+        >>> from subtok_data import PatchSegmenter, SubobjectTokenizer
+        >>> tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=None)
+        >>> tokens = tokenizer(np.zeros((32, 64, 3), np.uint8))
+        >>> annotation = tokens.to_coco(file_name="a.png")["annotations"][1]
+        >>> annotation["bbox"], annotation["area"], annotation["segmentation"]["size"]
+        ([32, 0, 32, 32], 1024, [32, 64])
+        """
+        from pycocotools import mask as coco
+
+        labels = self.to_label_image(size=size)
+        height, width = labels.shape
+        masks = self._masks(labels)
+        classes = self.token_fields.get("class")
+        boxes, areas = masks.boxes, masks.areas
+        annotations: list[dict[str, Any]] = []
+        for token in range(self.num_tokens):
+            runs: Any = {"size": [height, width], "counts": masks.runs(token).tolist()}
+            packed: Any = coco.frPyObjects(runs, height, width)
+            x0, y0, x1, y1 = (int(side) for side in boxes[token])
+            annotations.append(
+                {
+                    "id": first_id + token,
+                    "image_id": image_id,
+                    "category_id": _TOKEN if classes is None else int(classes[token]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": int(areas[token]),
+                    "segmentation": {"size": [height, width], "counts": packed["counts"].decode()},
+                    "iscrowd": 0,
+                }
+            )
+        names = {_TOKEN: "token"} if classes is None else {k: str(k) for k in np.unique(classes)}
+        return {
+            "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
+            "annotations": annotations,
+            "categories": [{"id": int(key), "name": name} for key, name in names.items()],
+        }
+
+    def to_supervision(self, *, size: tuple[int, int] | None = None) -> Any:
+        """Return the tokens as ``supervision.Detections``, with dense masks.
+
+        Parameters
+        ----------
+        size : (int, int), optional
+            See :meth:`to_label_image`.
+
+        Returns
+        -------
+        supervision.Detections
+            N detections with ``xyxy``, ``mask`` (N, H, W) bool, and ``data["token"]``; ``class_id``
+            where the segmenter knows classes, else the token's number, so that annotators give each
+            token a colour.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            The package ``supervision`` is not installed.
+        ConfigError
+            If a token would have no pixel at that size.
+        """
+        try:
+            supervision: Any = import_module("supervision")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_supervision() needs the package supervision: "
+                "pip install 'subtok-data[supervision]'",
+                name=error.name,
+            ) from error
+        labels = self.to_label_image(size=size)
+        tokens = np.arange(self.num_tokens)
+        detections: Any = supervision.Detections(
+            xyxy=self._masks(labels).boxes.astype(np.float32),
+            mask=labels == tokens[:, None, None] + 1,
+            class_id=np.asarray(self.token_fields.get("class", tokens), np.int64),
+            data={"token": tokens},
+        )
+        return detections
+
+    def _masks(self, labels: NDArray[np.int32]) -> RLEMasks:
+        runs = label_runs(labels, range(1, self.num_tokens + 1))
+        return RLEMasks.from_runs(runs, (labels.shape[0], labels.shape[1]))

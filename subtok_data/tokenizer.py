@@ -12,9 +12,11 @@ from typing import Any, overload
 import torch
 
 from subtok_data.arguments import check_type
+from subtok_data.boundary import BoundaryModel
 from subtok_data.errors import ConfigError
 from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
 from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
+from subtok_data.presets import find_preset
 from subtok_data.segment import (
     Budget,
     MergeCost,
@@ -143,6 +145,45 @@ class SubobjectTokenizer:
         self.order: Order = order
         # What is impossible (an order, a count, two controls) is refused here, not in a worker.
         self.segment_task()
+
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        *,
+        model: BoundaryModel | str | Path | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> SubobjectTokenizer:
+        """Build a tokenizer by name.
+
+        Parameters
+        ----------
+        name : str
+            ``"paper-0.1"``, ``"paper-0.3"``, ``"paper-0.5"``, ``"exact-36"``, ``"exact-64"``,
+            ``"exact-144"``, ``"exact-256"`` or ``"adaptive"``; ``docs/tokenizers.md`` says what
+            each gives.
+        model : BoundaryModel, str or Path, optional
+            In place of the packaged weights, as for :class:`~subtok_data.EPOCSegmenter`: a folder
+            or a name of the hub.
+        device : str or torch.device, optional
+            Where the boundary model runs.
+        **options
+            Of the class, in place of those of the preset or beside them.
+
+        Raises
+        ------
+        ConfigError
+            No such name, or options that contradict those of the preset.
+
+        Examples
+        --------
+        >>> SubobjectTokenizer.preset("exact-64", size=256).budget.num_tokens
+        64
+        """
+        chosen = {**find_preset(name).options, **options}
+        segmenter = EPOCSegmenter(model, threshold=chosen.pop("threshold", None), device=device)
+        return cls(segmenter, **chosen)
 
     @property
     def device(self) -> torch.device:

@@ -1,3 +1,4 @@
+from .lightning import SubobjectDataModule as SubobjectDataModule
 from .llava import (
     generation_inputs as generation_inputs,
     load_subobject_model as load_subobject_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,11 @@ class NotebookFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        """Never wider than its place: notebooks, and galleries that collect HTML."""
+        data = base64.b64encode(self._repr_png_()).decode()
+        return f'<img alt="figure" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -239,7 +240,8 @@ def test_mixin_refuses_an_order_that_it_cannot_give(tmp_path, strategy, words):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("route", ["loader", "data module"])
+def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path, route):
     pl = pytest.importorskip("lightning.pytorch")
 
     class Module(pl.LightningModule):
@@ -255,7 +257,6 @@ def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     def fit(max_steps: int, checkpoint=None):
-        loader = make(shuffle=True)
         module = Module()
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -266,8 +267,11 @@ def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
             enable_checkpointing=False,
             default_root_dir=tmp_path,
         )
-        with loader:
-            trainer.fit(module, loader, ckpt_path=checkpoint)
+        if route == "data module":
+            trainer.fit(module, data_module(train=CodedImages(18)), ckpt_path=checkpoint)
+        else:
+            with make(shuffle=True) as loader:
+                trainer.fit(module, loader, ckpt_path=checkpoint)
         return trainer, module.model.seen
 
     _, whole = fit(9)
@@ -277,6 +281,76 @@ def test_lightning_fits_and_resumes_from_a_checkpoint(tmp_path):
     assert len(whole) == 9
     assert first == whole[:3]
     assert rest == whole[3:]
+
+
+def data_module(**datasets) -> Any:
+    from subtok_data.integrations import SubobjectDataModule
+
+    collator = SubobjectCollator(faulty_tokenizer())
+    return SubobjectDataModule(collator, batch_size=4, **OPTIONS, **datasets)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_data_module_has_a_loader_for_each_stage(tmp_path):
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.seen = {"training": [], "validation": [], "test": [], "predict": []}
+
+        def step(self, stage, batch):
+            self.seen[stage] += batch["sample_index"].tolist()
+            return self.layer(torch.ones(1)).sum()
+
+        def training_step(self, batch, _):
+            return self.step("training", batch)
+
+        def validation_step(self, batch, _):
+            self.step("validation", batch)
+
+        def test_step(self, batch):
+            self.step("test", batch)
+
+        def predict_step(self, batch, _):
+            self.step("predict", batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    module = Module()
+    sizes = {"train": 9, "val": 7, "test": 6, "predict": 5}
+    data = data_module(**{name: CodedImages(size) for name, size in sizes.items()})
+    trainer.fit(module, data)
+    trainer.test(module, data, verbose=False)
+    trainer.predict(module, data)
+    trained = module.seen.pop("training")
+    assert sorted(trained[:9]) == list(range(9)) != trained[:9]
+    assert module.seen == {
+        "validation": list(range(7)),
+        "test": list(range(6)),
+        "predict": list(range(5)),
+    }
+    assert data._open == []
+    without = Module()
+    trainer.fit_loop.epoch_progress.reset()
+    trainer.fit(without, data_module(train=CodedImages(9)))
+    assert without.seen["validation"] == []
+    with pytest.raises(ConfigError, match=r"SubobjectDataModule\(…, test=…\)"):
+        data_module(train=CodedImages(9)).test_dataloader()
 
 
 # --- two processes --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ LEVELS: dict[str, list[set[str]]] = {
     "subtok_data": [
         {"errors"},
         {"arguments"},
+        {"presets"},
         {"devices", "hub", "images", "transformers_io"},
         {"segment"},
         {"annotations", "boundary", "viz"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import subprocess
 import sys
 
@@ -93,7 +95,12 @@ def test_plot_shows_four_panels_and_the_count(coffee, tmp_path):
     assert f"{coffee.num_tokens} tokens" in words
     figure.savefig(tmp_path / "coffee.png")
     assert (tmp_path / "coffee.png").stat().st_size > 10_000
-    assert figure._repr_png_().startswith(b"\x89PNG")  # what notebooks show
+    png = figure._repr_png_()  # what notebooks show, alone or in a page
+    assert png.startswith(b"\x89PNG")
+    address = re.fullmatch(
+        r'<img .*max-width: 100%.* src="data:image/png;base64,(.*)">', figure._repr_html_()
+    )
+    assert base64.b64decode(address[1]) == png
 
 
 def test_plot_without_boundary_map_has_three_panels():
