@@ -63,6 +63,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"position", "process_limit"},
         {"pool", "dataloader_workers"},
         {"store"},
+        {"cache"},
         {"replacement"},
         {"datasets"},
         {"collation", "regions"},

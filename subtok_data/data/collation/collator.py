@@ -12,6 +12,7 @@ import torch
 
 from subtok_data.arguments import check_type
 from subtok_data.batch import Batch, PixelConfig
+from subtok_data.data.cache import CacheReader
 from subtok_data.data.collation.pending_batch import COLLATORS, RawBatch
 from subtok_data.data.collation.stages import BatchStages
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
@@ -126,10 +127,21 @@ class SubobjectCollator:
             prompts=prompts,
             region_text=region_text,
         )
-        self.worker = WorkerCollator(tokenizer.canvas, self.options, key=uuid.uuid4().hex)
         self.replaced: list[Replacement] = []
+        self._set_up(None)
+
+    def _set_up(self, cache: CacheReader | None) -> None:
+        key = uuid.uuid4().hex
+        self.worker = WorkerCollator(self.tokenizer.canvas, self.options, key=key, cache=cache)
         self._deferring = threading.local()
-        COLLATORS[self.worker.key] = self
+        COLLATORS[key] = self
+
+    def looking_up(self, cache: CacheReader) -> SubobjectCollator:
+        """Return a collator of the same options and log that looks images up in a cache."""
+        other = SubobjectCollator.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._set_up(cache)
+        return other
 
     def __call__(self, rows: Sequence[Any]) -> Batch:
         """Collate rows: decoded samples of our datasets, dict rows, tuples or images.
@@ -174,8 +186,8 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-            ``pool``, ``device`` and ``timed`` of :class:`BatchStages`; ``logs``, beside the
-            collator's own.
+            ``pool``, ``device``, ``timed`` and ``cache`` of :class:`BatchStages`; ``logs``, beside
+            the collator's own.
         """
         logs = (self.replaced, *options.pop("logs", ()))
         return BatchStages(tokenizer=self.tokenizer, options=self.options, logs=logs, **options)
@@ -194,7 +206,8 @@ class SubobjectCollator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # DataLoader workers get the half that needs no model.
-        return (WorkerCollator, (self.worker.canvas, self.options, self.worker.key))
+        worker = self.worker
+        return (WorkerCollator, (worker.canvas, self.options, worker.key, worker.cache))
 
     def __repr__(self) -> str:
         options = self.options

@@ -46,7 +46,7 @@ class SampleInProgress:
     encoder_images : list of (H, W, 3) uint8 arrays
         At the encoder's size.
     token_maps : list of (H, W) integer arrays or None
-        Stored tokens of each image.
+        Tokens of each image that are known already: stored, or found in a cache.
     evidence : list of Evidence
         One per image, between inference and the pool.
     futures : list of Future
@@ -73,7 +73,7 @@ class SampleInProgress:
             self.error = SampleError.of(error, index=raw.index, path=raw.path, stage=stage)
 
     def take_stored_tokens(self) -> None:
-        """Take the stored tokens of each image in place of what a segmenter would find."""
+        """Take tokens that are known already in place of what a segmenter would find."""
         fields = self.raw.token_fields or [{} for _ in self.images]
         self.evidence = [
             {"token_map": token_map, **{f"field_{name}": own[name] for name in own}}
@@ -145,7 +145,7 @@ class BatchInProgress:
         """Give each raw sample its pixels, as views of the buffers of the batch."""
         images = iter(raw.images.unpack())
         encoder = None if raw.encoder_images is None else iter(raw.encoder_images.unpack())
-        maps = None if raw.token_maps is None else iter(raw.token_maps.unpack())
+        maps = iter([] if raw.token_maps is None else raw.token_maps.unpack())
         samples: list[SampleInProgress] = []
         for sample in raw.samples:
             count = sample.num_images
@@ -155,7 +155,7 @@ class BatchInProgress:
                     raw=sample,
                     images=own,
                     encoder_images=own if encoder is None else list(islice(encoder, count)),
-                    token_maps=None if maps is None else list(islice(maps, count)),
+                    token_maps=None if sample.tokens == "model" else list(islice(maps, count)),
                 )
             )
         return cls(
@@ -168,9 +168,9 @@ class BatchInProgress:
         )
 
     @property
-    def has_stored_tokens(self) -> bool:
-        """Whether the tokens of all images are stored, so that nothing is inferred."""
-        return all(sample.token_maps is not None for sample in self.samples)
+    def to_infer(self) -> list[SampleInProgress]:
+        """Samples whose tokens are not known already."""
+        return [sample for sample in self.samples if sample.token_maps is None]
 
     @property
     def has_failures(self) -> bool:
@@ -178,9 +178,9 @@ class BatchInProgress:
         return any(sample.error is not None for sample in self.samples)
 
     def take_evidence(self, evidence: Sequence[Evidence]) -> None:
-        """Share out what was inferred for all images, in order of their samples."""
+        """Share out what was inferred for the images of :attr:`to_infer`, in order."""
         each = iter(evidence)
-        for sample in self.samples:
+        for sample in self.to_infer:
             sample.evidence = list(islice(each, len(sample.images)))
 
     def cancel(self) -> None:

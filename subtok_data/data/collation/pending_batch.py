@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -26,7 +26,18 @@ from subtok_data.errors import SubtokError
 from subtok_data.segment import Prompts
 from subtok_data.text import EncodedText, RegionRow
 
-__all__ = ["COLLATORS", "BatchFinisher", "PendingBatch", "RawBatch", "RawImages", "RawSample"]
+__all__ = [
+    "COLLATORS",
+    "BatchFinisher",
+    "PendingBatch",
+    "RawBatch",
+    "RawImages",
+    "RawSample",
+    "TokenOrigin",
+]
+
+TokenOrigin = Literal["model", "store", "cache"]
+"""Where the tokens of a sample come from: made of its images, stored, or found in a cache."""
 
 
 class BatchFinisher(Protocol):
@@ -102,6 +113,8 @@ class RawSample:
         Height and width of each image as decoded, px.
     dataset_key : str or None
         Names the dataset that offers replacements.
+    tokens : {"model", "store", "cache"}
+        Where its tokens come from; unless from the model, their maps are in the batch.
     token_fields : list of dict or None
         Values per stored token, one dict per image.
     prompts : list of Prompts or None
@@ -117,6 +130,7 @@ class RawSample:
     key: bytes | None = None
     source_sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     dataset_key: str | None = None
+    tokens: TokenOrigin = "model"
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     prompts: list[Prompts] | None = None
     text: EncodedText | None = None
@@ -126,6 +140,11 @@ class RawSample:
     def num_images(self) -> int:
         """Number of images of the sample."""
         return len(self.source_sizes)
+
+    @property
+    def room(self) -> int | None:
+        """Most tokens that its text leaves each image; None for no limit."""
+        return None if self.text is None else self.text.visual_room
 
 
 @dataclass(kw_only=True)
@@ -141,7 +160,7 @@ class RawBatch:
     encoder_images : RawImages or None
         The same at the encoder's size, where that is another.
     token_maps : RawImages or None
-        Stored tokens of each image.
+        Tokens that are known already, of each image of the samples that have them.
     tokens_hash : str or None
         Configuration that made the stored tokens.
     many : bool
@@ -152,6 +171,8 @@ class RawBatch:
         Samples that were replaced up to here.
     position : StreamPosition or None
         Position of a stream after the batch.
+    notices : list of str
+        What the worker has to tell the user.
     """
 
     samples: list[RawSample]
@@ -163,6 +184,7 @@ class RawBatch:
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     replaced: list[Replacement] = field(default_factory=list[Replacement])
     position: StreamPosition | None = None
+    notices: list[str] = field(default_factory=list[str])
 
     def pin_memory(self) -> RawBatch:
         """Pin the pixel buffers; nothing else is large."""

@@ -23,6 +23,7 @@ from subtok_data.batch import (
     put_column_row,
     stack_pixels,
 )
+from subtok_data.data.cache import TokenCache
 from subtok_data.data.collation.in_progress import BatchInProgress, SampleInProgress
 from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
@@ -44,6 +45,7 @@ from subtok_data.tokenizer import SubobjectTokenizer
 __all__ = ["BatchStages"]
 
 _STORED = StoredPartitioner()
+_NO_LIMITS = Budget()
 
 
 def _untimed(stage: str) -> AbstractContextManager[None]:
@@ -71,6 +73,8 @@ class BatchStages:
         Get the replacements of each batch that is finished.
     arrays : RecycledArrays, optional
         Where the memory of finished batches comes from, and goes to when they are gone.
+    cache : TokenCache, optional
+        Gets the tokens that are made here.
     """
 
     tokenizer: SubobjectTokenizer
@@ -80,6 +84,7 @@ class BatchStages:
     timed: Callable[[str], AbstractContextManager[Any]] = _untimed
     logs: tuple[list[Replacement], ...] = ()
     arrays: RecycledArrays = field(default_factory=RecycledArrays)
+    cache: TokenCache | None = None
 
     def run(self, raw: RawBatch) -> BatchInProgress:
         """Run all stages up to ``collect``, one after the other in this thread."""
@@ -103,22 +108,24 @@ class BatchStages:
                 f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize "
                 "again"
             )
+        if self.cache is not None:
+            for notice in raw.notices:
+                self.cache.tell(notice)
         return BatchInProgress.of(raw)
 
     def infer(self, batch: BatchInProgress) -> None:
-        """Infer all images together; an asynchronous segmenter only starts.
+        """Infer all images without tokens together; an asynchronous segmenter only starts.
 
         Raises
         ------
         SubtokError
             If not one sample can be inferred: then the model is at fault, not an image.
         """
-        if batch.has_stored_tokens:
-            for sample in batch.samples:
+        for sample in batch.samples:
+            if sample.token_maps is not None:
                 sample.take_stored_tokens()
-            return
         segmenter = self.tokenizer.segmenter
-        images, sizes, prompts = self._inputs(batch.samples)
+        images, sizes, prompts = self._inputs(batch.to_infer)
         if not images:
             return
         with self.timed("infer"):
@@ -150,6 +157,8 @@ class BatchStages:
         """Wait for the pool; a failure stays with its sample."""
         for sample in batch.samples:
             sample.collect()
+            if self.cache is not None and sample.error is None:
+                self._keep(sample, self.cache)
 
     def finish(self, batch: BatchInProgress) -> dict[str, Any]:
         """Replace failed samples, build unless that is done, and log what was replaced.
@@ -184,7 +193,7 @@ class BatchStages:
 
     def _infer_each(self, batch: BatchInProgress, error: Exception) -> None:
         """Infer image by image after a failure, to learn which sample is to blame."""
-        for sample in batch.samples:
+        for sample in batch.to_infer:
             found: list[Evidence] = []
             try:
                 for image, size, prompts in zip(*self._inputs([sample]), strict=True):
@@ -198,14 +207,31 @@ class BatchStages:
     # --- segmentation -------------------------------------------------------------------------
 
     def _task(self, sample: SampleInProgress) -> SegmentTask:
-        limit = None if sample.raw.text is None else sample.raw.text.visual_room
+        limit = sample.raw.room
         task = self.tokenizer.segment_task(shape_size=self.options.shape_size, max_tokens=limit)
         if sample.token_maps is None:
             return task
+        if sample.raw.tokens == "cache":  # as this task made them, prompts and budget included
+            return replace(task, partitioner=_STORED, budget=_NO_LIMITS)
         if isinstance(task.partitioner, PromptedPartitioner):
             # Stored tokens are those without prompts: regions go on top of them.
             return replace(task, partitioner=task.partitioner.with_base(_STORED))
         return replace(task, partitioner=_STORED, budget=Budget(max_tokens=limit))
+
+    def _keep(self, sample: SampleInProgress, cache: TokenCache) -> None:
+        """Give the cache what it lacks; tokens that come from it get what it does not hold."""
+        raw = sample.raw
+        if raw.tokens == "cache":
+            wanted = self._task_budget(raw.room).num_tokens or 0
+            sample.segmented = [
+                replace(one, shortfall=max(wanted - one.num_tokens, 0)) for one in sample.segmented
+            ]
+        elif raw.tokens == "model" and raw.key is not None:
+            cache.put(raw.key, raw.room, sample.segmented)
+
+    def _task_budget(self, room: int | None) -> Budget:
+        budget = self.tokenizer.budget
+        return budget if room is None else budget.capped(room)
 
     # --- replacement --------------------------------------------------------------------------
 
@@ -241,7 +267,8 @@ class BatchStages:
         source = find_source(key)
         if source is None:
             return None
-        worker = WorkerCollator(self.tokenizer.canvas, self.options)
+        reader = None if self.cache is None else self.cache.reader
+        worker = WorkerCollator(self.tokenizer.canvas, self.options, cache=reader)
         with InlineSegmentPool() as pool:
             alone = replace(self, pool=pool)
             for other in source.replacements(index, reason):

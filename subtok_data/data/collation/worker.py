@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from subtok_data.arguments import check_count, check_flag, check_text, check_type
 from subtok_data.batch import PixelConfig, collate_columns
+from subtok_data.data.cache import CacheReader
 from subtok_data.data.collation.pending_batch import PendingBatch, RawBatch, RawImages, RawSample
 from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
 from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size, join_keys, pixel_key
 from subtok_data.segment import Prompts
 from subtok_data.text import RegionRow, RegionText, TextEncoder
 
@@ -78,11 +79,14 @@ class WorkerCollator:
         How batches look.
     key : str, optional
         The collator of the main process that finishes its pending batches.
+    cache : CacheReader, optional
+        Where images are looked up; what is found needs no model.
     """
 
     canvas: Canvas
     options: BatchOptions
     key: str = ""
+    cache: CacheReader | None = None
 
     def __call__(self, rows: Sequence[Any]) -> PendingBatch:
         """Collate rows into a pending batch."""
@@ -113,6 +117,8 @@ class WorkerCollator:
         for raw, sample in zip(raws, samples, strict=True):
             if sample.prompts is not None:
                 raw.prompts = [next(prompts) for _ in sample.images]
+        if maps is None and self.cache is not None:
+            maps = self._look_up(self.cache, raws, samples, resized)
         pixels = self.options.pixels
         encoder_images = None
         if pixels.size is not None:
@@ -129,7 +135,32 @@ class WorkerCollator:
             ),
             replaced=[*(r for s in samples for r in s.replaced), *replaced, *more],
             position=getattr(rows[-1], "position", None),
+            notices=[] if self.cache is None else self.cache.take_notices(),
         )
+
+    def _look_up(
+        self,
+        cache: CacheReader,
+        raws: Sequence[RawSample],
+        samples: Sequence[Sample],
+        resized: Sequence[NDArray[np.uint8]],
+    ) -> list[Any] | None:
+        """Take what the cache has of each sample; returns the maps of all, None if it has none."""
+        maps: list[Any] = []
+        each = iter(resized)
+        for raw, sample in zip(raws, samples, strict=True):
+            sizes = [image_size(next(each)) for _ in sample.images]
+            key = sample.key or join_keys([pixel_key(image) for image in sample.images])
+            if key is None:  # no image
+                continue
+            raw.key = cache.key_of(key, raw.prompts)
+            found = cache.read(raw.key, raw.room, sizes)
+            if found is None:
+                continue
+            raw.tokens = "cache"
+            raw.token_fields = [fields for _, fields in found]
+            maps += [token_map.astype("int32") for token_map, _ in found]
+        return maps or None
 
     def _passing(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Columns without those that the text was made of."""
@@ -152,6 +183,7 @@ class WorkerCollator:
                         image_column=self.options.image_column,
                         max_pixels=self.options.max_pixels,
                         prompts=self.options.prompts,
+                        with_key=self.cache is not None,
                     )
                 )
             except SampleError as error:
@@ -189,6 +221,7 @@ class WorkerCollator:
             path=sample.path,
             source_sizes=sample.source_sizes,
             dataset_key=sample.dataset_key,
+            tokens="model" if sample.token_maps is None else "store",
             token_fields=sample.token_fields,
             text=text,
             region_texts=self._region_texts(sample),

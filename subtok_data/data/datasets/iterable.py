@@ -79,6 +79,9 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     (8, 8, 3)
     """
 
+    with_keys: bool = False
+    """Whether samples bring the key of their images."""
+
     def __init__(
         self,
         dataset: Iterable[Any],
@@ -251,6 +254,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             index=index,
             max_pixels=self.max_pixels,
             prompts=self.prompts,
+            with_key=self.with_keys,
         )
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):

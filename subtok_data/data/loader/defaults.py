@@ -17,8 +17,9 @@ from subtok_data.arguments import (
     describe,
     similar_names,
 )
+from subtok_data.data.cache import TokenCache
 from subtok_data.data.collation import SubobjectCollator, WorkerCollator
-from subtok_data.data.datasets import SubobjectDataset, SubobjectIterableDataset
+from subtok_data.data.datasets import MixedDataset, SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
 from subtok_data.errors import ConfigError
@@ -31,6 +32,7 @@ __all__ = [
     "check_options",
     "check_shared_memory",
     "choose_collator",
+    "make_cache",
     "wrap_dataset",
 ]
 
@@ -108,6 +110,41 @@ def wrap_dataset(
     streaming = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
     wrapper = SubobjectIterableDataset if streaming else SubobjectDataset
     return wrapper(dataset, image_column=image_column, on_error=on_error, seed=seed)
+
+
+def make_cache(
+    cache: Any,
+    cache_gb: float | None,
+    dataset: SubobjectDataset | SubobjectIterableDataset,
+    tokenizer: SubobjectTokenizer,
+) -> TokenCache | None:
+    """Open the cache of a loader, if it has one, and let the samples bring their keys.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be a cache, or the dataset has no use for one.
+    """
+    if cache is None:
+        if cache_gb is not None:
+            raise ConfigError(f"cache_gb={cache_gb} limits a cache: give cache=FOLDER too")
+        return None
+    tokens = TokenCache(cache, tokenizer, limit_gb=cache_gb)
+    for part in (dataset, *(dataset.datasets if isinstance(dataset, MixedDataset) else ())):
+        if getattr(part, "tokens", None) is not None:
+            raise ConfigError(
+                "cache= beside a dataset with stored tokens, tokens=: they need no model already; "
+                "leave out one of them"
+            )
+        if part.transform is not None:
+            raise ConfigError(
+                "cache= beside a dataset with transform=: augmented images differ in each epoch, "
+                "so that their tokens are never needed again. Store the tokens with `subtok "
+                "tokenize SRC --out DIR`, and give SubobjectDataset(…, tokens=DIR, transform=…): "
+                "then image and tokens are augmented together"
+            )
+        part.with_keys = True
+    return tokens
 
 
 def check_options(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -21,6 +23,7 @@ from subtok_data.data.loader.defaults import (
     check_options,
     check_shared_memory,
     choose_collator,
+    make_cache,
     wrap_dataset,
 )
 from subtok_data.data.loader.look_ahead import (
@@ -99,6 +102,12 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         before the worker counts as dead.
     max_restarts : int, optional
         Segment workers replaced before the loader gives up.
+    cache : str or Path, optional
+        Folder that keeps the tokens of each image, by its content and the tokenizer's
+        configuration, for all epochs, ranks and runs: what is in it needs no model. Not with
+        ``transform=`` of the dataset, nor with stored tokens.
+    cache_gb : float, optional
+        Nothing more is written to the cache once its folder takes so many GB; no limit by default.
     **kwargs
         Further DataLoader arguments: ``pin_memory``, ``prefetch_factor``, ``worker_init_fn`` …
         Workers are persistent unless told otherwise. They are forked on Linux while no accelerator
@@ -113,7 +122,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     -----
     UserWarning
         At the end of an epoch in which images had fewer tokens than ``num_tokens``, with their
-        number; or a stream that cannot resume exactly.
+        number; a stream that cannot resume exactly; once for each file of the cache that cannot be
+        read, and when it is full or cannot be written to: loading goes on.
 
     Notes
     -----
@@ -155,6 +165,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         image_column: str | None = None,
         timeout_s: float = 120.0,
         max_restarts: int = 3,
+        cache: str | Path | None = None,
+        cache_gb: float | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice("executor", executor, EXECUTORS)
@@ -183,6 +195,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         dataset = wrap_dataset(
             dataset, image_column=collator.image_column, on_error=collator.on_error, seed=seed
         )
+        tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
+        if tokens is not None:
+            collator = collator.looking_up(tokens.reader)
         super().__init__(
             dataset,
             shuffle=shuffle,
@@ -214,6 +229,11 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         self.image_column = collator.image_column
         self.timeout_s = timeout_s
         self.max_restarts = max_restarts
+        self.cache = cache
+        self.cache_gb = cache_gb
+        self._cache = tokens
+        if tokens is not None:
+            weakref.finalize(self, tokens.close)
         self._recorder = StatsRecorder()
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
@@ -235,6 +255,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
                 for batch, position, is_last in running:
                     if is_last:
                         self.end_of_dataloader = True
+                        self._flush_cache()  # before other ranks can begin their next epoch
+                    self._tell_of_cache()
                     state.advance(position)
                     yield cast("Batch", batch)
                     self._refuse_ended(running)
@@ -250,6 +272,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             self._end_dataloader_workers()  # torch cannot go on with some of them dead
             raise
         finally:
+            self._flush_cache()
             self._end_epoch()
             if self._running is running:
                 self._running = None
@@ -266,6 +289,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
 
     def _load(self, total: int | None) -> Generator[LoadedBatch]:
         self._check_shared_memory()
+        if self._cache is not None:
+            _, ranks = rank_and_world_size()
+            self._cache.begin(ranks=ranks, share=self.num_workers > 0)
         stats = self._recorder
         stats.bytes_in_flight = 0  # what an iteration that was left had prepared is gone
         # Made here and not in the feeder: torch watches for dead workers only from the main thread.
@@ -275,6 +301,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             device=self.device or accelerate_device(),
             timed=stats.timed,
             logs=(stats.replaced,),
+            cache=self._cache,
         )
         if self.prefetch_batches == 0:
             return run_in_step(raws, stages, stats, total)
@@ -285,6 +312,14 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             decode_in_caller=self.num_workers == 0,
         )
         return run_ahead(raws, stages, stats, ahead)
+
+    def _flush_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.flush()
+
+    def _tell_of_cache(self) -> None:
+        for notice in [] if self._cache is None else self._cache.take_notices():
+            warnings.warn(notice, UserWarning, stacklevel=3)
 
     def _check_shared_memory(self) -> None:
         side = self.tokenizer.canvas.size
@@ -336,6 +371,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if self._pool_closer is not None:
             self._pool_closer()
         self._pool = self._pool_closer = None
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> Self:
         return self

@@ -207,6 +207,10 @@ def _hand_over(
     counts = [one.num_tokens for sample in batch.samples for one in sample.segmented]
     stats.count(np.array(counts, np.int64), finished)
     stats.short += sum(one.shortfall > 0 for sample in batch.samples for one in sample.segmented)
+    if stages.cache is not None:
+        for raw in (sample.raw for sample in batch.samples):
+            stats.cache_hits += raw.num_images * (raw.tokens == "cache")
+            stats.cache_misses += raw.num_images * (raw.tokens == "model")
     stats.hold(-batch.nbytes)
     return LoadedBatch(finished, batch.position, is_last)
 

@@ -58,6 +58,8 @@ class LoaderStats:
         Samples that were replaced.
     restarts : int
         Segment workers that died and were replaced.
+    cache_hits, cache_misses : int
+        Images whose tokens were in the cache, and those that were tokenized; 0 without a cache.
     """
 
     batches: int
@@ -78,6 +80,8 @@ class LoaderStats:
     short: int
     replaced: tuple[Replacement, ...]
     restarts: int
+    cache_hits: int = 0
+    cache_misses: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -112,6 +116,8 @@ class LoaderStats:
             f"  training waited            {self.consumer_wait_s * per_image:8.2f} ms per image; "
             f"{self.ready_mean:.1f} batches ready on average",
         ]
+        if looked_up := self.cache_hits + self.cache_misses:
+            lines.append(f"  {self.cache_hits} of {looked_up} images were in the cache")
         if self.short:
             lines.append(f"  {self.short} images have fewer tokens than num_tokens")
         if self.replaced:
@@ -147,6 +153,8 @@ class StatsRecorder:
     text_places: int = 0
     ready: int = 0
     short: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     bytes_in_flight: int = 0
     peak_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict[str, float])
@@ -217,4 +225,6 @@ class StatsRecorder:
             short=self.short,
             replaced=tuple(self.replaced),
             restarts=restarts,
+            cache_hits=self.cache_hits,
+            cache_misses=self.cache_misses,
         )

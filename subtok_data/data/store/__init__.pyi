@@ -12,5 +12,9 @@ from .record import (
 )
 from .row import StoredRow as StoredRow, TokenMaps as TokenMaps
 from .shard import ShardInfo as ShardInfo, ShardReader as ShardReader, ShardWriter as ShardWriter
-from .storage import LocalStorage as LocalStorage, Storage as Storage
+from .storage import (
+    LocalStorage as LocalStorage,
+    Storage as Storage,
+    writer_name as writer_name,
+)
 from .writer import StoreStatus as StoreStatus, TokenWriter as TokenWriter

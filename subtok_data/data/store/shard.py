@@ -315,6 +315,16 @@ class ShardReader:
         for number in range(len(self._places)):
             yield self._group(number).table.select(list(names))
 
+    def spans(self) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+        """Yield the keys of each row group, and where the records of its rows begin in the file.
+
+        There is one place more than rows: the end. Records lie as their length, 4 bytes, and their
+        bytes, one after the other.
+        """
+        for number in range(len(self._places)):
+            group = self._group(number)
+            yield group.table.column("key"), group.begin
+
     def check(self) -> None:
         """Read every byte and compare checksums.
 
