@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
 from subtok_data.data.store.row import StoredRow, TokenMaps
-from subtok_data.data.store.shard import ShardReader
+from subtok_data.data.store.shard import GroupCache, ShardReader
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
@@ -23,7 +23,7 @@ from subtok_data.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["StoredTokens"]
 
-_KEPT_SHARDS = 64
+_KEPT_SHARDS = 1024
 
 
 class StoredTokens:
@@ -64,13 +64,14 @@ class StoredTokens:
         side = self.meta.config.get("canvas", {}).get("size")
         self._max_pixels = DEFAULT_MAX_PIXELS if side is None else side * side
         self._shards: OrderedDict[int, ShardReader] = OrderedDict()
+        self._groups = GroupCache()
 
     def __len__(self) -> int:
         return self.meta.rows
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files stay in their process; workers open their own.
-        return {**self.__dict__, "_shards": OrderedDict()}
+        return {**self.__dict__, "_shards": OrderedDict(), "_groups": GroupCache()}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -222,7 +223,7 @@ class StoredTokens:
     def _shard(self, number: int) -> ShardReader:
         reader = self._shards.get(number)
         if reader is None:
-            reader = ShardReader(self.folder, shard_name(number))
+            reader = ShardReader(self.folder, shard_name(number), self._groups)
             self.meta.check_shard(reader.info, number, str(self.folder))
             self._shards[number] = reader
             while len(self._shards) > _KEPT_SHARDS:

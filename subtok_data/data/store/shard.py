@@ -19,7 +19,7 @@ import json
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields as fields_of
 from typing import IO, Any, cast
@@ -34,7 +34,16 @@ from subtok_data.data.store.storage import Storage
 from subtok_data.errors import StoreError
 from subtok_data.images import KEY_BYTES
 
-__all__ = ["GROUP_ROWS", "SCHEMA", "ShardInfo", "ShardReader", "ShardWriter", "end_writer"]
+__all__ = [
+    "GROUP_ROWS",
+    "SCHEMA",
+    "GroupCache",
+    "ShardInfo",
+    "ShardReader",
+    "ShardWriter",
+    "as_numbers",
+    "end_writer",
+]
 
 GROUP_ROWS = 512
 """Rows of a row group, fewer where their records are large."""
@@ -63,7 +72,6 @@ _BEGIN = b"crc32,sha256:"  # the checksums follow, in hexadecimal digits
 _LENGTH = struct.Struct("<I")
 _FOOTER_HEX = 64
 _GROUP_HEX = 16  # two CRC-32: of the columns, of the records
-_KEPT_GROUPS = 64
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,31 @@ class _Group:
     first: NDArray[np.int32]  # number of the first record of each row; one more for the end
 
 
+class GroupCache:
+    """Keep the row groups that were read last, without their records: some 60 kB each.
+
+    Parameters
+    ----------
+    most : int, optional
+        How many.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self.most = most
+        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
+
+    def get(self, key: tuple[str, int], read: Callable[[], _Group]) -> _Group:
+        """Return a row group, read if it is not kept."""
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = read()
+            while len(self._groups) > self.most:
+                self._groups.popitem(last=False)
+        else:
+            self._groups.move_to_end(key)
+        return group
+
+
 class ShardReader:
     """Read a shard: any row, or all in order. Holds no file open.
 
@@ -232,6 +265,8 @@ class ShardReader:
         Where the shard is.
     name : str
         Its file.
+    groups : GroupCache, optional
+        Keeps row groups, of other shards of the storage too.
 
     Attributes
     ----------
@@ -245,7 +280,7 @@ class ShardReader:
         when it is read, or by :meth:`check`.
     """
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, groups: GroupCache | None = None) -> None:
         self._storage = storage
         self.name = name
         size = storage.size(name)
@@ -256,7 +291,7 @@ class ShardReader:
         self._metadata, self.info, checks = self._parse(footer)
         self._places = self._find_groups(checks, size - len(footer))
         self._starts = [place.start for place in self._places]
-        self._kept: OrderedDict[int, _Group] = OrderedDict()
+        self._groups = GroupCache() if groups is None else groups
 
     def __len__(self) -> int:
         return self.info.rows
@@ -367,14 +402,7 @@ class ShardReader:
         )
 
     def _group(self, number: int) -> _Group:
-        group = self._kept.get(number)
-        if group is None:
-            group = self._kept[number] = self._open_group(number)
-            while len(self._kept) > _KEPT_GROUPS:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(number)
-        return group
+        return self._groups.get((self.name, number), lambda: self._open_group(number))
 
     def _open_group(self, number: int) -> _Group:
         place = self._places[number]
@@ -384,11 +412,9 @@ class ShardReader:
             parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=False)
             table = parquet.read_row_group(number, columns=_COLUMNS, use_threads=False)
             lists = table.column("record_sizes").combine_chunks()
-            if isinstance(lists, pa.ChunkedArray):
-                lists = lists.chunk(0)
-            first = np.asarray(lists.offsets, np.int32)
-            sizes = np.asarray(lists.values, np.int32)
-            index = np.asarray(table.column("index"))
+            first = as_numbers(lists.offsets, np.int32)
+            sizes = as_numbers(lists.values, np.int32)
+            index = as_numbers(table.column("index").combine_chunks(), np.int64)
         except Exception as error:  # Arrow has many; all that is read here was checked
             raise self._damaged(f"row group {number}: {error}") from error
         ends = np.concatenate([[0], np.cumsum(sizes.astype(np.int64) + 4)])
@@ -481,6 +507,20 @@ def end_writer(writer: Any) -> None:
     with suppress(OSError, pa.ArrowException):
         writer.close()
     writer.is_open = False
+
+
+def as_numbers(array: Any, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """View an Arrow array of integers without nulls; its own conversion would import pandas.
+
+    Examples
+    --------
+    >>> as_numbers(pa.array([3, 4, 5], pa.int32())[1:], np.int32)
+    array([4, 5], dtype=int32)
+    """
+    _, content = array.buffers()
+    if content is None:
+        return np.zeros(0, dtype)
+    return np.frombuffer(content, dtype, len(array), array.offset * np.dtype(dtype).itemsize)
 
 
 class _Window(io.RawIOBase):

@@ -31,7 +31,14 @@ from subtok_data.data.store.layout import (
 )
 from subtok_data.data.store.progress import ShardReport
 from subtok_data.data.store.row import StoredRow
-from subtok_data.data.store.shard import SCHEMA, ShardInfo, ShardReader, ShardWriter, end_writer
+from subtok_data.data.store.shard import (
+    SCHEMA,
+    ShardInfo,
+    ShardReader,
+    ShardWriter,
+    as_numbers,
+    end_writer,
+)
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.errors import ConfigError, StoreError
 
@@ -361,9 +368,9 @@ def row_sums(column: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     sums: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     counts = [np.zeros(0, np.int64)]
     for chunk in column.chunks:
-        offsets = np.asarray(chunk.offsets, np.int64)
-        values = np.asarray(chunk.values, np.int64)
-        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
+        offsets = as_numbers(chunk.offsets, np.int32).astype(np.int64)
+        values = as_numbers(chunk.values, np.int32)
+        total = np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
         sums.append(total[offsets[1:]] - total[offsets[:-1]])
         counts.append(np.diff(offsets))
     return np.concatenate(sums), np.concatenate(counts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +242,17 @@ def test_damage_outside_the_shards_is_a_named_error(tmp_path, tokenizer, name):
             assert found == [4] * 6
     (tmp_path / name).unlink()
     assert isinstance(read_around(tmp_path), (StoreError, ConfigError))
+
+
+def test_reading_imports_neither_pandas_nor_torch(tmp_path, tokenizer):
+    write_all(writer_for(tmp_path, tokenizer))
+    code = (
+        "import sys\nfrom subtok_data.data.store import StoredTokens\n"
+        f"tokens = StoredTokens({str(tmp_path)!r})\n"
+        "tokens.read(0), tokens.lengths(), tokens.places(), list(tokens.rows())\n"
+        "assert not {'pandas', 'torch', 'PIL', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_tokens_are_attached_by_index_also_after_pickling(tmp_path, tokenizer):
