@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import statistics
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from today import CollateInWorker, CollateOriginal
@@ -48,6 +50,8 @@ from subtok_data.segment import DEFAULT_THRESHOLD, segment_image
 
 BATCH = 8
 PHOTOS = 40
+AHEAD = 12
+"""More batches than look-ahead and DataLoader workers prepare."""
 
 
 class EmulatedDevice:
@@ -111,11 +115,13 @@ def photos() -> Any:
     return [{"image": getattr(data, n)()} for n in ("astronaut", "chelsea", "coffee", "rocket")]
 
 
-def per_image(call: Callable[[], Any], images: int) -> float:
-    """Seconds per image of one call."""
-    started = time.perf_counter()
+def per_image(
+    call: Callable[[], Any], images: int, clock: Callable[[], float] = time.process_time
+) -> float:
+    """Core-seconds per image of one call, whatever else the machine does; or by another clock."""
+    started = clock()
     call()
-    return (time.perf_counter() - started) / images
+    return (clock() - started) / images
 
 
 def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dict[str, float]:
@@ -125,11 +131,11 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
     torch.set_num_threads(1)
     raws: list[Any] = []
 
-    def decode() -> None:
-        for at in range(0, 4 * BATCH, BATCH):
+    def decode() -> None:  # all photos: a few are large, and take most of the time
+        for at in range(0, PHOTOS, BATCH):
             raws.append(collator.worker.collate([dataset[i] for i in range(at, at + BATCH)]))
 
-    found = {"decode": per_image(decode, 4 * BATCH)}
+    found = {"decode": per_image(decode, PHOTOS)}
     stages = collator.stages()
     batches = [stages.open(raw) for raw in raws]
     torch.set_num_threads(os.cpu_count() or 1 if not emulated else 1)
@@ -141,7 +147,7 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
                 batch.take_evidence(batch.inference.result())
                 batch.inference = None
 
-    found["infer"] = per_image(infer, 4 * BATCH)
+    found["infer"] = per_image(infer, PHOTOS, time.perf_counter)
     task = tokenizer.segment_task()
     pairs = [
         (one, image.shape[:2])
@@ -161,7 +167,7 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
             batch.finished = None  # let go at once, as a training loop does
 
     finish()  # first touch of fresh memory is slow, and happens once
-    found["finish"] = per_image(finish, 4 * BATCH)
+    found["finish"] = per_image(finish, PHOTOS)
     return found
 
 
@@ -193,6 +199,36 @@ def epoch_rate(batches: Iterator[Any], warm_batches: int, step_s: float = 0.0) -
         if step_s:
             time.sleep(step_s)
     return images / (time.perf_counter() - started)
+
+
+def core_times(tokenizer: SubobjectTokenizer, rows: Any, workers: int) -> dict[str, float]:
+    """Core-seconds per image of each kind of process, while the pipeline is full at both ends."""
+    main = psutil.Process()
+
+    def spent() -> dict[str, float]:
+        found = {"main process": sum(main.cpu_times()[:2])}
+        for child in main.children(recursive=True):
+            is_segment = "subtok_data.segment.worker" in " ".join(child.cmdline())
+            kind = "segment workers" if is_segment else "DataLoader workers"
+            found[kind] = found.get(kind, 0.0) + sum(child.cpu_times()[:2])
+        return found
+
+    torch.set_num_threads(1)
+    with SubobjectLoader(
+        SubobjectDataset(rows),
+        tokenizer,
+        batch_size=BATCH,
+        num_workers=workers,
+        segment_workers=max(1, (os.cpu_count() or 1) - 1),
+    ) as loader:
+        batches = iter(loader)
+        for _ in range(AHEAD):
+            next(batches)
+        before, images = spent(), 0
+        for batch in itertools.islice(batches, len(loader) - 2 * AHEAD):
+            images += len(batch["pixel_values"])
+        after = spent()
+    return {kind: (after[kind] - before[kind]) / images for kind in after}
 
 
 def contenders(
@@ -317,10 +353,11 @@ def main() -> None:
             efficiency.setdefault(name, []).append(rates[name][-1] / bound)
         fastest = rates["SubobjectLoader, processes"][-1]
         overlaps.append(overlap(tokenizer, rows, args.workers, BATCH / fastest))
-    report(args, stages, rates, efficiency, overlaps)
+    cores_s = core_times(tokenizer, rows, args.workers) if emulated else {}
+    report(args, stages, rates, efficiency, overlaps, cores_s)
 
 
-def report(args, stages, rates, efficiency, overlaps) -> None:
+def report(args, stages, rates, efficiency, overlaps, cores_s) -> None:
     print(f"{args.model} model, {args.size} px, {os.cpu_count()} cores, batch {BATCH}\n")
     print("| stage alone | ms per image |\n|---|---|")
     for name in stages[0]:
@@ -331,6 +368,13 @@ def report(args, stages, rates, efficiency, overlaps) -> None:
             f"| {name} | {statistics.median(rates[name]):.1f} "
             f"| {statistics.median(efficiency[name]):.2f} |"
         )
+    if cores_s:
+        print("\n| processes | core-ms per image |\n|---|---|")
+        for name, seconds in cores_s.items():
+            print(f"| {name} | {1000 * seconds:.2f} |")
+        alone = statistics.median(s["decode"] + s["segment"] + s["finish"] for s in stages)
+        total = sum(cores_s.values())
+        print(f"| together | {1000 * total:.2f}, {total / alone:.2f} times the stages alone |")
     for name, words in {
         "preparation": "a batch's preparation without overlap",
         "interval": "the loader's own interval",
@@ -339,6 +383,7 @@ def report(args, stages, rates, efficiency, overlaps) -> None:
         print(f"\nEpoch beside a training step as long as {words}: {ratio:.2f}x the step")
     if args.json:
         figures = {"stages": stages, "rates": rates, "efficiency": efficiency, "overlap": overlaps}
+        figures["core_seconds"] = cores_s
         args.json.write_text(json.dumps(figures, indent=2))
     if args.plot:
         plot(args, rates, efficiency)
