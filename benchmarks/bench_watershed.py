@@ -8,20 +8,7 @@ scikit-image. All contenders run on one core, in one process, one after the othe
 after round. Times are of the processor (all contenders have one thread), and medians, so that other
 load on the machine meets all alike; it still costs them cache.
 
-One core of an AMD EPYC (Zen 4) with other work, scikit-image 0.26, OpenCV 5.0, 10 photos; ms, and
-times subtok_data:
-
-                            768, t=0.1     768, t=0.5    1024, t=0.1    1024, t=0.5
-    median tokens               83             34            112             36
-    subtok_data                3.8            2.5            6.1            3.9
-    scikit-image, uint8        104 (28x)      123 (49x)      231 (38x)      250 (64x)
-    scikit-image, float64      105 (28x)      124 (50x)      229 (38x)      256 (65x)
-    original procedure         135 (36x)      139 (56x)      328 (54x)      278 (71x)
-    cv2.watershed              8.8 (2.3x)     3.8 (1.5x)    14.3 (2.4x)     6.2 (1.6x)
-
-num_tokens=60 at 1024: 38 ms, scikit-image backend 433 ms. Pixels: 0.94 ms at 256, 5.4 at 1024, 88
-at 4096. Tokens at 1024, same share flooded: 7.3 ms for 9, 9.6 for 232, 12.2 for 883, 22.1 for
-9,756.
+The figures are in docs/watershed.md. OpenCV and Higra take part where they are installed.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ def leaf_kernel(function: Function) -> Function:
     return _compile(function, {"_nrt": False} if known else {})
 
 
-def _compile(function: Function, extra: dict[str, bool]) -> Function:
+def _compile(function: Function, extra: dict[str, Any]) -> Function:
     # Nobody calls them from C, and the wrapper for that takes a tenth of the compiler's time.
-    options = {"nogil": True, "no_cfunc_wrapper": True, **extra}
+    options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True, **extra}
     compiled = _with_cache(function, options)
     if compiled is None:
         _log.info("%s is compiled anew in every process: no folder is writable", function)
@@ -119,7 +119,7 @@ def _compile(function: Function, extra: dict[str, bool]) -> Function:
     return cast("Function", compiled)
 
 
-def _with_cache(function: Callable[..., object], options: dict[str, bool]) -> Any:
+def _with_cache(function: Callable[..., object], options: dict[str, Any]) -> Any:
     """Decorate, with the first folder that can be written; None if there is none."""
     try:
         return numba.njit(cache=True, **options)(function)
