@@ -8,20 +8,7 @@ scikit-image. All contenders run on one core, in one process, one after the othe
 after round. Times are of the processor (all contenders have one thread), and medians, so that other
 load on the machine meets all alike; it still costs them cache.
 
-One core of an AMD EPYC (Zen 4) with other work, scikit-image 0.26, OpenCV 5.0, 10 photos; ms, and
-times subtok_data:
-
-                            768, t=0.1     768, t=0.5    1024, t=0.1    1024, t=0.5
-    median tokens               83             34            112             36
-    subtok_data                3.8            2.5            6.1            3.9
-    scikit-image, uint8        104 (28x)      123 (49x)      231 (38x)      250 (64x)
-    scikit-image, float64      105 (28x)      124 (50x)      229 (38x)      256 (65x)
-    original procedure         135 (36x)      139 (56x)      328 (54x)      278 (71x)
-    cv2.watershed              8.8 (2.3x)     3.8 (1.5x)    14.3 (2.4x)     6.2 (1.6x)
-
-num_tokens=60 at 1024: 38 ms, scikit-image backend 433 ms. Pixels: 0.94 ms at 256, 5.4 at 1024, 88
-at 4096. Tokens at 1024, same share flooded: 7.3 ms for 9, 9.6 for 232, 12.2 for 883, 22.1 for
-9,756.
+The figures are in docs/watershed.md. OpenCV and Higra take part where they are installed.
 """
 
 from __future__ import annotations
@@ -30,7 +17,9 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -49,6 +38,10 @@ try:
     import cv2
 except ImportError:
     cv2 = None
+try:
+    import higra
+except ImportError:
+    higra = None
 
 Levels = NDArray[np.uint8]
 Call = Callable[[], object]
@@ -83,6 +76,25 @@ def original_procedure(levels: Levels, threshold: float) -> NDArray[np.bool_]:
     return np.stack([masks[i] for i in np.argsort(areas)[::-1]])
 
 
+def crack_graph(levels: Levels) -> tuple[Any, NDArray[np.float64]]:
+    """Higra's graph of a map, and the cracks between its pixels."""
+    graph = higra.get_4_adjacency_graph(levels.shape)
+    heights = levels.astype(np.float64)
+    return graph, higra.weight_graph(graph, heights, higra.WeightFunction.max)
+
+
+def seeded_by_higra(levels: Levels, markers: NDArray[np.signedinteger]) -> object:
+    graph, cracks = crack_graph(levels)
+    return higra.labelisation_seeded_watershed(graph, cracks, markers.ravel())
+
+
+def counted_by_higra(levels: Levels, num_tokens: int) -> object:
+    """Exact number by Higra: watershed hierarchy by dynamics, cut."""
+    graph, cracks = crack_graph(levels)
+    tree, altitudes = higra.watershed_hierarchy_by_dynamics(graph, cracks)
+    return higra.labelisation_horizontal_cut_from_num_regions(tree, altitudes, num_tokens)
+
+
 def contenders(levels: Levels, threshold: float) -> dict[str, Call]:
     """Name and call of each; the plain watersheds get their seeds for nothing."""
     task = SegmentTask(WatershedPartitioner(threshold))
@@ -103,6 +115,8 @@ def contenders(levels: Levels, threshold: float) -> dict[str, Call]:
         calls["cv2.watershed (other rule, leaves ridges)"] = lambda: cv2.watershed(
             picture, markers.astype(np.int32)
         )
+    if higra is not None:
+        calls["Higra seeded watershed"] = lambda: seeded_by_higra(levels, markers)
     calls["copy: read the map, write a token map"] = lambda: levels.astype(np.int16)
     return calls
 
@@ -150,21 +164,39 @@ def main_table(args: argparse.Namespace) -> None:
             print(f"  pixels that scikit-image's ties give to another token: at most {share:.3%}")
 
 
-def exact_counts(args: argparse.Namespace) -> None:
-    maps = BoundaryModel.from_pretrained().predict(photos(args.photos, 1024))
-    print("\n1024 x 1024, num_tokens=60: median ms")
-    for backend in ("numba", "skimage"):
-        task = SegmentTask(WatershedPartitioner(backend=backend), Budget(num_tokens=60))
-        values = [
-            seconds(
-                lambda levels=levels, task=task: segment_image(
-                    task, {"boundary_map": levels}, levels.shape
-                )
-            )
-            for levels in maps
-            for _ in range(args.rounds if backend == "numba" else 1)
-        ]
-        print(f"  {backend:8s} {1e3 * np.median(values):9.2f}")
+CONTROLS = {
+    "threshold=0.1": SegmentTask(WatershedPartitioner(0.1)),
+    "  max_tokens=64, min_area=64": SegmentTask(
+        WatershedPartitioner(0.1), Budget(max_tokens=64, min_area=64)
+    ),
+    "num_tokens=60": SegmentTask(WatershedPartitioner(), Budget(num_tokens=60)),
+    "strength=0.3": SegmentTask(WatershedPartitioner(), Budget(strength=0.3)),
+}
+
+
+def controls(args: argparse.Namespace) -> None:
+    """Every control of granularity, against the threshold in the same run."""
+    for side in (512, 768, 1024):
+        maps = BoundaryModel.from_pretrained().predict(photos(args.photos, side))
+        times: dict[str, list[float]] = {}
+        for _ in range(args.rounds):
+            for levels in maps:
+                evidence = {"boundary_map": levels}
+                for name, task in CONTROLS.items():
+                    call = partial(segment_image, task, evidence, levels.shape)
+                    times.setdefault(name, []).append(seconds(call))
+        slow = SegmentTask(WatershedPartitioner(backend="skimage"), Budget(num_tokens=60))
+        for levels in maps:
+            call = partial(segment_image, slow, {"boundary_map": levels}, levels.shape)
+            times.setdefault('num_tokens=60, backend="skimage"', []).append(seconds(call))
+            if higra is not None:
+                call = partial(counted_by_higra, levels, 60)
+                times.setdefault("Higra, 60 by dynamics", []).append(seconds(call))
+        print(f"\n{side} x {side}, {len(maps)} photos: median ms, times threshold=0.1")
+        first = float(np.median(times["threshold=0.1"]))
+        for name, values in times.items():
+            value = float(np.median(values))
+            print(f"  {name:45s} {1e3 * value:9.2f} ms {value / first:8.2f} x")
 
 
 def ranked_noise(side: int, scale: float) -> Levels:
@@ -179,63 +211,57 @@ def ranked_noise(side: int, scale: float) -> Levels:
     return (ranks * 256 // field.size).astype(np.uint8).reshape(side, side)
 
 
-def scaling(args: argparse.Namespace) -> dict[str, list[tuple[float, float, float]]]:
+Rows = dict[str, list[tuple[float, float, float]]]
+
+
+def scaling(args: argparse.Namespace) -> Rows:
     """Rows (pixels, tokens, least nanoseconds per pixel) for more pixels, and for more tokens."""
     photo = photos(1, 4096)[0]
     largest = BoundaryModel.from_pretrained().predict([resize(photo, (1024, 1024))])[0]
     from PIL import Image
 
-    cases: dict[str, list[tuple[Levels, float]]] = {"pixels": [], "tokens": []}
+    sizes: list[Levels] = []
     for side in (256, 512, 1024, 1536, 2048, 3072, 4096):
         picture = Image.fromarray(largest).resize((side, side), Image.Resampling.BICUBIC)
-        cases["pixels"].append((np.asarray(picture).copy(), 0.1))
-    for scale in (60, 30, 15, 8, 4, 2, 1.2):
-        cases["tokens"].append((ranked_noise(1024, scale), 0.35))
-    rows: dict[str, list[tuple[float, float, float]]] = {}
-    for name, maps in cases.items():
-        tasks = [SegmentTask(WatershedPartitioner(threshold)) for _, threshold in maps]
-        times = np.array(
-            [
-                [
-                    seconds(
-                        lambda levels=levels, task=task: segment_image(
-                            task, {"boundary_map": levels}, levels.shape
-                        )
-                    )
-                    for (levels, _), task in zip(maps, tasks, strict=True)
-                ]
-                for _ in range(args.rounds + 1)
-            ]
-        )
-        rows[name] = [
-            (float(levels.size), float(threshold_seeds(levels, threshold).count), float(ns))
-            for (levels, threshold), ns in zip(
-                maps,
-                1e9 * times[1:].min(axis=0) / [levels.size for levels, _ in maps],
-                strict=True,
-            )
-        ]
-        print(f"\nmore {name}:      pixels     tokens         ms   ns per pixel")
+        sizes.append(np.asarray(picture).copy())
+    cases: dict[str, list[tuple[Levels, SegmentTask]]] = {
+        f"pixels, {name.strip()}": [(levels, task) for levels in sizes]
+        for name, task in CONTROLS.items()
+    }
+    few = SegmentTask(WatershedPartitioner(0.35))
+    cases["tokens"] = [(ranked_noise(1024, scale), few) for scale in (60, 30, 15, 8, 4, 2, 1.2)]
+    rows: Rows = {}
+    for name, pairs in cases.items():
+        rows[name] = []
+        for levels, task in pairs:
+            call = partial(segment_image, task, {"boundary_map": levels}, levels.shape)
+            tokens = call().num_tokens
+            least = min(seconds(call) for _ in range(args.rounds))
+            rows[name].append((float(levels.size), float(tokens), 1e9 * least / levels.size))
+        print(f"\nmore {name}\n{'pixels':>22s} {'tokens':>10s} {'ms':>10s} {'ns per pixel':>14s}")
         for pixels, tokens, ns in rows[name]:
             print(f"{pixels:22,.0f} {tokens:10,.0f} {pixels * ns / 1e6:10.2f} {ns:14.2f}")
     return rows
 
 
-def plot(rows: dict[str, list[tuple[float, float, float]]], path: Path) -> None:
+def plot(rows: Rows, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    pixels, _, ns = np.array(rows["pixels"]).T
-    left.loglog(pixels / 1e6, pixels * ns / 1e6, "o-", label="measured")
+    for name, values in rows.items():
+        pixels, tokens, ns = np.array(values).T
+        if name == "tokens":
+            right.semilogx(tokens, pixels * ns / 1e6, "o-")
+        else:
+            left.loglog(pixels / 1e6, pixels * ns / 1e6, "o-", label=name.removeprefix("pixels, "))
+    pixels, _, ns = np.array(rows["pixels, threshold=0.1"]).T
     guide = np.median(ns) * pixels / 1e6
     left.loglog(pixels / 1e6, guide, ":", color="gray", label="proportional to pixels")
     left.set(xlabel="megapixels", ylabel="ms", title="One photo's map, 256² to 4096²")
-    left.legend(frameon=False)
-    pixels, tokens, ns = np.array(rows["tokens"]).T
-    right.semilogx(tokens, pixels * ns / 1e6, "o-")
+    left.legend(frameon=False, fontsize=8)
     right.set(xlabel="tokens", ylabel="ms", ylim=(0, None), title="1024², the same share flooded")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -256,7 +282,7 @@ def main() -> None:
         # One core for everybody, whichever is ours now.
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
     main_table(args)
-    exact_counts(args)
+    controls(args)
     rows = scaling(args)
     if args.plot:
         plot(rows, args.plot)

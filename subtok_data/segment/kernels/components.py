@@ -11,7 +11,7 @@ __all__ = ["label_runs", "paint_runs"]
 
 
 @leaf_kernel
-def find_root(parent: Ints, item: int) -> int:
+def find_root(parent: Ints, item: Scalar) -> int:
     """Find the root of an item; halve the path on the way."""
     at = np.uint64(item)
     above = np.uint64(parent[at])

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Words, kernel, leaf_kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, Words, kernel, leaf_kernel
 from subtok_data.segment.kernels.marks import empty_marks, list_marks
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
@@ -42,7 +42,7 @@ def scratch_slots(pixels: int) -> int:
 
 
 @leaf_kernel
-def next_chunk(links: Ints, spare: Ints, full: int) -> int:
+def next_chunk(links: Ints, spare: Ints, full: Scalar) -> int:
     """Append a chunk behind the chunk ``full``; return its first slot."""
     chunk = spare[0]
     if chunk >= 0:
