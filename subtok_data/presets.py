@@ -45,7 +45,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         **{f"paper-{threshold}": _paper(threshold) for threshold in (0.1, 0.3, 0.5)},
         **{f"exact-{count}": _exact(count) for count in (36, 64, 144, 256)},
         "adaptive": Preset(
-            "as many as the image has strong borders", {"strength": 0.3, "size": 512}
+            "as many as the image has strong borders", {"strength": 0.4, "size": 512}
         ),
     }
 )

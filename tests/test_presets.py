@@ -28,6 +28,12 @@ def test_a_preset_is_the_tokenizer_of_its_options(name):
     assert found.config() == SubobjectTokenizer(device="cpu", **SAME[name]).config()
 
 
+def test_adaptive_is_the_default_of_today():
+    assert SubobjectTokenizer.preset("adaptive", device="cpu").config_hash == (
+        SubobjectTokenizer(device="cpu").config_hash
+    )
+
+
 def test_options_and_weights_may_be_others():
     model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
     found = SubobjectTokenizer.preset("paper-0.3", model=model, size=128, max_tokens=9)

@@ -14,6 +14,8 @@ import subtok_data
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [*sorted((ROOT / "examples").glob("*.md")), *sorted((ROOT / "examples").glob("*.py"))]
+EXTRAS = ("trl",)
+"""Pages about a package that comes with an extra of the same name."""
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _OBJECT = re.compile(r"(?<!-m )\bsubtok_data(?:\.[A-Za-z_]\w*)+(?!\w|/|\.py)")
@@ -33,6 +35,8 @@ def code_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if code_of(p).strip()], ids=lambda p: p.name)
 def test_code_runs_and_prints_what_its_comments_say(page, tmp_path, monkeypatch, capsys):
+    if page.stem in EXTRAS:
+        pytest.importorskip(page.stem, reason=f"pip install 'subtok-data[{page.stem}]'")
     code = code_of(page)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(page), "exec"), {"__name__": f"docs_{page.stem}"})
