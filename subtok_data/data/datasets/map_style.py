@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from torch.utils.data import Dataset
 
-from subtok_data.arguments import check_type, describe
+from subtok_data.arguments import describe
 from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
@@ -22,7 +22,7 @@ from subtok_data.data.replacement import (
     candidates,
     register_source,
 )
-from subtok_data.data.store import StoredTokens
+from subtok_data.data.store import Storage, StoredTokens, open_tokens
 from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, join_keys, pixel_key, read_with_key, to_rgb
 
@@ -101,9 +101,9 @@ class SubobjectDataset(Dataset[Sample]):
     prompts : PromptColumns, optional
         Columns that hold regions of the image: boxes, points, masks, texts. They are augmented
         with the image, and become ``sample.prompts`` instead of columns.
-    tokens : str or Path, optional
-        Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
-        model.
+    tokens : str, Path, Storage or StoredTokens, optional
+        Folder or URI (``s3://``, ``gs://``, ``hf://datasets/USER/NAME``) that ``subtok tokenize``
+        wrote to: samples then bring their token maps, and need no model.
     check_keys : bool, default True
         Whether each image is compared, by the SHA-256 of its file or pixels, with the one that its
         stored tokens were made from; another one is a bad image.
@@ -140,7 +140,7 @@ class SubobjectDataset(Dataset[Sample]):
         image_column: str = "image",
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
-        tokens: str | Path | None = None,
+        tokens: str | Path | Storage | StoredTokens | None = None,
         check_keys: bool = True,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -154,13 +154,11 @@ class SubobjectDataset(Dataset[Sample]):
             max_pixels=max_pixels,
             seed=seed,
         )
-        if tokens is not None:
-            check_type("tokens", tokens, (str, Path), "give the folder of `subtok tokenize`")
         self.dataset = own_decoding(as_rows(dataset), image_column)
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
-        self.tokens = None if tokens is None else StoredTokens(tokens)
+        self.tokens = None if tokens is None else open_tokens(tokens)
         self.with_keys = tokens is not None and check_keys
         self.on_error = on_error
         self.max_pixels = max_pixels

@@ -1,10 +1,11 @@
+from .fsspec_storage import FsspecStorage as FsspecStorage, open_storage as open_storage
 from .layout import (
     StoreMeta as StoreMeta,
     default_shard_rows as default_shard_rows,
     shard_name as shard_name,
 )
 from .progress import Journal as Journal, ShardReport as ShardReport
-from .reader import StoredTokens as StoredTokens
+from .reader import StoredTokens as StoredTokens, open_tokens as open_tokens
 from .record import (
     decode_record as decode_record,
     encode_record as encode_record,

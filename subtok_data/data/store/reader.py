@@ -13,15 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from subtok_data.arguments import describe
+from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
 from subtok_data.data.store.row import StoredRow, TokenMaps
 from subtok_data.data.store.shard import GroupCache, ShardReader
-from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.data.store.storage import Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
-__all__ = ["StoredTokens"]
+__all__ = ["StoredTokens", "open_tokens"]
 
 _KEPT_SHARDS = 1024
 
@@ -34,7 +36,8 @@ class StoredTokens:
     Parameters
     ----------
     folder : str, Path or Storage
-        Where the tokens are.
+        Where the tokens are: a folder, ``s3://``, ``gs://`` or ``hf://datasets/USER/NAME``, of
+        which shards are fetched to a local cache when they are first read.
 
     Attributes
     ----------
@@ -52,7 +55,7 @@ class StoredTokens:
     """
 
     def __init__(self, folder: str | Path | Storage) -> None:
-        self.folder = LocalStorage(folder) if isinstance(folder, str | Path) else folder
+        self.folder = open_storage(folder)
         self.meta = StoreMeta.read(self.folder)
         if self.folder.size(MANIFEST) is None:
             raise ConfigError(
@@ -237,6 +240,29 @@ class StoredTokens:
             f"{str(self.folder)!r}: {name} is damaged: {why}. Run `subtok tokenize {self.folder} "
             "--finish`: it follows from the shards"
         )
+
+
+def open_tokens(tokens: str | Path | Storage | StoredTokens) -> StoredTokens:
+    """Open stored tokens, unless they are open already.
+
+    Parameters
+    ----------
+    tokens : str, Path, Storage or StoredTokens
+        Where they are, or they themselves.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else, or there are no finished tokens.
+    """
+    if isinstance(tokens, StoredTokens):
+        return tokens
+    if not isinstance(tokens, str | Path) and not callable(getattr(tokens, "local", None)):
+        raise ConfigError(
+            f"tokens is {describe(tokens)}, expected str, Path or StoredTokens: give the folder or "
+            "URI that `subtok tokenize` wrote to"
+        )
+    return StoredTokens(tokens)
 
 
 def _check_key(index: int, row: StoredRow, made_from: bytes, keys: Iterable[bytes]) -> None:

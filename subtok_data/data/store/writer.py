@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import (
     LENGTHS,
     MANIFEST,
@@ -39,7 +40,7 @@ from subtok_data.data.store.shard import (
     as_numbers,
     end_writer,
 )
-from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.data.store.storage import Storage
 from subtok_data.errors import ConfigError, StoreError
 
 __all__ = ["StoreStatus", "TokenWriter", "row_sums"]
@@ -95,7 +96,7 @@ class TokenWriter:
     """
 
     def __init__(self, storage: Storage | str | Path, meta: StoreMeta) -> None:
-        self.storage = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        self.storage = open_storage(storage, cached=False)
         self.meta = meta
         if self.storage.size(META) is None and self.storage.size("tokens.json") is None:
             meta.write(self.storage)
@@ -116,7 +117,7 @@ class TokenWriter:
         ConfigError
             If there is none.
         """
-        place = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        place = open_storage(storage, cached=False)
         return cls(place, StoreMeta.read(place))
 
     def missing(self, shards: Iterable[int] | None = None) -> list[int]:
