@@ -1,3 +1,4 @@
+from .cursor import TokenCursor as TokenCursor
 from .fsspec_storage import FsspecStorage as FsspecStorage, open_storage as open_storage
 from .layout import (
     StoreMeta as StoreMeta,

@@ -71,8 +71,8 @@ def open_storage(place: str | Path | Storage, *, cached: bool = True) -> Storage
 
     Examples
     --------
-    >>> open_storage("tokens"), str(open_storage("memory://tokens"))
-    (LocalStorage('tokens'), 'memory://tokens')
+    >>> str(open_storage("tokens")), str(open_storage("memory://tokens"))
+    ('tokens', 'memory://tokens')
     """
     if not isinstance(place, str | Path):
         return place

@@ -21,7 +21,7 @@ from subtok_data.data.store.shard import GroupCache, ShardReader
 from subtok_data.data.store.storage import Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
-from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.images import DEFAULT_MAX_PIXELS, KEY_BYTES
 
 __all__ = ["StoredTokens", "open_tokens"]
 
@@ -102,17 +102,43 @@ class StoredTokens:
         StoreError
             If the file is damaged.
         """
-        described = self._manifest["lengths"]
-        path = self.folder.local(described["name"])
-        if not self.meta.rows:
-            return np.zeros(0, np.uint16)
-        try:
-            found = np.memmap(path, "<u2", "r")
-        except (OSError, ValueError) as error:
-            raise self._damaged(described["name"], str(error)) from error
-        if len(found) != self.meta.rows or zlib.crc32(cast("Any", found)) != described["crc32"]:
-            raise self._damaged(described["name"], "it is not what was written")
+        found = self._mapped("lengths", np.dtype("<u2"))
+        self._check_mapped("lengths", found)
         return found
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Key of the image of each row, as a (rows, 16) uint8 array; zeros where there is none.
+
+        Mapped from its file, not read; :meth:`check_keys` compares it with its checksum.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing or truncated.
+        """
+        return self._mapped("keys", np.dtype((np.uint8, KEY_BYTES)))
+
+    def check_keys(self) -> None:
+        """Raise StoreError if the file of keys is not what was written."""
+        self._check_mapped("keys", self.keys())
+
+    def _mapped(self, kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Map a file of one value a row."""
+        name = self._manifest[kind]["name"]
+        if not self.meta.rows:
+            return np.zeros(0, dtype)
+        try:
+            path = self.folder.local(name)
+            found = np.memmap(path, dtype.base, "r").reshape(-1, *dtype.shape)
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, str(error)) from error
+        if len(found) != self.meta.rows:
+            raise self._damaged(name, f"it has {len(found)} values for {self.meta.rows} rows")
+        return found
+
+    def _check_mapped(self, kind: str, found: NDArray[Any]) -> None:
+        if zlib.crc32(cast("Any", found)) != self._manifest[kind]["crc32"]:
+            raise self._damaged(self._manifest[kind]["name"], "it is not what was written")
 
     def check_length(self, rows: int) -> None:
         """Refuse a dataset of another length."""
@@ -175,7 +201,11 @@ class StoredTokens:
             If the row has none; the reason is the one met when they were made. If they are damaged,
             or of another image.
         """
-        row = self.row(index)
+        return self.maps(self.row(index), keys)
+
+    def maps(self, row: StoredRow, keys: Iterable[bytes] = ()) -> TokenMaps:
+        """Token maps of a row that was read; as :meth:`read`."""
+        index = row.index
         if row.key is not None:
             _check_key(index, row, row.key, keys)
         if row.error is not None:

@@ -301,7 +301,14 @@ def test_s3_holds_what_a_folder_holds(s3, tmp_path):
         name = f"data/part=000/tokens-{number:06d}.parquet"
         assert storage.read(name) == (tmp_path / "t" / name).read_bytes()
         assert storage.read(name, 7, 90) == (tmp_path / "t" / name).read_bytes()[7:97]
-    assert storage.names("") == ["data", "index", "lengths.u2", "provenance.jsonl", "subtok.json"]
+    assert storage.names("") == [
+        "data",
+        "index",
+        "keys.bin",
+        "lengths.u2",
+        "provenance.jsonl",
+        "subtok.json",
+    ]
     tokens = StoredTokens(storage)
     assert list(tokens.rows()) == make_rows(12)
     assert TokenWriter.open(s3(cached=False)).status().finished
