@@ -18,10 +18,10 @@ from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.map_style import Transform, own_decoding
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
-from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset
+from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset, open_options
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
 from subtok_data.data.replacement import Replacement
-from subtok_data.data.store import Storage, StoredTokens, TokenCursor, open_tokens
+from subtok_data.data.store import Storage, StoredTokens, TokenCursor
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
@@ -62,6 +62,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         Folder or URI that ``subtok tokenize`` wrote to: samples then bring their token maps, and
         need no model. Rows of the stream take the tokens that were made from their image, wherever
         these lie; streams in the order of the store, or of its shards, read it in long stretches.
+    tokens_column : str, optional
+        Column that :meth:`SubobjectTokenizer.as_column` made, instead of ``tokens``.
     image_column, transform, prompts, on_error, max_pixels, seed
         As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
         sample of the stream stands in for a bad one.
@@ -96,6 +98,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         *,
         shards_itself: bool | None = None,
         tokens: str | Path | Storage | StoredTokens | None = None,
+        tokens_column: str | None = None,
         image_column: str = "image",
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
@@ -123,8 +126,9 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
-        self.tokens = None if tokens is None else open_tokens(tokens)
-        self.with_keys = tokens is not None
+        self.tokens = open_options(tokens, tokens_column)
+        self.tokens_column = tokens_column
+        self.with_keys = tokens is not None or tokens_column is not None
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
@@ -288,6 +292,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             raise
         if cursor is not None:
             sample.attach(cursor.tokens, cursor)
+        elif self.tokens_column is not None:
+            sample.attach_column(self.tokens_column)
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)

@@ -24,6 +24,7 @@ from subtok_data.images import (
     to_rgb,
 )
 from subtok_data.segment import Prompts
+from subtok_data.token_column import read_token_column
 
 __all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
 
@@ -123,6 +124,44 @@ class Sample:
             cause = error.args[0].partition(": ")[2]  # the place is that of the sample
             raise SampleError(cause, index=self.index, path=self.path, stage="decode") from error
         self.take_tokens(found, tokens.config_hash)
+
+    def attach_column(self, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        """Take the tokens in a column of this row, and the column out of the sample.
+
+        Parameters
+        ----------
+        name : str
+            Column that :meth:`SubobjectTokenizer.as_column` made.
+        max_pixels : int, optional
+            Larger maps are refused.
+
+        Raises
+        ------
+        ColumnError
+            If there is no such column, or something else in it.
+        SampleError
+            There are no tokens in it, they are damaged or of another image.
+        """
+        if name not in self.columns:
+            raise ColumnError(
+                f"no column {name!r}: the row has {sorted(self.columns)}. Make it with "
+                "dataset.map(tokenizer.as_column(), batched=True)"
+            )
+        columns = dict(self.columns)
+        try:
+            found, key, config_hash = read_token_column(
+                columns.pop(name), name, max_pixels=max_pixels
+            )
+            if key and self.key is not None and key not in self.keys():
+                raise SampleError(
+                    f"the tokens in column {name!r} belong to another image: they were made from "
+                    f"{key.hex()}, this one is {self.key.hex()}. The image was changed since: "
+                    "tokenize again"
+                )
+        except SampleError as error:
+            raise SampleError.of(error, index=self.index, path=self.path, stage="decode") from error
+        self.columns = columns
+        self.take_tokens(found, config_hash)
 
     def take_tokens(self, found: TokenMaps, tokens_hash: str) -> None:
         """Take token maps; images and prompts get their size.

@@ -7,11 +7,6 @@ from .layout import (
 )
 from .progress import Journal as Journal, ShardReport as ShardReport
 from .reader import StoredTokens as StoredTokens, open_tokens as open_tokens
-from .record import (
-    decode_record as decode_record,
-    encode_record as encode_record,
-    record_size as record_size,
-)
 from .row import StoredRow as StoredRow, TokenMaps as TokenMaps
 from .shard import ShardInfo as ShardInfo, ShardReader as ShardReader, ShardWriter as ShardWriter
 from .storage import (

@@ -255,3 +255,81 @@ def test_a_wrong_value_for_tokens_is_refused():
     for kind in (SubobjectDataset, SubobjectIterableDataset):
         with pytest.raises(ConfigError, match="tokens is the number 7.*give the folder or URI"):
             kind(make_rows([0]), tokens=7)
+
+
+# --- as a column --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_column(tokenizer):
+    return hugging_face(make_rows()).map(tokenizer.as_column(), batched=True, batch_size=8)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_column_gives_the_batches_of_live_tokens(with_column, tokenizer, tmp_path, num_workers):
+    live = batches_of(SubobjectDataset(make_rows()), tokenizer, num_workers=num_workers)
+    with_column.to_parquet(tmp_path / "t.parquet")
+    read = datasets.Dataset.from_parquet(str(tmp_path / "t.parquet"), cache_dir=str(tmp_path))
+    for source in (with_column, read):
+        stored = SubobjectDataset(source, tokens_column="subtok")
+        assert_same_batches(batches_of(stored, tokenizer, num_workers=num_workers), live)
+    streamed = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "t.parquet"), split="train", streaming=True
+    )
+    stream = SubobjectIterableDataset(streamed, tokens_column="subtok")
+    live = batches_of(SubobjectIterableDataset(streamed.remove_columns("subtok")), tokenizer)
+    assert_same_batches(batches_of(stream, tokenizer), live)
+
+
+def test_a_column_holds_the_records_of_the_store(with_column, tokens):
+    for row, stored in zip(with_column, StoredTokens(tokens).rows(), strict=True):
+        assert row["subtok"]["records"] == list(stored.records)
+        assert row["subtok"]["key"] == stored.key
+        assert row["subtok"]["error"] == ""
+
+
+def test_images_that_datasets_decode_keep_their_tokens(tokenizer):
+    """Their key is that of their pixels, which the file still decodes to."""
+    rows = hugging_face(make_rows(range(4))).cast_column("image", datasets.Image())
+    mapped = rows.map(tokenizer.as_column(name="t"), batched=True)
+    for own, live in zip(
+        batches_of(SubobjectDataset(mapped, tokens_column="t"), tokenizer),
+        batches_of(SubobjectDataset(make_rows(range(4))), tokenizer),
+        strict=True,
+    ):
+        assert (own["visual_token_map"] == live["visual_token_map"]).all()
+
+
+def test_a_column_meets_only_its_image_and_says_what_failed(tokenizer):
+    rows = make_rows(range(3))
+    rows[1]["image"] = {"bytes": b"no image", "path": "bad.png"}
+    made = tokenizer.as_column()({"image": [row["image"] for row in rows]})["subtok"]
+    rows = [{**row, "subtok": tokens} for row, tokens in zip(rows, made, strict=True)]
+    swapped = [
+        rows[0],
+        {**rows[1], "image": rows[0]["image"]},
+        {**rows[2], "image": rows[0]["image"]},
+    ]
+    dataset = SubobjectDataset(swapped, tokens_column="subtok")
+    assert "subtok" not in dataset[0].columns
+    with pytest.raises(SampleError, match="sample 1 .*no stored tokens: image 'bad.png'"):
+        dataset[1]
+    keys = f"made from {made[2]['key'].hex()}, this one is {made[0]['key'].hex()}"
+    with pytest.raises(SampleError, match=f"sample 2 .*belong to another image.*{keys}"):
+        dataset[2]
+    rows[2]["subtok"] = {**made[2], "records": [made[2]["records"][0][:-1] + b"?"]}
+    with pytest.raises(SampleError, match="sample 2 .*column 'subtok'.*damaged"):
+        SubobjectDataset(rows, tokens_column="subtok")[2]
+
+
+def test_what_is_no_column_of_tokens_is_refused(tokenizer, tokens):
+    with pytest.raises(ConfigError, match=r"no column 'subtok'.*\['caption', 'label'\].*as_column"):
+        SubobjectDataset(make_rows([0]), tokens_column="subtok")[0]
+    with pytest.raises(ConfigError, match="column 'label' holds no tokens"):
+        SubobjectDataset(make_rows([0]), tokens_column="label")[0]
+    with pytest.raises(ConfigError, match="give one of them"):
+        SubobjectDataset(make_rows([0]), tokens_column="subtok", tokens=tokens)
+    with pytest.raises(ConfigError, match="no image column 'image'.*'pic'"):
+        tokenizer.as_column()({"pic": [1]})
+    with pytest.raises(ConfigError, match="batched=True"):
+        tokenizer.as_column()(make_rows([0])[0])
