@@ -26,10 +26,9 @@ from subtok_data.data import StoredTokens, TokenWriter
 from subtok_data.data.store import (
     StoredRow,
     StoreMeta,
-    decode_record,
     default_shard_rows,
-    encode_record,
 )
+from subtok_data.token_record import decode_record, encode_record
 
 VARIANTS = 64
 

@@ -15,7 +15,14 @@ from subtok_data.arguments import check_type
 from subtok_data.boundary import BoundaryModel
 from subtok_data.errors import ConfigError
 from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
-from subtok_data.images import DEFAULT_SIZE, Canvas, ImageLike, image_size, to_rgb
+from subtok_data.images import (
+    DEFAULT_MAX_PIXELS,
+    DEFAULT_SIZE,
+    Canvas,
+    ImageLike,
+    image_size,
+    to_rgb,
+)
 from subtok_data.presets import find_preset
 from subtok_data.segment import (
     Budget,
@@ -36,6 +43,7 @@ from subtok_data.segmenters import (
     as_segmenter,
     build_segmenter,
 )
+from subtok_data.token_column import TokenColumn
 from subtok_data.tokenized_image import TokenizedImage
 
 __all__ = ["SubobjectTokenizer"]
@@ -291,6 +299,52 @@ class SubobjectTokenizer:
             found.append(TokenizedImage.of(image, segmented, evidence, image_size(source)))
         warn_of_shortfall(short, len(found), self.budget.num_tokens)
         return found
+
+    def as_column(
+        self,
+        *,
+        image_column: str = "image",
+        name: str = "subtok",
+        batch_size: int = 8,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> TokenColumn:
+        """Tokens as a column, for ``datasets.map(tokenizer.as_column(), batched=True)``.
+
+        ``SubobjectDataset(dataset, tokens_column="subtok")`` reads it, from Parquet and from
+        streams too: the same batches, without a model.
+
+        Parameters
+        ----------
+        image_column : str, optional
+            Which column holds the image, or a list of images.
+        name : str, optional
+            Of the new column.
+        batch_size : int, optional
+            Rows inferred together.
+        max_pixels : int, optional
+            Images with more pixels are not decoded.
+
+        Raises
+        ------
+        ConfigError
+            If an option is out of range.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from subtok_data import PatchSegmenter
+        >>> column = SubobjectTokenizer(PatchSegmenter(32), size=64).as_column()
+        >>> row = column({"image": [np.zeros((64, 64, 3), np.uint8)]})["subtok"][0]
+        >>> sorted(row), row["error"]
+        (['config_hash', 'error', 'key', 'records'], '')
+        """
+        return TokenColumn(
+            self,
+            image_column=image_column,
+            name=name,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the tokens, as JSON values."""

@@ -18,10 +18,10 @@ from subtok_data.data.store import (
     ShardReader,
     ShardWriter,
     StoredRow,
-    record_size,
     writer_name,
 )
 from subtok_data.errors import ConfigError, StoreError
+from subtok_data.token_record import record_size
 
 __all__ = [
     "CacheInfo",

@@ -12,10 +12,11 @@ import numpy as np
 
 from subtok_data.data.cache.index import Place, SegmentIndex
 from subtok_data.data.dataloader_workers import shared_epoch
-from subtok_data.data.store import LocalStorage, TokenMaps, decode_record
+from subtok_data.data.store import LocalStorage, TokenMaps
 from subtok_data.errors import StoreError
 from subtok_data.images import KEY_BYTES
 from subtok_data.segment import Budget, Prompts
+from subtok_data.token_record import decode_record
 
 __all__ = ["CacheReader", "split_records"]
 

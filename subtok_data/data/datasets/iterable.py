@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.map_style import Transform, own_decoding
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
-from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset
+from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset, open_options
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
 from subtok_data.data.replacement import Replacement
+from subtok_data.data.store import Storage, StoredTokens, TokenCursor
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 
@@ -32,13 +34,15 @@ class _Place:
 
     ``state`` is the wrapped dataset's own after ``base`` rows, ``rows`` the number of rows read
     since, and ``given`` the number of samples already yielded for the rows after these (a bad row
-    and its replacement share one good row, and a batch may end between them).
+    and its replacement share one good row, and a batch may end between them). ``stored`` is the
+    row of the stored tokens that is expected behind these rows.
     """
 
     state: Any = None
     base: int = 0
     rows: int = 0
     given: int = 0
+    stored: int | None = None
 
 
 class SubobjectIterableDataset(IterableDataset[Sample]):
@@ -54,6 +58,12 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         workers on all ranks each takes every n-th row. Known for Hugging Face streams (they do) and
         for what is no torch ``IterableDataset`` (it does not); for a torch one it must be said
         where there are several workers or ranks.
+    tokens : str, Path, Storage or StoredTokens, optional
+        Folder or URI that ``subtok tokenize`` wrote to: samples then bring their token maps, and
+        need no model. Rows of the stream take the tokens that were made from their image, wherever
+        these lie; streams in the order of the store, or of its shards, read it in long stretches.
+    tokens_column : str, optional
+        Column that :meth:`SubobjectTokenizer.as_column` made, instead of ``tokens``.
     image_column, transform, prompts, on_error, max_pixels, seed
         As in :class:`~subtok_data.SubobjectDataset`. Under ``on_error="replace"`` the next good
         sample of the stream stands in for a bad one.
@@ -87,6 +97,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         dataset: Iterable[Any],
         *,
         shards_itself: bool | None = None,
+        tokens: str | Path | Storage | StoredTokens | None = None,
+        tokens_column: str | None = None,
         image_column: str = "image",
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
@@ -114,6 +126,9 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
+        self.tokens = open_options(tokens, tokens_column)
+        self.tokens_column = tokens_column
+        self.with_keys = tokens is not None or tokens_column is not None
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
@@ -193,7 +208,9 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 yield from [STREAM_PLACEHOLDER] * self._batch_size
             place = _Place(*resume.positions.get(number, ()))
         for sample, at in self._samples(number, workers, place):
-            sample.position = StreamPosition(number, (at.state, at.base, at.rows, at.given))
+            sample.position = StreamPosition(
+                number, (at.state, at.base, at.rows, at.given, at.stored)
+            )
             yield sample
 
     def _samples(self, number: int, workers: int, start: _Place) -> Iterator[tuple[Sample, _Place]]:
@@ -203,10 +220,12 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         last: Sample | None = None
         bad: list[SampleError] = []
         read = 0
+        cursor = self._cursor(number, workers, start)
+        stored = start.stored
         for index, row in self._rows(number, workers, start):
             read += 1
             try:
-                sample = self._load(row, index)
+                sample = self._load(row, index, cursor)
             except SampleError as error:
                 if self.on_error == "raise":
                     raise
@@ -220,17 +239,27 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 whole = given == len(group)
                 if whole:
                     rows, read = rows + read, 0
+                    stored = None if cursor is None else cursor.row
                     if since >= self._batch_size and hasattr(self.dataset, "state_dict"):
                         state, base = self.dataset.state_dict(), base + rows
                         rows, since = 0, 0
                 if skip_given:
                     skip_given -= 1
                     continue
-                yield one, _Place(state, base, rows, 0 if whole else given)
+                yield one, _Place(state, base, rows, 0 if whole else given, stored)
         for given, error in enumerate(bad, start=1):  # bad rows at the very end
             if last is None:
                 raise SampleError(f"the stream has no good sample; the first: {error}")
-            yield _stand_in(last, error), _Place(state, base, rows, given)
+            yield _stand_in(last, error), _Place(state, base, rows, given, stored)
+
+    def _cursor(self, number: int, workers: int, start: _Place) -> TokenCursor | None:
+        """What finds the stored tokens of this worker's rows, from a place on."""
+        if self.tokens is None:
+            return None
+        row, step = 0, 1
+        if not self.shards_itself:
+            row, step = self._rank * workers + number, self._world * workers
+        return TokenCursor(self.tokens, row if start.stored is None else start.stored, step)
 
     def _rows(self, number: int, workers: int, start: _Place) -> Iterator[tuple[int, Any]]:
         """Rows of this rank and worker, from a place on, with a number that no other row has."""
@@ -247,15 +276,24 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
             own = islice(enumerate(self.dataset, behind), shards - 1, None, shards)
         return islice(own, start.rows, None)
 
-    def _load(self, row: Any, index: int) -> Sample:
-        sample = decode_row(
-            row,
-            image_column=self.image_column,
-            index=index,
-            max_pixels=self.max_pixels,
-            prompts=self.prompts,
-            with_key=self.with_keys,
-        )
+    def _load(self, row: Any, index: int, cursor: TokenCursor | None) -> Sample:
+        try:
+            sample = decode_row(
+                row,
+                image_column=self.image_column,
+                index=index,
+                max_pixels=self.max_pixels,
+                prompts=self.prompts,
+                with_key=self.with_keys,
+            )
+        except SampleError:
+            if cursor is not None:
+                cursor.skip()
+            raise
+        if cursor is not None:
+            sample.attach(cursor.tokens, cursor)
+        elif self.tokens_column is not None:
+            sample.attach_column(self.tokens_column)
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)

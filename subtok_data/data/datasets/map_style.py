@@ -10,19 +10,19 @@ from typing import Any, overload
 
 from torch.utils.data import Dataset
 
-from subtok_data.arguments import check_type, describe
+from subtok_data.arguments import describe
 from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import ColumnError, Sample, decode_row, split_row
-from subtok_data.data.datasets.sources import as_rows, check_options, name_dataset
+from subtok_data.data.datasets.sources import as_rows, check_options, name_dataset, open_options
 from subtok_data.data.replacement import (
     MAX_REPLACEMENTS,
     Replacement,
     candidates,
     register_source,
 )
-from subtok_data.data.store import StoredTokens
+from subtok_data.data.store import Storage, StoredTokens
 from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, join_keys, pixel_key, read_with_key, to_rgb
 
@@ -101,9 +101,11 @@ class SubobjectDataset(Dataset[Sample]):
     prompts : PromptColumns, optional
         Columns that hold regions of the image: boxes, points, masks, texts. They are augmented
         with the image, and become ``sample.prompts`` instead of columns.
-    tokens : str or Path, optional
-        Folder written by ``subtok tokenize``: samples then bring their token maps, and need no
-        model.
+    tokens : str, Path, Storage or StoredTokens, optional
+        Folder or URI (``s3://``, ``gs://``, ``hf://datasets/USER/NAME``) that ``subtok tokenize``
+        wrote to: samples then bring their token maps, and need no model.
+    tokens_column : str, optional
+        Column that :meth:`SubobjectTokenizer.as_column` made, instead of ``tokens``.
     check_keys : bool, default True
         Whether each image is compared, by the SHA-256 of its file or pixels, with the one that its
         stored tokens were made from; another one is a bad image.
@@ -140,7 +142,8 @@ class SubobjectDataset(Dataset[Sample]):
         image_column: str = "image",
         transform: Transform | None = None,
         prompts: PromptColumns | None = None,
-        tokens: str | Path | None = None,
+        tokens: str | Path | Storage | StoredTokens | None = None,
+        tokens_column: str | None = None,
         check_keys: bool = True,
         on_error: str = "raise",
         max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -154,14 +157,13 @@ class SubobjectDataset(Dataset[Sample]):
             max_pixels=max_pixels,
             seed=seed,
         )
-        if tokens is not None:
-            check_type("tokens", tokens, (str, Path), "give the folder of `subtok tokenize`")
         self.dataset = own_decoding(as_rows(dataset), image_column)
         self.image_column = image_column
         self.transform = transform
         self.prompts = prompts
-        self.tokens = None if tokens is None else StoredTokens(tokens)
-        self.with_keys = tokens is not None and check_keys
+        self.tokens = open_options(tokens, tokens_column)
+        self.tokens_column = tokens_column
+        self.with_keys = (tokens is not None or tokens_column is not None) and check_keys
         self.on_error = on_error
         self.max_pixels = max_pixels
         self.seed = seed
@@ -230,6 +232,8 @@ class SubobjectDataset(Dataset[Sample]):
         sample.dataset_key = self._key
         if self.tokens is not None:
             sample.attach(self.tokens)
+        elif self.tokens_column is not None:
+            sample.attach_column(self.tokens_column)
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
-from subtok_data.data.store import StoredTokens
+from subtok_data.data.store import StoredTokens, TokenCursor, TokenMaps
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.images import (
     DEFAULT_MAX_PIXELS,
@@ -24,6 +24,7 @@ from subtok_data.images import (
     to_rgb,
 )
 from subtok_data.segment import Prompts
+from subtok_data.token_column import read_token_column
 
 __all__ = ["ColumnError", "Sample", "decode_row", "split_row"]
 
@@ -97,13 +98,16 @@ class Sample:
         """File of the first image, where it is known."""
         return self.paths[0] if self.paths else None
 
-    def attach(self, tokens: StoredTokens) -> None:
+    def attach(self, tokens: StoredTokens, cursor: TokenCursor | None = None) -> None:
         """Take the stored tokens of this row; images and prompts get the size of their maps.
 
         Parameters
         ----------
         tokens : StoredTokens
             Of the dataset that the sample is a row of.
+        cursor : TokenCursor, optional
+            Of a stream: finds the row that was made from the image. By default it is the row of the
+            same index.
 
         Raises
         ------
@@ -112,9 +116,68 @@ class Sample:
             damaged or of another image, or there is not one map per image.
         """
         try:
-            found = tokens.read(self.index, self._keys())
+            if cursor is None:
+                found = tokens.read(self.index, self.keys())
+            else:
+                found = tokens.maps(cursor.next(self.keys()), self.keys())
+        except SampleError as error:
+            cause = error.args[0].partition(": ")[2]  # the place is that of the sample
+            raise SampleError(cause, index=self.index, path=self.path, stage="decode") from error
+        self.take_tokens(found, tokens.config_hash)
+
+    def attach_column(self, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        """Take the tokens in a column of this row, and the column out of the sample.
+
+        Parameters
+        ----------
+        name : str
+            Column that :meth:`SubobjectTokenizer.as_column` made.
+        max_pixels : int, optional
+            Larger maps are refused.
+
+        Raises
+        ------
+        ColumnError
+            If there is no such column, or something else in it.
+        SampleError
+            There are no tokens in it, they are damaged or of another image.
+        """
+        if name not in self.columns:
+            raise ColumnError(
+                f"no column {name!r}: the row has {sorted(self.columns)}. Make it with "
+                "dataset.map(tokenizer.as_column(), batched=True)"
+            )
+        columns = dict(self.columns)
+        try:
+            found, key, config_hash = read_token_column(
+                columns.pop(name), name, max_pixels=max_pixels
+            )
+            if key and self.key is not None and key not in self.keys():
+                raise SampleError(
+                    f"the tokens in column {name!r} belong to another image: they were made from "
+                    f"{key.hex()}, this one is {self.key.hex()}. The image was changed since: "
+                    "tokenize again"
+                )
         except SampleError as error:
             raise SampleError.of(error, index=self.index, path=self.path, stage="decode") from error
+        self.columns = columns
+        self.take_tokens(found, config_hash)
+
+    def take_tokens(self, found: TokenMaps, tokens_hash: str) -> None:
+        """Take token maps; images and prompts get their size.
+
+        Parameters
+        ----------
+        found : list of (map, fields)
+            One per image.
+        tokens_hash : str
+            Configuration that made them.
+
+        Raises
+        ------
+        SampleError
+            There is not one map per image.
+        """
         if len(found) != len(self.images):
             raise SampleError(
                 f"no stored tokens: {len(found)} stored maps for {len(self.images)} images",
@@ -129,9 +192,9 @@ class Sample:
         if self.prompts is not None:
             pairs = zip(self.prompts, sizes, strict=True)
             self.prompts = [prompts.resized(size) for prompts, size in pairs]
-        self.tokens_hash = tokens.config_hash
+        self.tokens_hash = tokens_hash
 
-    def _keys(self) -> Iterator[bytes]:
+    def keys(self) -> Iterator[bytes]:
         """The key of the sample, then that of its pixels: tokens may be made from either."""
         if self.key is not None:
             yield self.key

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sized
+from pathlib import Path
 from typing import Any, cast
 
 from subtok_data.arguments import check_callable, check_count, check_text, check_type, describe
 from subtok_data.data.datasets.image_files import ImageFiles
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import check_on_error
+from subtok_data.data.store import Storage, StoredTokens, open_tokens
 from subtok_data.errors import ConfigError
 
-__all__ = ["as_rows", "as_stream", "check_options", "name_dataset"]
+__all__ = ["as_rows", "as_stream", "check_options", "name_dataset", "open_options"]
 
 
 def as_rows(dataset: Any) -> Any:
@@ -63,6 +65,25 @@ def as_stream(dataset: Any) -> Iterable[Any]:
     if isinstance(dataset, type) or not hasattr(dataset, "__iter__"):
         raise ConfigError(f"dataset is {describe(dataset)}, which cannot be iterated")
     return dataset
+
+
+def open_options(
+    tokens: str | Path | Storage | StoredTokens | None, tokens_column: str | None
+) -> StoredTokens | None:
+    """Open the stored tokens, where they are not in a column.
+
+    Raises
+    ------
+    ConfigError
+        If both are given, or there are no finished tokens.
+    """
+    if tokens_column is not None:
+        check_text("tokens_column", tokens_column, "the column that tokenizer.as_column() made")
+        if tokens is not None:
+            raise ConfigError(
+                "tokens= and tokens_column= both say where the tokens are: give one of them"
+            )
+    return None if tokens is None else open_tokens(tokens)
 
 
 def name_dataset(dataset: object) -> str:

@@ -1,15 +1,12 @@
+from .cursor import TokenCursor as TokenCursor
+from .fsspec_storage import FsspecStorage as FsspecStorage, open_storage as open_storage
 from .layout import (
     StoreMeta as StoreMeta,
     default_shard_rows as default_shard_rows,
     shard_name as shard_name,
 )
 from .progress import Journal as Journal, ShardReport as ShardReport
-from .reader import StoredTokens as StoredTokens
-from .record import (
-    decode_record as decode_record,
-    encode_record as encode_record,
-    record_size as record_size,
-)
+from .reader import StoredTokens as StoredTokens, open_tokens as open_tokens
 from .row import StoredRow as StoredRow, TokenMaps as TokenMaps
 from .shard import ShardInfo as ShardInfo, ShardReader as ShardReader, ShardWriter as ShardWriter
 from .storage import (

@@ -1,8 +1,8 @@
 """What lies where in a store of tokens, and ``subtok.json``, which says what the store is.
 
-``data/part=000/tokens-000000.parquet`` are the shards, 512 to a folder; ``index/`` and
-``lengths.u2`` follow from them once all are there, and ``provenance.jsonl`` says how each was made.
-``progress/`` holds what an unfinished run needs.
+``data/part=000/tokens-000000.parquet`` are the shards, 512 to a folder; ``index/``,
+``lengths.u2`` and ``keys.bin`` follow from them once all are there, and
+``provenance.jsonl`` says how each was made. ``progress/`` holds what an unfinished run needs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from subtok_data.errors import ConfigError, StoreError
 
 __all__ = [
     "FORMAT",
+    "KEYS",
     "LENGTHS",
     "MANIFEST",
     "META",
@@ -36,6 +37,7 @@ FORMAT = 2
 META = "subtok.json"
 PROVENANCE = "provenance.jsonl"
 LENGTHS = "lengths.u2"
+KEYS = "keys.bin"
 MANIFEST = "index/index.json"
 _FOLDER_SHARDS = 512
 _OLD_META = "tokens.json"

@@ -13,15 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from subtok_data.arguments import describe
+from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
 from subtok_data.data.store.row import StoredRow, TokenMaps
 from subtok_data.data.store.shard import GroupCache, ShardReader
-from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.data.store.storage import Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
-from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.images import DEFAULT_MAX_PIXELS, KEY_BYTES
 
-__all__ = ["StoredTokens"]
+__all__ = ["StoredTokens", "open_tokens"]
 
 _KEPT_SHARDS = 1024
 
@@ -34,7 +36,8 @@ class StoredTokens:
     Parameters
     ----------
     folder : str, Path or Storage
-        Where the tokens are.
+        Where the tokens are: a folder, ``s3://``, ``gs://`` or ``hf://datasets/USER/NAME``, of
+        which shards are fetched to a local cache when they are first read.
 
     Attributes
     ----------
@@ -52,7 +55,7 @@ class StoredTokens:
     """
 
     def __init__(self, folder: str | Path | Storage) -> None:
-        self.folder = LocalStorage(folder) if isinstance(folder, str | Path) else folder
+        self.folder = open_storage(folder)
         self.meta = StoreMeta.read(self.folder)
         if self.folder.size(MANIFEST) is None:
             raise ConfigError(
@@ -99,17 +102,43 @@ class StoredTokens:
         StoreError
             If the file is damaged.
         """
-        described = self._manifest["lengths"]
-        path = self.folder.local(described["name"])
-        if not self.meta.rows:
-            return np.zeros(0, np.uint16)
-        try:
-            found = np.memmap(path, "<u2", "r")
-        except (OSError, ValueError) as error:
-            raise self._damaged(described["name"], str(error)) from error
-        if len(found) != self.meta.rows or zlib.crc32(cast("Any", found)) != described["crc32"]:
-            raise self._damaged(described["name"], "it is not what was written")
+        found = self._mapped("lengths", np.dtype("<u2"))
+        self._check_mapped("lengths", found)
         return found
+
+    def keys(self) -> NDArray[np.uint8]:
+        """Key of the image of each row, as a (rows, 16) uint8 array; zeros where there is none.
+
+        Mapped from its file, not read; :meth:`check_keys` compares it with its checksum.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing or truncated.
+        """
+        return self._mapped("keys", np.dtype((np.uint8, KEY_BYTES)))
+
+    def check_keys(self) -> None:
+        """Raise StoreError if the file of keys is not what was written."""
+        self._check_mapped("keys", self.keys())
+
+    def _mapped(self, kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Map a file of one value a row."""
+        name = self._manifest[kind]["name"]
+        if not self.meta.rows:
+            return np.zeros(0, dtype)
+        try:
+            path = self.folder.local(name)
+            found = np.memmap(path, dtype.base, "r").reshape(-1, *dtype.shape)
+        except (OSError, ValueError) as error:
+            raise self._damaged(name, str(error)) from error
+        if len(found) != self.meta.rows:
+            raise self._damaged(name, f"it has {len(found)} values for {self.meta.rows} rows")
+        return found
+
+    def _check_mapped(self, kind: str, found: NDArray[Any]) -> None:
+        if zlib.crc32(cast("Any", found)) != self._manifest[kind]["crc32"]:
+            raise self._damaged(self._manifest[kind]["name"], "it is not what was written")
 
     def check_length(self, rows: int) -> None:
         """Refuse a dataset of another length."""
@@ -172,7 +201,11 @@ class StoredTokens:
             If the row has none; the reason is the one met when they were made. If they are damaged,
             or of another image.
         """
-        row = self.row(index)
+        return self.maps(self.row(index), keys)
+
+    def maps(self, row: StoredRow, keys: Iterable[bytes] = ()) -> TokenMaps:
+        """Token maps of a row that was read; as :meth:`read`."""
+        index = row.index
         if row.key is not None:
             _check_key(index, row, row.key, keys)
         if row.error is not None:
@@ -237,6 +270,29 @@ class StoredTokens:
             f"{str(self.folder)!r}: {name} is damaged: {why}. Run `subtok tokenize {self.folder} "
             "--finish`: it follows from the shards"
         )
+
+
+def open_tokens(tokens: str | Path | Storage | StoredTokens) -> StoredTokens:
+    """Open stored tokens, unless they are open already.
+
+    Parameters
+    ----------
+    tokens : str, Path, Storage or StoredTokens
+        Where they are, or they themselves.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else, or there are no finished tokens.
+    """
+    if isinstance(tokens, StoredTokens):
+        return tokens
+    if not isinstance(tokens, str | Path) and not callable(getattr(tokens, "local", None)):
+        raise ConfigError(
+            f"tokens is {describe(tokens)}, expected str, Path or StoredTokens: give the folder or "
+            "URI that `subtok tokenize` wrote to"
+        )
+    return StoredTokens(tokens)
 
 
 def _check_key(index: int, row: StoredRow, made_from: bytes, keys: Iterable[bytes]) -> None:

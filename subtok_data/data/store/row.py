@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from subtok_data.data.store.record import decode_record, encode_record
 from subtok_data.errors import StoreError
 from subtok_data.images import DEFAULT_MAX_PIXELS
+from subtok_data.token_record import decode_record, encode_record
 
 __all__ = ["StoredRow", "TokenMaps"]
 

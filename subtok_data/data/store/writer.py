@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import (
+    KEYS,
     LENGTHS,
     MANIFEST,
     META,
@@ -39,12 +41,14 @@ from subtok_data.data.store.shard import (
     as_numbers,
     end_writer,
 )
-from subtok_data.data.store.storage import LocalStorage, Storage
+from subtok_data.data.store.storage import Storage
 from subtok_data.errors import ConfigError, StoreError
+from subtok_data.images import KEY_BYTES
 
 __all__ = ["StoreStatus", "TokenWriter", "row_sums"]
 
 _INDEX = ["index", "path", "num_visual_tokens", "sizes", "error"]
+_NO_KEY = bytes(KEY_BYTES)
 _LONGEST = np.iinfo(np.uint16).max
 
 
@@ -95,7 +99,7 @@ class TokenWriter:
     """
 
     def __init__(self, storage: Storage | str | Path, meta: StoreMeta) -> None:
-        self.storage = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        self.storage = open_storage(storage, cached=False)
         self.meta = meta
         if self.storage.size(META) is None and self.storage.size("tokens.json") is None:
             meta.write(self.storage)
@@ -116,7 +120,7 @@ class TokenWriter:
         ConfigError
             If there is none.
         """
-        place = LocalStorage(storage) if isinstance(storage, str | Path) else storage
+        place = open_storage(storage, cached=False)
         return cls(place, StoreMeta.read(place))
 
     def missing(self, shards: Iterable[int] | None = None) -> list[int]:
@@ -218,16 +222,18 @@ class TokenWriter:
             )
         totals = np.zeros(4, np.int64)  # rows, images, tokens, failed
         parts: list[dict[str, Any]] = []
-        crc = 0
-        with self.storage.create(LENGTHS) as lengths:
+        with self.storage.create(LENGTHS) as lengths, self.storage.create(KEYS) as keys:
             for name, shards in self._parts():
                 with self.storage.create(name) as file:
-                    for shard_lengths, counts in self._index_part(file, shards):
-                        content = shard_lengths.astype("<u2").tobytes()
-                        lengths.write(content)
-                        crc = zlib.crc32(content, crc)
+                    for shard_lengths, shard_keys, counts in self._index_part(file, shards):
+                        lengths.write(shard_lengths.astype("<u2").tobytes())
+                        keys.write(shard_keys)
                         totals += counts
                     parts.append({"name": name, **_digest(file)})
+            described = {
+                "lengths": {"name": LENGTHS, **_digest(lengths)},
+                "keys": {"name": KEYS, **_digest(keys)},
+            }
         self._write_provenance()
         rows, images, tokens, failed = totals.tolist()
         write_json(
@@ -238,7 +244,7 @@ class TokenWriter:
                 "images": images,
                 "tokens": tokens,
                 "failed": failed,
-                "lengths": {"name": LENGTHS, "bytes": 2 * rows, "crc32": crc},
+                **described,
                 "parts": parts,
             },
         )
@@ -256,22 +262,23 @@ class TokenWriter:
 
     def _index_part(
         self, file: IO[bytes], shards: Sequence[int]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Write one file of the index; yield lengths and totals of each piece of a shard."""
+    ) -> Iterator[tuple[NDArray[np.int64], bytes, NDArray[np.int64]]]:
+        """Write one file of the index; yield lengths, keys and totals of each piece of a shard."""
         schema = pa.schema([SCHEMA.field(name) for name in _INDEX])
         writer = pq.ParquetWriter(file, schema, compression="zstd", store_schema=False)
         try:
             for number in shards:
                 reader = ShardReader(self.storage, shard_name(number))
                 self.meta.check_shard(reader.info, number, str(self.storage))
-                tables = list(reader.columns(_INDEX))
+                tables = list(reader.columns([*_INDEX, "key"]))
                 if tables:
-                    writer.write_table(pa.concat_tables(tables))
+                    writer.write_table(pa.concat_tables(tables).select(_INDEX))
                 for table in tables:
                     counts, images = row_sums(table.column("num_visual_tokens"))
                     failed = table.num_rows - table.column("error").null_count
                     totals = (table.num_rows, images.sum(), counts.sum(), failed)
-                    yield np.minimum(counts, _LONGEST), np.array(totals, np.int64)
+                    keys = b"".join(key or _NO_KEY for key in table.column("key").to_pylist())
+                    yield np.minimum(counts, _LONGEST), keys, np.array(totals, np.int64)
             writer.close()
         finally:
             end_writer(writer)

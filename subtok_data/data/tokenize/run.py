@@ -14,7 +14,6 @@ import numpy as np
 from subtok_data.arguments import check_count
 from subtok_data.data.datasets import SubobjectDataset
 from subtok_data.data.store import (
-    LocalStorage,
     ShardReader,
     Storage,
     StoredRow,
@@ -22,6 +21,7 @@ from subtok_data.data.store import (
     StoreMeta,
     TokenWriter,
     default_shard_rows,
+    open_storage,
     shard_name,
 )
 from subtok_data.data.tokenize.engine import Engine, LocalEngine
@@ -122,7 +122,7 @@ def tokenize_dataset(
     tokenizer : SubobjectTokenizer
         How images become tokens.
     out : str, Path or Storage
-        Folder; made if absent.
+        Folder, made if absent; or ``s3://BUCKET/PATH``, ``gs://BUCKET/PATH``.
     part : (int, int), optional
         ``(i, n)`` makes the i-th of n parts, from 0 on, and leaves the store unfinished: parts run
         anywhere and in any order, and ``TokenWriter.open(out).finish()`` comes after the last.
@@ -278,7 +278,7 @@ def open_job(
     check_count("shard_rows", shard_rows)
     samples = SubobjectDataset(dataset, image_column=image_column, max_pixels=max_pixels)
     samples.with_keys = True
-    storage = LocalStorage(out) if isinstance(out, str | Path) else out
+    storage = open_storage(out, cached=False)
     if not begin:
         found = StoreMeta.read(storage)
         shard_rows = shard_rows or found.shard_rows

@@ -75,6 +75,7 @@ def test_shards_appear_one_by_one_and_the_index_last(tmp_path, tokenizer):
     assert {name for name in files if (tmp_path / name).is_file()} == {
         "subtok.json",
         "provenance.jsonl",
+        "keys.bin",
         "lengths.u2",
         "index/index.json",
         "index/part=000.parquet",

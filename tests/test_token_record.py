@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from subtok_data.data.store import decode_record, encode_record, record_size
 from subtok_data.errors import StoreError
+from subtok_data.token_record import decode_record, encode_record, record_size
 
 maps = st.sampled_from([np.int16, np.int32]).flatmap(
     lambda dtype: arrays(dtype, array_shapes(min_dims=2, max_dims=2, max_side=20))
