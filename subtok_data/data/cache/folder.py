@@ -228,9 +228,8 @@ def clear_cache(folder: str | Path) -> CacheInfo:
     root = Path(info.folder)
     for config_hash, storage in list(_parts(root)):
         _delete(root, config_hash, storage)
-    storage = LocalStorage(root)
-    storage.clean("", all_writers=True)
-    storage.delete(MARKER)
+    _delete_unfinished(root)
+    LocalStorage(root).delete(MARKER)
     with suppress(OSError):  # not empty
         root.rmdir()
     return info
@@ -258,19 +257,25 @@ def _config(root: Path, config_hash: str) -> dict[str, Any] | None:
 
 
 def _delete(root: Path, config_hash: str, storage: LocalStorage) -> None:
-    storage.clean("", all_writers=True)
+    for folder in (storage.folder, root / config_hash):
+        _delete_unfinished(folder)
     for name in _segments(storage):
         storage.delete(name)
-    LocalStorage(root).clean(config_hash, all_writers=True)
     LocalStorage(root).delete(f"{config_hash}/{_CONFIG}")
     for empty in (storage.folder, root / config_hash):
         with suppress(OSError):
             empty.rmdir()
 
 
+def _delete_unfinished(folder: Path) -> None:
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def _compact(storage: LocalStorage) -> None:
     """Write one segment of all, then delete them."""
-    storage.clean("", all_writers=False)
+    storage.clean("")
     names = _segments(storage)
     readers: list[ShardReader] = []
     for name in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -101,7 +102,7 @@ class TokenCache:
         if writer is None or not writer.is_open or writer.folder != folder:
             self._writer = SegmentWriter(storage, info, self._has_room)
         with suppress(OSError):  # told when a segment cannot be written
-            storage.clean("", all_writers=False)
+            storage.clean("")
             write_config(self.root, info.config_hash, tokenizer.config())
 
     def put(self, key: bytes, room: int | None, segmented: Sequence[Segmented]) -> None:
@@ -135,6 +136,7 @@ class TokenCache:
         if self._owner == os.getpid():
             self.flush()
             self._unshare()
+            self.reader.stem = ""  # the workers that know it are gone
 
     def take_notices(self) -> list[str]:
         """Return what the user must know, each message once."""
@@ -203,18 +205,20 @@ class TokenCache:
         if not share:
             self._unshare()
             return
-        if not reader.stem:
-            where = tempfile.gettempdir()
-            LocalStorage(where).clean("", all_writers=False)
-            reader.stem = f"{where}/.subtok-index-{secrets.token_hex(8)}.{writer_name()}"
-        number = reader.number + 1
-        path = reader.shared_file(number)
+        number, path = reader.number + 1, None
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            if not reader.stem:
+                folder = _private_folder()
+                LocalStorage(folder).clean("")  # of processes that were killed
+                reader.stem = str(folder / f".{secrets.token_hex(8)}.{writer_name()}")
+            path = reader.shared_file(number)
+            with path.open("xb") as file:
                 self._index.save(file)
         except OSError as error:
-            self.tell(f"the index of the cache cannot be shared with workers: {error}")
+            self.tell(
+                f"the index of the cache cannot be shared with workers ({error}), which find "
+                "nothing in it: free space in the temporary folder, or set TMPDIR"
+            )
         reader.generation.fill_(number)
         self._unshare()
         self._shared = path
@@ -243,6 +247,18 @@ class TokenCache:
         # Others may have written less than this process has.
         self._bytes, self._added = _folder_bytes(self.root), 0
         return self._bytes + more <= self._limit
+
+
+def _private_folder() -> Path:
+    """Return a temporary folder that only this user can write: what is mapped must be ours."""
+    if hasattr(os, "getuid"):
+        folder = Path(tempfile.gettempdir()) / f"subtok-data-index-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        is_mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if is_mine and not found.st_mode & 0o077:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="subtok-data-index-"))
 
 
 def _folder_bytes(root: Path) -> int:
