@@ -94,7 +94,13 @@ def add_train_parser(subparsers: Any) -> argparse.ArgumentParser:
             help=f"{text} (default: the preset's)",
         )
     parser.add_argument("--cpu", action="store_true", help="leave other devices alone")
-    parser.add_argument("--tensorboard", action="store_true", help="TensorBoard logs too")
+    parser.add_argument(
+        "--tracker",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tensorboard, wandb, mlflow or another that accelerate knows; repeat for several",
+    )
     parser.set_defaults(run=run_train)
     return parser
 
@@ -125,7 +131,7 @@ def run_train(options: argparse.Namespace) -> int:
         validation=read(options.validate),
         init=options.init,
         cpu=options.cpu,
-        tensorboard=options.tensorboard,
+        trackers=options.tracker,
         progress=True,
     )
     for problem in trainer.problems:

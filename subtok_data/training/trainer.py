@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from subtok_data.training.config import TrainConfig
 from subtok_data.training.crops import Crops
 from subtok_data.training.learner import Learner
 from subtok_data.training.networks import build_network
-from subtok_data.training.run_log import RunLog
+from subtok_data.training.run_log import RunLog, check_trackers
 from subtok_data.training.samples import BoundarySource, CheckedSamples, check_sources
 from subtok_data.training.validation import validate
 
@@ -55,8 +56,9 @@ class Trainer:
         Initial weights, see `build_network`.
     cpu : bool
         Leave other devices alone.
-    tensorboard : bool
-        Write TensorBoard logs too; needs the package ``tensorboard``.
+    trackers : sequence of str or GeneralTracker
+        Where losses and rates go besides ``log.csv``: names that accelerate knows
+        (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …), or trackers of one's own.
     progress : bool
         Show a bar.
 
@@ -83,7 +85,7 @@ class Trainer:
         validation: Sequence[BoundarySource] = (),
         init: str | Path | None = None,
         cpu: bool = False,
-        tensorboard: bool = False,
+        trackers: Sequence[str | GeneralTracker] = (),
         progress: bool = False,
     ) -> None:
         self.config = config
@@ -91,7 +93,11 @@ class Trainer:
         # Precision is ours, below: accelerate's belongs to the process, and a second run in the
         # same process could not choose another.
         self._accelerator = Accelerator(
-            mixed_precision="no", gradient_accumulation_steps=config.accumulate, cpu=cpu
+            mixed_precision="no",
+            gradient_accumulation_steps=config.accumulate,
+            cpu=cpu,
+            log_with=check_trackers(trackers),
+            project_dir=self.output,
         )
         main = self._accelerator.is_main_process
         self._progress = progress and main
@@ -106,7 +112,7 @@ class Trainer:
         checkpoint = self._find_checkpoint()
         self.step = 0 if checkpoint is None else checkpoint.step
         self._learner = Learner(config, network, self._accelerator, checkpoint)
-        self._log = RunLog(self.output, self.step, tensorboard=tensorboard, active=main)
+        self._log = RunLog(self.output, self.step, self._accelerator, config.to_dict())
         self._stop = False
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -110,6 +111,59 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert {one.dtype for one in got.values() if one.is_floating_point()} == {torch.float16}
     previews = sorted((tmp_path / "whole" / "validation").iterdir())
     assert [one.name for one in previews] == ["step_000002.png", "step_000004.png"]
+
+
+class Seen(GeneralTracker):
+    name = "seen"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int | None, dict[str, Any]]] = []
+        self.ended = False
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self.logged.append((step, dict(values)))
+
+    def finish(self) -> None:
+        self.ended = True
+
+
+def test_trackers_get_what_the_file_gets(source: LabelMapSource, tmp_path: Path):
+    seen = Seen()
+    train(
+        preset("default", **TINY),
+        [source],
+        tmp_path,
+        validation=[source],
+        cpu=True,
+        trackers=[seen],
+    )
+    assert seen.settings["batch_size"] == 2
+    assert seen.settings["augment.crop"] == 64
+    assert seen.ended
+    rows = read_log(tmp_path)
+    assert [step for step, _ in seen.logged] == [int(row["step"]) for row in rows]
+    for (_, values), row in zip(seen.logged, rows, strict=True):
+        given = {key: float(value) for key, value in row.items() if value and key != "step"}
+        assert values == pytest.approx(given, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [("tensorbord", "accelerate knows .*tensorboard"), ("dvclive", "'dvclive' is missing")],
+)
+def test_trackers_that_are_not_there(
+    source: LabelMapSource, tmp_path: Path, tracker: str, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        Trainer(preset("default", **TINY), [source], tmp_path / "run", cpu=True, trackers=[tracker])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_crashed_goes_on_from_its_checkpoint(source: LabelMapSource, tmp_path: Path):
