@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--counts", nargs="+", type=int, default=[16, 36, 64, 144])
     parser.add_argument("--seeds", type=int, default=5, help="splits of the photos")
     parser.add_argument("--photos", type=int, default=100)
-    parser.add_argument("--size", type=int, default=512, help="longest side, pixels")
+    parser.add_argument("--size", type=int, default=384, help="longest side, pixels")
     parser.add_argument("--text-steps", type=int, default=0, help="steps of the decoder; 0: none")
     parser.add_argument("--text-count", type=int, default=64, help="mean tokens of the decoder")
     parser.add_argument("--threads", type=int, default=1)
