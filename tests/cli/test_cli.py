@@ -345,7 +345,8 @@ def test_another_configuration_is_refused(photos, tmp_path, capsys):
     assert "rows 6, asked for rows 7" in capsys.readouterr().err
 
 
-def test_sources_are_files_and_patterns_and_tokens_lie_where_a_uri_says(photos, tmp_path, capsys):
+def test_sources_are_files_and_tokens_lie_where_a_uri_says(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SUBTOK_CACHE", str(tmp_path / "cache"))
     files = sorted(str(path) for path in photos.rglob("*") if path.is_file())
     out = "memory://cli/tokens"
     assert main(["tokenize", *files[:2], "--out", out, *PATCH]) == 0
