@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from subtok_data.cli.options import Commands, add_command, add_tokenizer_options, make_tokenizer
@@ -17,13 +16,15 @@ from subtok_data.errors import ConfigError
 if TYPE_CHECKING:
     from subtok_data.data import TokenizeReport
 
-__all__ = ["add_parser", "open_source"]
+__all__ = ["add_parser"]
 
 _LISTED = 20
 _EXAMPLES = """\
   subtok tokenize photos/ --out tokens/
   subtok tokenize flickr8k/ --out tokens/ --split train --num-tokens 60 --workers 4
   subtok tokenize photos/ --out tokens/ --json > report.json
+  subtok tokenize "shards/*.tar" --out s3://bucket/tokens     a file of tokens for each tar file
+  subtok tokenize s3://bucket/rows/*.parquet --out tokens/ --image-column picture
 
 on several machines that share a folder, each with its number:
   subtok tokenize photos/ --out tokens/ --part 0/64
@@ -31,10 +32,11 @@ on several machines that share a folder, each with its number:
   subtok tokenize tokens/ --finish         once all parts are done
   subtok tokenize photos/ --out tokens/ --verify 200      recompute 200 images and compare
 
-SRC is a folder of images (searched with its subfolders), or a Hugging Face dataset written by
-save_to_disk. Read the tokens back with SubobjectDataset(dataset, tokens="tokens/"): the same
-batches, without a model. The same command, given again, goes on with a run that was interrupted,
-and makes shards anew that are damaged.
+SRC is a folder of images (searched with its subfolders); files or patterns: images, tar files as
+WebDataset writes them, Parquet files; a Hugging Face dataset: USER/NAME, or a folder written by
+save_to_disk. SRC and DIR may be on s3://, gs:// and hf:// too. Read the tokens back with
+SubobjectDataset(dataset, tokens="tokens/"): the same batches, without a model. The same command,
+given again, goes on with a run that was interrupted, and makes shards anew that are damaged.
 """
 
 
@@ -46,9 +48,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="folder of images, or dataset on disk; with --status and --finish the tokens",
+        nargs="+",
+        help="images: a folder, files, patterns, or a dataset; with --status and --finish the "
+        "tokens",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for the tokens")
+    parser.add_argument("--out", metavar="DIR", help="folder or URI for the tokens")
     parser.add_argument("--split", help="which split, where SRC has several")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="(default: image)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -130,7 +134,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     part = _parse_part(args.part)
-    dataset = open_source(args.source, args.split)
+    dataset = _open_source(args)
     tokenizer = make_tokenizer(args)
 
     from subtok_data.data import tokenize_dataset
@@ -167,6 +171,12 @@ def _tokenize(args: argparse.Namespace) -> int:
     return 1 if report.num_failed else 0
 
 
+def _open_source(args: argparse.Namespace) -> Any:
+    from subtok_data.data import open_images
+
+    return open_images(args.source, split=args.split, image_column=args.image_column)
+
+
 def _job_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "mixed": args.mixed,
@@ -191,7 +201,7 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
 def _status(args: argparse.Namespace) -> int:
     from subtok_data.data import TokenWriter
 
-    folder = args.out or args.source
+    folder = args.out or args.source[0]
     status = TokenWriter.open(folder).status()
     there = status.shards - len(status.missing) - len(status.damaged)
     if args.json:
@@ -211,7 +221,7 @@ def _status(args: argparse.Namespace) -> int:
 def _finish(args: argparse.Namespace) -> int:
     from subtok_data.data import StoredTokens, TokenWriter
 
-    folder = args.out or args.source
+    folder = args.out or args.source[0]
     TokenWriter.open(folder).finish()
     tokens = StoredTokens(folder)
     summary = {"rows": len(tokens), "num_failed": tokens.num_failed, "folder": str(folder)}
@@ -229,7 +239,7 @@ def _finish(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     if args.verify < 1:
         raise ConfigError(f"--verify {args.verify}: give the number of rows, at least 1")
-    dataset = open_source(args.source, args.split)
+    dataset = _open_source(args)
     tokenizer = make_tokenizer(args)
 
     from subtok_data.data import verify_tokens
@@ -257,47 +267,6 @@ def _spans(numbers: Sequence[int]) -> str:
     words = [str(low) if low == high else f"{low}–{high}" for low, high in spans]
     more = f" and {len(words) - _LISTED} more ranges" if len(words) > _LISTED else ""
     return ", ".join(words[:_LISTED]) + more
-
-
-def open_source(source: str, split: str | None) -> Any:
-    """Open a folder of images, or a dataset written by ``save_to_disk``.
-
-    Parameters
-    ----------
-    source : str
-        Folder.
-    split : str or None
-        Needed where a dataset has several.
-
-    Raises
-    ------
-    ConfigError
-        If the folder is neither, or the split is missing or unknown.
-    """
-    folder = Path(source)
-    is_dict = (folder / "dataset_dict.json").is_file()
-    if not is_dict and not (folder / "state.json").is_file():
-        if split is not None:
-            raise ConfigError(
-                f"--split {split}: {source!r} is a folder of images, only datasets have splits"
-            )
-        from subtok_data.data import ImageFiles
-
-        return ImageFiles(folder)
-    from datasets import load_from_disk
-
-    dataset: Any = load_from_disk(str(folder))
-    if not is_dict:
-        if split is not None:
-            raise ConfigError(f"--split {split}: the dataset in {source!r} has no splits")
-        return dataset
-    if split not in dataset:
-        given = "none was given" if split is None else f"{split!r} is none of them"
-        raise ConfigError(
-            f"the dataset in {source!r} has the splits {sorted(dataset)}, {given}: "
-            "name one with --split"
-        )
-    return dataset[split]
 
 
 def _print(report: TokenizeReport) -> None:

@@ -12,6 +12,7 @@ from .datasets import (
     SubobjectDataset as SubobjectDataset,
     SubobjectIterableDataset as SubobjectIterableDataset,
     TextSafeHorizontalFlip as TextSafeHorizontalFlip,
+    open_images as open_images,
 )
 from .loader import (
     AccelerateState as AccelerateState,

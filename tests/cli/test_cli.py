@@ -345,6 +345,23 @@ def test_another_configuration_is_refused(photos, tmp_path, capsys):
     assert "rows 6, asked for rows 7" in capsys.readouterr().err
 
 
+def test_sources_are_files_and_tokens_lie_where_a_uri_says(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SUBTOK_CACHE", str(tmp_path / "cache"))
+    files = sorted(str(path) for path in photos.rglob("*") if path.is_file())
+    out = "memory://cli/tokens"
+    assert main(["tokenize", *files[:2], "--out", out, *PATCH]) == 0
+    assert main(["tokenize", out, "--status"]) == 0
+    assert f"1 of 1 shards (2 rows) are whole in {out}, finished" in capsys.readouterr().out
+    assert main(["tokenize", f"{photos}/*.png", "--out", str(tmp_path / "t"), *PATCH]) == 0
+    capsys.readouterr()
+    for url in ("https://example.org/photos", "https://example.org/a.tar"):
+        assert main(["tokenize", url, "--out", str(tmp_path / "none"), *PATCH]) == 2
+        assert "is a web address: download it" in capsys.readouterr().err
+    assert main(["tokenize", str(photos), "--out", "https://example.org/t", *PATCH]) == 2
+    assert "address of a web page" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_path):
     main(["tokenize", str(photos), "--out", str(tmp_path / "t"), *PATCH])
     dataset = SubobjectDataset(ImageFiles(photos), tokens=tmp_path / "t")

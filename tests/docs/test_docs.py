@@ -39,6 +39,7 @@ def test_code_runs_and_prints_what_its_comments_say(page, tmp_path, monkeypatch,
         pytest.importorskip(page.stem, reason=f"pip install 'subtok-data[{page.stem}]'")
     code = code_of(page)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUBTOK_CACHE", str(tmp_path / "cache"))
     exec(compile(code, str(page), "exec"), {"__name__": f"docs_{page.stem}"})
     printed = capsys.readouterr().out
     for comment in re.findall(r"  # prints (.*)$", code, re.MULTILINE):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -92,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
             commit = self.server.commit_of(name)
             url = f"{self.server.endpoint}/{name}/commit/{commit}"
             return self._json({"commitUrl": url, "commitOid": commit, "success": True})
+        name, _, action = path.removeprefix("/api/models/").partition("/paths-info/")
+        if action:
+            files = self.server.repositories.get(name, {})
+            asked = parse_qs(raw.decode()).get("paths", [])
+            return self._json([_described(p, files[p]) for p in asked if p in files])
         return self._json({"error": f"no such interface: {path}"}, status=501)
 
     def _get(self, *, body: bool) -> None:
@@ -108,10 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
                     files = {file: files[file] for file in files if file.startswith(f"{folder}/")}
                 if not files:
                     return self._missing("EntryNotFound", body=body)
-                tree = [
-                    {"type": "file", "path": file, "size": len(content), "oid": _etag(content)}
-                    for file, content in sorted(files.items())
-                ]
+                tree = [_described(file, content) for file, content in sorted(files.items())]
                 return self._json(tree)
             information = {
                 "id": name,
@@ -140,7 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _path(self) -> str:
-        path = unquote(urlsplit(self.path).path)
+        # Datasets are kept as models are.
+        path = unquote(urlsplit(self.path).path).replace("/api/datasets/", "/api/models/", 1)
+        path = path.removeprefix("/datasets")
         self.server.requests.append(f"{self.command} {path}")
         return path
 
@@ -164,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+
+def _described(path: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(content), "oid": _etag(content)}
 
 
 def _etag(content: bytes) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -24,8 +25,8 @@ class ImageFiles(Dataset[dict[str, Any]]):
 
     Parameters
     ----------
-    folder : str or Path
-        Searched recursively; or a single file.
+    folder : str, Path, or sequence of them
+        Searched recursively; or a single file; or several files, in the order given.
 
     Raises
     ------
@@ -33,17 +34,21 @@ class ImageFiles(Dataset[dict[str, Any]]):
         If there is no such folder, or no image in it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path | Sequence[str | Path]) -> None:
+        if isinstance(folder, list | tuple):
+            folder, names = _common_folder(folder)
+            self._take(folder, names)
+            return
         check_type("folder", folder, (str, Path), "give the path of a folder of images")
         if not str(folder):
             raise ConfigError("folder is the string '': give the path of a folder of images")
-        self.folder = Path(folder)
-        if self.folder.is_file():
-            self.folder, names = self.folder.parent, [self.folder.name]
-        elif self.folder.is_dir():
+        found = Path(cast("str | Path", folder))
+        if found.is_file():
+            found, names = found.parent, [found.name]
+        elif found.is_dir():
             names = sorted(
-                file.relative_to(self.folder).as_posix()
-                for file in self.folder.rglob("*")
+                file.relative_to(found).as_posix()
+                for file in found.rglob("*")
                 if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
             )
         else:
@@ -53,6 +58,10 @@ class ImageFiles(Dataset[dict[str, Any]]):
                 f"no image below {str(folder)!r}; known suffixes: "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
+        self._take(found, names)
+
+    def _take(self, folder: Path, names: list[str]) -> None:
+        self.folder = folder
         # One array, not a list of strings: forked workers would copy a list page by page.
         self._names = np.array(names, dtype=np.bytes_ if all(map(str.isascii, names)) else np.str_)
 
@@ -82,3 +91,13 @@ class ImageFiles(Dataset[dict[str, Any]]):
     def _name(self, index: int) -> str:
         name = self._names[index]
         return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _common_folder(files: Sequence[str | Path]) -> tuple[Path, list[str]]:
+    """The folder that several files share, and their names in it."""
+    paths = [Path(os.path.abspath(file)) for file in files]
+    missing = [str(file) for file, path in zip(files, paths, strict=True) if not path.is_file()]
+    if missing or not paths:
+        raise ConfigError(f"no file {missing[0]!r}" if missing else "no files: give at least one")
+    folder = Path(os.path.commonpath([str(path.parent) for path in paths]))
+    return folder, [path.relative_to(folder).as_posix() for path in paths]

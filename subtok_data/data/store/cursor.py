@@ -129,8 +129,7 @@ class TokenCursor:
         if stored is None:
             stored = self._keys = self.tokens.keys().view(np.uint64).reshape(-1, 2)
         wanted = [np.frombuffer(key, np.uint64) for key in keys]
-        meta = self.tokens.meta
-        starts = np.arange(meta.num_shards, dtype=np.int64) * meta.shard_rows
+        starts = self.tokens.meta.shard_starts
         low = high = min(self.row, len(stored))
         for one in wanted:
             found = starts[_same(stored[starts], one)]

@@ -11,7 +11,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from subtok_data.data.store.shard import ShardInfo
 from subtok_data.data.store.storage import Storage
@@ -102,6 +106,9 @@ class StoreMeta:
         Of the dataset.
     shard_rows : int
         Of each shard; the last may have fewer.
+    shard_lengths : list of int or None
+        Rows of each shard, where they are those of the dataset's own shards; ``shard_rows`` is the
+        most then.
     device, dtype : str
         Where the model runs and in which precision, as :class:`ShardInfo` has them.
     mixed : bool
@@ -118,19 +125,35 @@ class StoreMeta:
     dtype: str
     mixed: bool = False
     source: dict[str, Any] = field(default_factory=dict[str, Any])
+    shard_lengths: list[int] | None = None
 
     @property
     def num_shards(self) -> int:
         """Shards of the finished store."""
+        if self.shard_lengths is not None:
+            return len(self.shard_lengths)
         return -(-self.rows // self.shard_rows)
+
+    @cached_property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """First dataset row of each shard, as a (shards,) array."""
+        if self.shard_lengths is None:
+            return np.arange(self.num_shards, dtype=np.int64) * self.shard_rows
+        return np.cumsum([0, *self.shard_lengths], dtype=np.int64)[:-1]
 
     def shard_range(self, shard: int) -> range:
         """Dataset rows of a shard."""
+        if self.shard_lengths is not None:
+            start = int(self.shard_starts[shard])
+            return range(start, start + self.shard_lengths[shard])
         start = shard * self.shard_rows
         return range(start, min(start + self.shard_rows, self.rows))
 
     def find(self, row: int) -> tuple[int, int]:
         """Shard of a dataset row, and its place there."""
+        if self.shard_lengths is not None:
+            shard = int(np.searchsorted(self.shard_starts, row, side="right")) - 1
+            return shard, row - int(self.shard_starts[shard])
         return divmod(row, self.shard_rows)
 
     def shard_info(self, shard: int, batch_size: int) -> ShardInfo:
@@ -197,9 +220,15 @@ class StoreMeta:
             meta = cls(**found)
         except TypeError as error:
             raise StoreError(f"{str(storage)!r}: {META} is damaged: {error}") from error
-        if meta.shard_rows < 1 or meta.rows < 0:
+        lengths = meta.shard_lengths
+        if (
+            meta.shard_rows < 1
+            or meta.rows < 0
+            or (lengths is not None and (min(lengths, default=0) < 1 or sum(lengths) != meta.rows))
+        ):
             raise StoreError(
-                f"{str(storage)!r}: {META} has {meta.rows} rows, {meta.shard_rows} each"
+                f"{str(storage)!r}: {META} has {meta.rows} rows, in shards of "
+                f"{meta.shard_rows if lengths is None else lengths}"
             )
         return meta
 
@@ -222,7 +251,7 @@ class StoreMeta:
         ConfigError
             Saying what differs, and what to do.
         """
-        for name in ("config_hash", "rows", "shard_rows"):
+        for name in ("config_hash", "rows", "shard_rows", "shard_lengths"):
             if getattr(self, name) == getattr(wanted, name):
                 continue
             have, want = {name: getattr(self, name)}, {name: getattr(wanted, name)}

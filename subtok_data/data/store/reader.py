@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
 from subtok_data.data.store.row import StoredRow, TokenMaps
 from subtok_data.data.store.shard import GroupCache, ShardReader
-from subtok_data.data.store.storage import Storage
+from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
 from subtok_data.images import DEFAULT_MAX_PIXELS, KEY_BYTES
@@ -253,6 +254,78 @@ class StoredTokens:
                 yield row
                 start += 1
 
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the folder to a dataset of the Hugging Face hub, made if there is none.
+
+        ``StoredTokens("hf://datasets/USER/NAME")`` reads it from there. Files that are there
+        already and have not changed are not sent again.
+
+        Parameters
+        ----------
+        name : str
+            ``"user/name"``, or a name in the account of the token.
+        private : bool, optional
+            Of a new dataset.
+        token : str or bool, optional
+            By default that of ``hf auth login``.
+        revision : str, optional
+            Branch.
+        commit_message : str, optional
+            Of the commit.
+
+        Returns
+        -------
+        str
+            Address of the commit.
+
+        Raises
+        ------
+        ConfigError
+            If the tokens are not in a local folder. What the hub refuses is raised as
+            ``huggingface_hub`` raises it.
+        """
+        import huggingface_hub
+
+        if not isinstance(self.folder, LocalStorage):
+            raise ConfigError(
+                f"tokens in {str(self.folder)!r} are uploaded from a local folder only: copy them "
+                "to one"
+            )
+        api = huggingface_hub.HfApi(token=token)
+        kind = {"repo_type": "dataset", "revision": revision}
+        full_name = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        full_name = full_name.repo_id
+        commit = api.upload_folder(
+            repo_id=full_name,
+            folder_path=self.folder.folder,
+            ignore_patterns=["progress/*", ".*", "*/.*"],
+            commit_message=commit_message or "Stored tokens",
+            **kind,
+        )
+        if not api.file_exists(full_name, "README.md", **kind):
+            card = _CARD.format(
+                name=full_name,
+                rows=len(self),
+                config=json.dumps(self.config, indent=2),
+                config_hash=self.config_hash,
+            )
+            commit = api.upload_file(
+                repo_id=full_name,
+                path_or_fileobj=card.encode(),
+                path_in_repo="README.md",
+                commit_message="Dataset card",
+                **kind,
+            )
+        return str(commit.commit_url)
+
     def _shard(self, number: int) -> ShardReader:
         reader = self._shards.get(number)
         if reader is None:
@@ -270,6 +343,32 @@ class StoredTokens:
             f"{str(self.folder)!r}: {name} is damaged: {why}. Run `subtok tokenize {self.folder} "
             "--finish`: it follows from the shards"
         )
+
+
+_CARD = """\
+---
+tags:
+- subobject-tokens
+configs:
+- config_name: default
+  data_files: data/*/*.parquet
+---
+
+# {name}
+
+Subobject tokens of {rows} images, without the images: stored by `subtok tokenize`, for the dataset
+that they were made from.
+
+```python
+SubobjectDataset(dataset, tokens="hf://datasets/{name}")
+```
+
+Configuration `{config_hash}`:
+
+```json
+{config}
+```
+"""
 
 
 def open_tokens(tokens: str | Path | Storage | StoredTokens) -> StoredTokens:

@@ -7,7 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -41,7 +41,7 @@ from subtok_data.data.store.shard import (
     as_numbers,
     end_writer,
 )
-from subtok_data.data.store.storage import Storage
+from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.errors import ConfigError, StoreError
 from subtok_data.images import KEY_BYTES
 
@@ -101,7 +101,11 @@ class TokenWriter:
     def __init__(self, storage: Storage | str | Path, meta: StoreMeta) -> None:
         self.storage = open_storage(storage, cached=False)
         self.meta = meta
-        if self.storage.size(META) is None and self.storage.size("tokens.json") is None:
+        self._begun = self.storage.size(META) is None and self.storage.size("tokens.json") is None
+        self._made_folder: Path | None = None
+        if isinstance(self.storage, LocalStorage) and not self.storage.folder.exists():
+            self._made_folder = self.storage.folder
+        if self._begun:
             meta.write(self.storage)
             found = meta
         else:
@@ -122,6 +126,19 @@ class TokenWriter:
         """
         place = open_storage(storage, cached=False)
         return cls(place, StoreMeta.read(place))
+
+    def withdraw(self) -> None:
+        """Leave nothing behind of a store that was begun here and in which nothing is stored."""
+        folders = self.storage.names("data")
+        scratch = self.storage.scratch
+        kept = scratch is not None and any(scratch.rglob("*.rows"))
+        if not self._begun or kept or any(self.storage.names(f"data/{one}") for one in folders):
+            return
+        for name in (META, *(f"data/{folder}/none" for folder in folders)):
+            self.storage.delete(name)  # and the folders that are empty then
+        if self._made_folder is not None:
+            with suppress(OSError):
+                self._made_folder.rmdir()
 
     def missing(self, shards: Iterable[int] | None = None) -> list[int]:
         """Find the shards that are absent, truncated or damaged, of those given or of all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from subtok_data.arguments import check_count
-from subtok_data.data.datasets import SubobjectDataset
+from subtok_data.data.datasets import SubobjectDataset, open_images
 from subtok_data.data.store import (
     ShardReader,
+    ShardReport,
     Storage,
     StoredRow,
     StoredTokens,
@@ -117,8 +118,10 @@ def tokenize_dataset(
 
     Parameters
     ----------
-    dataset : dataset with ``len`` and integer indexing
-        What :class:`~subtok_data.SubobjectDataset` takes.
+    dataset : dataset with ``len`` and integer indexing, or str, Path or list of them
+        What :class:`~subtok_data.SubobjectDataset` takes; or what
+        :func:`~subtok_data.data.open_images` does: folders, files and patterns, tar and Parquet
+        files, names of Hugging Face, all of them also on ``s3://``, ``gs://`` and ``hf://``.
     tokenizer : SubobjectTokenizer
         How images become tokens.
     out : str, Path or Storage
@@ -146,7 +149,8 @@ def tokenize_dataset(
     max_pixels : int, optional
         Images with more pixels are not decoded.
     shard_rows : int, optional
-        Rows of a shard; by default so many that there are some 64 shards, from 256 to 16,384.
+        Rows of a shard; by default those of the files, if the dataset has ``shard_lengths``, else
+        so many that there are some 64 shards, from 256 to 16,384.
     on_progress : callable, optional
         Called as ``on_progress(rows done, rows failed among them)`` whenever rows are done; first
         for the rows that an earlier run has stored, as (rows, 0).
@@ -204,7 +208,7 @@ def tokenize_dataset(
     engine = LocalEngine(on_progress) if engine is None else engine
     made: set[int] = set()
     totals = np.zeros(4, np.int64)  # images, tokens, failed, bytes
-    for report in engine.map_shards(job, missing) if missing else ():
+    for report in _made_shards(engine, job, missing, withdraw=part is None):
         if report.shard in made:
             continue
         made.add(report.shard)
@@ -276,17 +280,22 @@ def open_job(
             "and 0 workers or more"
         )
     check_count("shard_rows", shard_rows)
+    if isinstance(dataset, str | Path) or _are_names(dataset):
+        dataset = open_images(dataset, image_column=image_column)
     samples = SubobjectDataset(dataset, image_column=image_column, max_pixels=max_pixels)
     samples.with_keys = True
     storage = open_storage(out, cached=False)
     if not begin:
         found = StoreMeta.read(storage)
-        shard_rows = shard_rows or found.shard_rows
+        if found.shard_lengths is None:
+            shard_rows = shard_rows or found.shard_rows
+    lengths = getattr(samples.dataset, "shard_lengths", None) if shard_rows is None else None
     meta = StoreMeta(
         config=tokenizer.config(),
         config_hash=tokenizer.config_hash,
         rows=len(samples),
-        shard_rows=shard_rows or default_shard_rows(len(samples)),
+        shard_rows=shard_rows or max(lengths or [default_shard_rows(len(samples))]),
+        shard_lengths=lengths,
         device=tokenizer.device.type,
         dtype=str(tokenizer.dtype).removeprefix("torch."),
         mixed=mixed,
@@ -312,6 +321,28 @@ def _check_part(part: tuple[int, int] | None) -> None:
             f"part={number}/{parts}: parts count from 0, so that of {parts} parts the last is "
             f"{parts - 1}"
         )
+
+
+def _made_shards(
+    engine: Engine, job: ShardJob, shards: list[int], *, withdraw: bool
+) -> Iterator[ShardReport]:
+    """Make shards; a run that ends before anything is stored leaves no folder."""
+    if not shards:
+        return
+    try:
+        yield from engine.map_shards(job, shards)
+    except BaseException:
+        if withdraw:
+            job.writer.withdraw()
+        raise
+
+
+def _are_names(dataset: Any) -> bool:
+    """Whether a dataset is given as names of files, not as rows."""
+    if not isinstance(dataset, list | tuple) or not dataset:
+        return False
+    named = (".tar", ".parquet")
+    return all(isinstance(one, str | Path) and str(one).endswith(named) for one in dataset)
 
 
 def _shards_of(part: tuple[int, int] | None, shards: int) -> range:

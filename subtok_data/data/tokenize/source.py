@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from subtok_data.data.datasets import ImageFiles, SubobjectDataset, row_key
+from subtok_data.data.datasets import ImageFiles, ShardedImages, SubobjectDataset, row_key
 from subtok_data.data.store import TokenWriter
 from subtok_data.errors import ConfigError
 
@@ -31,6 +31,8 @@ def describe_source(samples: SubobjectDataset) -> dict[str, Any]:
     dataset = samples.dataset
     if isinstance(dataset, ImageFiles):
         return {"uri": str(dataset.folder), "fingerprint": dataset.fingerprint()}
+    if isinstance(dataset, ShardedImages):
+        return {"uri": dataset.uris[0], "fingerprint": dataset.fingerprint()}
     fingerprint = getattr(dataset, "_fingerprint", None)  # Hugging Face
     return {"uri": None, "fingerprint": fingerprint if isinstance(fingerprint, str) else None}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from helpers.fake_hub import fake_hub
 from helpers.stores import store_rows
 
 from subtok_data import PatchSegmenter, SubobjectDataset, SubobjectTokenizer
@@ -262,6 +263,33 @@ def test_a_dataset_is_tokenized_to_a_uri_and_read_back_as_from_a_folder(tmp_path
 def test_a_missing_store_is_named():
     with pytest.raises(ConfigError, match="no finished tokens in 'memory://nowhere'"):
         StoredTokens("memory://nowhere")
+
+
+# --- the hub ------------------------------------------------------------------------------------
+
+
+def test_tokens_go_to_the_hub_and_are_read_from_there(tmp_path, monkeypatch):
+    store_rows(tmp_path / "t", make_rows(6), shard_rows=4)
+    (tmp_path / "t" / "progress").mkdir()
+    (tmp_path / "t" / "progress" / "left").write_text("over")
+    with fake_hub(tmp_path / "hub", monkeypatch) as hub:
+        address = StoredTokens(tmp_path / "t").push_to_hub("somebody/tokens")
+        assert address.startswith(f"{hub.endpoint}/somebody/tokens/commit/")
+        files = hub.repositories["somebody/tokens"]
+        local = {p.relative_to(tmp_path / "t").as_posix() for p in (tmp_path / "t").rglob("*.*")}
+        assert set(files) == {*local, "README.md", ".gitattributes"}
+        for name in local:
+            assert files[name] == (tmp_path / "t" / name).read_bytes()
+        assert b'tokens="hf://datasets/somebody/tokens"' in files["README.md"]
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        tokens = StoredTokens("hf://datasets/somebody/tokens")
+        assert list(tokens.rows()) == make_rows(6)
+        assert tokens.row(5) == make_rows(6)[5]
+        with pytest.raises(ConfigError, match="from a local folder only"):
+            tokens.push_to_hub("somebody/again")
+        with pytest.raises(StoreError, match="there is no repository 'datasets/somebody/absent'"):
+            StoredTokens("hf://datasets/somebody/absent")
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
 
 
 # --- a real S3 server ---------------------------------------------------------------------------
