@@ -300,7 +300,7 @@ class StoredTokens:
                 "to one"
             )
         api = huggingface_hub.HfApi(token=token)
-        kind = {"repo_type": "dataset", "revision": revision}
+        kind: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
         full_name = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         full_name = full_name.repo_id
         commit = api.upload_folder(
