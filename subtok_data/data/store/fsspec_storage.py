@@ -28,7 +28,7 @@ _ONE_PUT = frozenset({"s3", "s3a", "gs", "gcs", "hf", "abfs", "abfss", "az", "os
 
 _PACKAGES = {"s3": "'subtok-data[s3]'", "s3a": "'subtok-data[s3]'", "gs": "gcsfs", "gcs": "gcsfs"}
 
-_LASTING = frozenset({errno.EINVAL, errno.EPERM, errno.EROFS, errno.ENOSYS, errno.ENOSPC})
+_LASTING = frozenset({errno.EINVAL, errno.EPERM, errno.EROFS, errno.ENOSYS})
 _LASTING_TYPES = (
     FileNotFoundError,
     FileExistsError,
@@ -399,10 +399,11 @@ class FsspecStorage:
         for attempt in range(1, self.attempts + 1):
             try:
                 return call(path)
-            except (FileNotFoundError, NotADirectoryError):
-                raise
             except Exception as error:
-                if _lasts(error) or attempt == self.attempts:
+                local = self._is_local(error)
+                if isinstance(error, FileNotFoundError | NotADirectoryError) and not local:
+                    raise
+                if local or _lasts(error) or attempt == self.attempts:
                     raise self._failed(operation, name, error, attempt) from error
             seconds = min(self.wait * 2 ** (attempt - 1), _MOST_WAIT)
             time.sleep(seconds * random.uniform(0.5, 1.5))
@@ -411,10 +412,16 @@ class FsspecStorage:
     def _failed(self, operation: str, name: str, error: Exception, attempts: int) -> StoreError:
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         times = f" after {attempts} attempts" if attempts > 1 else ""
+        remedy = _LOCAL_REMEDY if self._is_local(error) else _remedy(error)
         return StoreError(
-            f"{f'{self.uri}/{name}'.rstrip('/')!r}: cannot {operation} it{times}: {cause}. "
-            f"{_remedy(error)}"
+            f"{f'{self.uri}/{name}'.rstrip('/')!r}: cannot {operation} it{times}: {cause}. {remedy}"
         )
+
+    def _is_local(self, error: Exception) -> bool:
+        """Whether the local cache is at fault, not the file system that the store is on."""
+        path = getattr(error, "filename", None)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        return full or (isinstance(path, str) and path.startswith(str(self.cache_dir)))
 
 
 @dataclass
@@ -429,6 +436,10 @@ class _Process:
     root_exists: bool = False
 
 
+_LOCAL_REMEDY = (
+    "Make room in the local cache and let this process write there, or name another folder with "
+    "SUBTOK_CACHE"
+)
 _ASIDE = ".unfinished-"
 
 
@@ -460,8 +471,6 @@ def _remedy(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, PermissionError) or "Credential" in words or status in (401, 403):
         return "Give this process credentials that may do that, or correct the name"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "Make room on the local disk, or name another with SUBTOK_CACHE"
     if _lasts(error):
         return "Correct the address or its options"
     return "The server or the network is at fault: what is stored is kept, run again to go on"

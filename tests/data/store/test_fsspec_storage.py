@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import warnings
@@ -17,7 +18,7 @@ from helpers.stores import store_rows
 from subtok_data import PatchSegmenter, SubobjectDataset, SubobjectTokenizer
 from subtok_data.data import StoredTokens, tokenize_dataset
 from subtok_data.data.store import FsspecStorage, LocalStorage, StoredRow, TokenWriter, open_storage
-from subtok_data.errors import ConfigError, StoreError
+from subtok_data.errors import ConfigError, SampleError, StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +182,22 @@ def test_what_lasts_is_not_tried_again(monkeypatch, error, says):
     with pytest.raises(StoreError, match=says):
         storage.read("a")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", ["no folder", "full"])
+def test_a_local_cache_that_takes_nothing_is_named(tmp_path, monkeypatch, kind):
+    store_rows("memory://place", make_rows(2))
+    (tmp_path / "file").write_text("no folder")
+    storage = FsspecStorage("memory://place", cache_dir=tmp_path / "file")
+    if kind == "full":
+        storage = FsspecStorage("memory://place")
+
+        def full(self, path, target, **options):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", full)
+    with pytest.raises(SampleError, match=r"cannot fetch it: .*(directory|space).*SUBTOK_CACHE"):
+        StoredTokens(storage).row(1)
 
 
 def test_a_shard_is_fetched_once_and_the_cache_is_bounded(tmp_path, monkeypatch):
