@@ -161,8 +161,9 @@ class TokenWriter:
         """
         missing: list[int] = []
         damaged: list[tuple[int, str]] = []
+        there = self._there()
         for number in range(self.meta.num_shards) if shards is None else shards:
-            if self.storage.size(shard_name(number)) is None:
+            if shard_name(number) not in there:
                 missing.append(number)
                 continue
             try:
@@ -225,11 +226,8 @@ class TokenWriter:
         StoreError
             If one is damaged, or of another store.
         """
-        missing = [
-            number
-            for number in range(self.meta.num_shards)
-            if self.storage.size(shard_name(number)) is None
-        ]
+        there = self._there()
+        missing = [n for n in range(self.meta.num_shards) if shard_name(n) not in there]
         if missing:
             rows = self.meta.shard_range(missing[0])
             raise ConfigError(
@@ -266,6 +264,11 @@ class TokenWriter:
             },
         )
         self._clean()
+
+    def _there(self) -> set[str]:
+        """Names of the shards there are: one request for a folder of them, not one for each."""
+        folders = [f"data/{folder}" for folder in self.storage.names("data")]
+        return {f"{folder}/{name}" for folder in folders for name in self.storage.names(folder)}
 
     def _parts(self) -> Iterator[tuple[str, list[int]]]:
         shards: list[int] = []
