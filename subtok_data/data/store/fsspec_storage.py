@@ -132,10 +132,12 @@ class FsspecStorage:
 
     Examples
     --------
-    >>> storage = FsspecStorage("memory://example")
-    >>> with storage.create("data/file") as file:
-    ...     _ = file.write(b"content")
-    >>> storage.read("data/file", 3, 4), storage.size("data/file"), storage.names("data")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     storage = FsspecStorage("memory://example", cache_dir=cache)
+    ...     with storage.create("data/file") as file:
+    ...         _ = file.write(b"content")
+    ...     storage.read("data/file", 3, 4), storage.size("data/file"), storage.names("data")
     (b'tent', 7, ['file'])
     """
 
