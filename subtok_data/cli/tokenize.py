@@ -15,11 +15,12 @@ from subtok_data.cli.output import print_json, say
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:
-    from subtok_data.data import TokenizeReport
+    from subtok_data.data import Engine, TokenizeReport
 
 __all__ = ["add_parser", "open_source"]
 
 _LISTED = 20
+_OF_RAY = ("actors", "gpus", "cpus")
 _EXAMPLES = """\
   subtok tokenize photos/ --out tokens/
   subtok tokenize flickr8k/ --out tokens/ --split train --num-tokens 60 --workers 4
@@ -30,6 +31,9 @@ on several machines that share a folder, each with its number:
   subtok tokenize tokens/ --status         which shards are missing or damaged
   subtok tokenize tokens/ --finish         once all parts are done
   subtok tokenize photos/ --out tokens/ --verify 200      recompute 200 images and compare
+
+on a cluster of Ray, or with several processes here:
+  subtok tokenize photos/ --out tokens/ --engine ray --actors 1:8 --gpus 0.25 --cpus 6
 
 SRC is a folder of images (searched with its subfolders), or a Hugging Face dataset written by
 save_to_disk. Read the tokens back with SubobjectDataset(dataset, tokens="tokens/"): the same
@@ -110,6 +114,23 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         default="process",
         help="where images are cut (default: process)",
     )
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="who makes the files: this process, or actors of Ray on this machine or a cluster",
+    )
+    group.add_argument(
+        "--actors", metavar="LOW:HIGH", help="fewest and most actors of Ray (default: 1:8)"
+    )
+    group.add_argument(
+        "--gpus",
+        type=float,
+        metavar="X",
+        help="GPUs of an actor, such as 0.25 (default: 1 if the model is on a GPU, else 0)",
+    )
+    group.add_argument("--cpus", type=float, metavar="X", help="cores of an actor (default: 1)")
     parser.set_defaults(run=run)
 
 
@@ -130,6 +151,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     part = _parse_part(args.part)
+    engine = _engine(args)
     dataset = open_source(args.source, args.split)
     tokenizer = make_tokenizer(args)
 
@@ -152,6 +174,7 @@ def _tokenize(args: argparse.Namespace) -> int:
                 tokenizer,
                 args.out,
                 part=part,
+                engine=engine,
                 redo_changed=args.redo_changed,
                 on_progress=show,
                 **_job_options(args),
@@ -186,6 +209,25 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
     if not (number.isdecimal() and parts.isdecimal()):
         raise ConfigError(f"--part {text}: give I/N, such as 0/64, the first of 64 parts")
     return int(number), int(parts)
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in _OF_RAY if getattr(args, name) is not None
+    }
+    if args.engine != "ray":
+        if options:
+            raise ConfigError(f"--{next(iter(options))} is an option of --engine ray")
+        return None
+    if "actors" in options:
+        low, _, high = args.actors.partition(":")
+        if not (low.isdecimal() and high.isdecimal()):
+            raise ConfigError(f"--actors {args.actors}: give LOW:HIGH, such as 1:8")
+        options["actors"] = int(low), int(high)
+
+    from subtok_data.data import RayEngine
+
+    return RayEngine(**options)
 
 
 def _status(args: argparse.Namespace) -> int:
