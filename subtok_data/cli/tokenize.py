@@ -14,11 +14,12 @@ from subtok_data.cli.output import print_json, say
 from subtok_data.errors import ConfigError
 
 if TYPE_CHECKING:
-    from subtok_data.data import TokenizeReport
+    from subtok_data.data import Engine, TokenizeReport
 
 __all__ = ["add_parser"]
 
 _LISTED = 20
+_OF_RAY = ("actors", "gpus", "cpus")
 _EXAMPLES = """\
   subtok tokenize photos/ --out tokens/
   subtok tokenize flickr8k/ --out tokens/ --split train --num-tokens 60 --workers 4
@@ -31,6 +32,9 @@ on several machines that share a folder, each with its number:
   subtok tokenize tokens/ --status         which shards are missing or damaged
   subtok tokenize tokens/ --finish         once all parts are done
   subtok tokenize photos/ --out tokens/ --verify 200      recompute 200 images and compare
+
+on a cluster of Ray, or with several processes here:
+  subtok tokenize photos/ --out tokens/ --engine ray --actors 1:8 --gpus 0.25 --cpus 6
 
 SRC is a folder of images (searched with its subfolders); files or patterns: images, tar files as
 WebDataset writes them, Parquet files; a Hugging Face dataset: USER/NAME, or a folder written by
@@ -114,6 +118,23 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         default="process",
         help="where images are cut (default: process)",
     )
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="who makes the files: this process, or actors of Ray on this machine or a cluster",
+    )
+    group.add_argument(
+        "--actors", metavar="LOW:HIGH", help="fewest and most actors of Ray (default: 1:8)"
+    )
+    group.add_argument(
+        "--gpus",
+        type=float,
+        metavar="X",
+        help="GPUs of an actor, such as 0.25 (default: 1 if the model is on a GPU, else 0)",
+    )
+    group.add_argument("--cpus", type=float, metavar="X", help="cores of an actor (default: 1)")
     parser.set_defaults(run=run)
 
 
@@ -134,6 +155,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     part = _parse_part(args.part)
+    engine = _engine(args)
     dataset = _open_source(args)
     tokenizer = make_tokenizer(args)
 
@@ -156,6 +178,7 @@ def _tokenize(args: argparse.Namespace) -> int:
                 tokenizer,
                 args.out,
                 part=part,
+                engine=engine,
                 redo_changed=args.redo_changed,
                 on_progress=show,
                 **_job_options(args),
@@ -196,6 +219,25 @@ def _parse_part(text: str | None) -> tuple[int, int] | None:
     if not (number.isdecimal() and parts.isdecimal()):
         raise ConfigError(f"--part {text}: give I/N, such as 0/64, the first of 64 parts")
     return int(number), int(parts)
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in _OF_RAY if getattr(args, name) is not None
+    }
+    if args.engine != "ray":
+        if options:
+            raise ConfigError(f"--{next(iter(options))} is an option of --engine ray")
+        return None
+    if "actors" in options:
+        low, _, high = args.actors.partition(":")
+        if not (low.isdecimal() and high.isdecimal()):
+            raise ConfigError(f"--actors {args.actors}: give LOW:HIGH, such as 1:8")
+        options["actors"] = int(low), int(high)
+
+    from subtok_data.data import RayEngine
+
+    return RayEngine(**options)
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -35,6 +35,8 @@ from .regions import (
 )
 from .store import StoredTokens as StoredTokens, TokenWriter as TokenWriter
 from .tokenize import (
+    Engine as Engine,
+    RayEngine as RayEngine,
     TokenizeReport as TokenizeReport,
     tokenize_dataset as tokenize_dataset,
     verify_tokens as verify_tokens,

@@ -124,11 +124,16 @@ class LocalStorage:
         self.__init__(state["folder"], max_open=state["max_open"])
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Bytes of a file; None if there is none. What another process has replaced is seen."""
         try:
-            return (self.folder / name).stat().st_size
+            found = (self.folder / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        with self._lock:
+            file = self._open.get(name)
+            if file is not None and not os.path.samestat(found, os.fstat(file.number)):
+                del self._open[name]
+        return found.st_size
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a range of a file."""

@@ -1,4 +1,5 @@
 from .engine import Engine as Engine, LocalEngine as LocalEngine
+from .ray_engine import RayEngine as RayEngine
 from .run import (
     FailedRow as FailedRow,
     TokenizeReport as TokenizeReport,

@@ -150,6 +150,18 @@ def test_a_job_goes_to_other_processes(tmp_path, whole):
     assert files_of(tmp_path) == whole
 
 
+def test_a_damaged_shard_is_read_anew_once_another_process_has_made_it(tmp_path, whole):
+    class Elsewhere:
+        def map_shards(self, job, shards):
+            for number in shards:  # a job in another process has opened no file yet
+                yield from make_shards(pickle.loads(pickle.dumps(job)), [number])
+
+    run(Images(), tmp_path)
+    damage(tmp_path / "data/part=000/tokens-000002.parquet", "truncated")
+    run(Images(), tmp_path, engine=Elsewhere())
+    assert files_of(tmp_path) == whole
+
+
 def test_dataloader_workers_read_stored_tokens(tmp_path):
     run(Images(), tmp_path)
     tokenizer = SubobjectTokenizer(PatchSegmenter(8), size=32)
