@@ -131,10 +131,10 @@ def make_cache(
         return None
     tokens = TokenCache(cache, tokenizer, limit_gb=cache_gb)
     for part in (dataset, *(dataset.datasets if isinstance(dataset, MixedDataset) else ())):
-        if getattr(part, "tokens", None) is not None:
+        if part.tokens is not None or part.tokens_column is not None:
             raise ConfigError(
-                "cache= beside a dataset with stored tokens, tokens=: they need no model already; "
-                "leave out one of them"
+                "cache= beside a dataset with stored tokens, tokens= or tokens_column=: they need "
+                "no model already; leave out one of them"
             )
         if part.transform is not None:
             raise ConfigError(

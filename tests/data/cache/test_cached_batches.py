@@ -27,6 +27,7 @@ from subtok_data import (
     SubobjectTokenizer,
     TextConfig,
 )
+from subtok_data.data import tokenize_dataset
 from subtok_data.data.cache import describe_cache
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.segmenters import PromptedSegmenter
@@ -405,11 +406,17 @@ def test_what_has_no_use_for_a_cache_is_refused(images, tmp_path):
     augmented = SubobjectDataset(rows, transform=lambda image: image)
     with pytest.raises(ConfigError, match=r"transform=.*tokens=DIR, transform="):
         SubobjectLoader(augmented, counting(), cache=tmp_path)
+    stored = tmp_path / "tokens"
+    tokenize_dataset(rows, counting(), stored, executor="inline")
+    with pytest.raises(ConfigError, match="beside a dataset with stored tokens"):
+        SubobjectLoader(SubobjectDataset(rows, tokens=stored), counting(), cache=tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"is no cache of tokens: it holds 'data'"):
+        SubobjectLoader(rows, counting(), cache=stored)
     with pytest.raises(ConfigError, match="cache_gb=3 limits a cache: give cache=FOLDER too"):
         SubobjectLoader(rows, counting(), cache_gb=3)
     nameless = SubobjectTokenizer(_Nameless())
     with pytest.raises(ConfigError, match=r"_Nameless has no config\(\)"):
-        batches_of(rows, nameless, cache=tmp_path)
+        batches_of(rows, nameless, cache=tmp_path / "cache")
 
 
 class _Nameless:
