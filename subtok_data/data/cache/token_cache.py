@@ -60,6 +60,7 @@ class TokenCache:
         segmenter = tokenizer.segmenter
         self.reader = CacheReader(
             tokenizer.budget,
+            tokenizer.canvas,
             by_prompts=segmenter.takes_prompts
             or isinstance(segmenter.partitioner, PromptedPartitioner),
         )
@@ -94,6 +95,7 @@ class TokenCache:
         if folder != self._index.folder:
             self._index, self._known = SegmentIndex(folder), set()
         self._read_new(storage, info)
+        self.reader.config_hash = info.config_hash
         self._share(share)
         self.reader.take(self._index)
         self._writers = ranks

@@ -104,8 +104,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         Segment workers replaced before the loader gives up.
     cache : str or Path, optional
         Folder that keeps the tokens of each image, by its content and the tokenizer's
-        configuration, for all epochs, ranks and runs: what is in it needs no model. Not with
-        ``transform=`` of the dataset, nor with stored tokens.
+        configuration, for all epochs, ranks and runs: what is in it needs no model. A
+        ``transform`` of the dataset then comes after tokenization, as with stored tokens.
     cache_gb : float, optional
         Nothing more is written to the cache once its folder takes so many GB; no limit by default.
     **kwargs
@@ -195,9 +195,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         dataset = wrap_dataset(
             dataset, image_column=collator.image_column, on_error=collator.on_error, seed=seed
         )
-        tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
+        dataset, tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
         if tokens is not None:
-            collator = collator.looking_up(tokens.reader)
+            collator = collator.with_cache(tokens)
         super().__init__(
             dataset,
             shuffle=shuffle,
@@ -301,7 +301,6 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             device=self.device or accelerate_device(),
             timed=stats.timed,
             logs=(stats.replaced,),
-            cache=self._cache,
         )
         if self.prefetch_batches == 0:
             return run_in_step(raws, stages, stats, total)

@@ -13,6 +13,7 @@ from helpers.batches import assert_same_batches, faulty_tokenizer
 from helpers.boundary_networks import pictures
 from helpers.faulty import RAISE, CodedImages, png
 from helpers.tiny_tokenizers import word_tokenizer
+from torchvision.transforms import v2
 
 from subtok_data import (
     EPOCSegmenter,
@@ -25,6 +26,7 @@ from subtok_data import (
     SubobjectIterableDataset,
     SubobjectLoader,
     SubobjectTokenizer,
+    SuperpixelSegmenter,
     TextConfig,
 )
 from subtok_data.data import tokenize_dataset
@@ -36,11 +38,19 @@ SIZES = [(64, 96), (96, 64), (70, 90), (64, 64), (128, 100), (80, 96), (64, 96)]
 
 
 class Counting(EPOCSegmenter):
-    """Counts the images that it infers; ``broken`` tells that none may be."""
+    """Counts the images that it infers."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.inferred = 0
+
+    def infer(self, images, sizes, prompts=None):
+        self.inferred += len(images)
+        return super().infer(images, sizes, prompts)
+
+
+class CountingSuperpixels(SuperpixelSegmenter):
+    inferred = 0
 
     def infer(self, images, sizes, prompts=None):
         self.inferred += len(images)
@@ -327,6 +337,63 @@ def test_a_loader_that_was_rebuilt_looks_up_too(images, tmp_path):
         assert tokenizer.segmenter.inferred == 0
 
 
+CROP = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(56)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor": "inline"},
+        {"executor": "thread", "prefetch_batches": 3},
+        {"executor": "inline", "num_workers": 2, "prefetch_batches": 1},
+        {"executor": "inline", "num_workers": 1, "multiprocessing_context": "spawn"},
+    ],
+    ids=["step", "thread", "forked", "spawned"],
+)
+def test_augmentation_comes_after_the_cache_as_with_stored_tokens(images, tmp_path, options):
+    rows = [{**row, "caption": "A red ball"} for row in rows_of(images)]
+    given = {
+        "text": TextConfig(word_tokenizer(), caption="caption", max_length=24, shrink_tokens=True),
+        "shuffle": True,
+    }
+    # Its tokens do not depend on the batch, which for stored tokens is another one.
+    tokenizer = SubobjectTokenizer(CountingSuperpixels("slic"), size=96)
+    tokenize_dataset(rows, tokenizer, tmp_path / "tokens", executor="inline")
+    stored = SubobjectDataset(rows, tokens=tmp_path / "tokens", transform=CROP, seed=2)
+    with SubobjectLoader(stored, tokenizer, batch_size=3, executor="inline", **given) as loader:
+        epochs = [list(loader) for _ in range(3)]
+    dataset = SubobjectDataset(rows, transform=CROP, seed=2)
+    tokenizer.segmenter.inferred = 0
+    with SubobjectLoader(
+        dataset, tokenizer, batch_size=3, cache=tmp_path / "cache", **given, **options
+    ) as loader:
+        for number, epoch in enumerate(epochs):
+            assert_same_batches(list(loader), epoch)
+            assert (loader.stats().cache_hits, loader.stats().cache_misses) == (7 * number, 7)
+        assert tokenizer.segmenter.inferred == 7
+    assert dataset.cache is None
+    assert not dataset.with_keys
+
+
+def test_augmented_beside_plain_and_bad_samples(images, tmp_path):
+    rows = rows_of(images)
+    rows[1] = {"image": b"no image", "label": 1}
+
+    def mixture():
+        augmented = SubobjectDataset(rows[:4], transform=CROP, on_error="replace")
+        return MixedDataset([augmented, SubobjectDataset(rows[4:])], [1, 1], shuffle=False)
+
+    options = {"executor": "inline", "batch_size": 3, "cache": tmp_path, "on_error": "replace"}
+    found = []
+    for number in range(2):
+        with SubobjectLoader(mixture(), counting(), **options) as loader:
+            found.append(list(loader))
+            stats = loader.stats()
+            assert (stats.cache_misses == 0) == bool(number)
+            assert [one.index for one in stats.replaced] == [2]
+    assert_same_batches(*found)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_cache_is_read_and_said_once(images, tmp_path):
     rows = rows_of(images)
@@ -403,9 +470,13 @@ def test_an_iteration_in_a_forked_child_leaves_the_parents_tokens_alone(images, 
 
 def test_what_has_no_use_for_a_cache_is_refused(images, tmp_path):
     rows = rows_of(images)
+    stream = SubobjectIterableDataset(_Again(rows), transform=lambda image: image)
+    with pytest.raises(ConfigError, match=r"transform= of a SubobjectIterableDataset.*tokens=DIR"):
+        SubobjectLoader(stream, counting(), cache=tmp_path)
     augmented = SubobjectDataset(rows, transform=lambda image: image)
-    with pytest.raises(ConfigError, match=r"transform=.*tokens=DIR, transform="):
-        SubobjectLoader(augmented, counting(), cache=tmp_path)
+    prompted = SubobjectTokenizer(PromptedSegmenter(EPOCSegmenter()), size=96)
+    with pytest.raises(ConfigError, match="tokens depend on prompts"):
+        SubobjectLoader(augmented, prompted, cache=tmp_path)
     stored = tmp_path / "tokens"
     tokenize_dataset(rows, counting(), stored, executor="inline")
     with pytest.raises(ConfigError, match="beside a dataset with stored tokens"):
