@@ -120,6 +120,10 @@ def next_good(good: Sequence[bool], place: int) -> int | None:
 class ReplacementSource(Protocol):
     """A dataset that offers other samples for one that failed after collation."""
 
+    def get(self, index: int) -> Any:
+        """Return a sample, or what stands in for it."""
+        ...
+
     def replacements(self, index: int, reason: str) -> Iterator[Any]:
         """Yield good samples that may stand in, the same ones every time."""
         ...

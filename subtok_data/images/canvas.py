@@ -146,6 +146,9 @@ class Canvas:
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize an (H, W, 3) uint8 image to its canvas, which depends on that image alone."""
+        return resize(image, self.size_of(image))
+
+    def size_of(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        """Height and width that an (H, W, 3) uint8 image gets."""
         height, width = image_size(image)
-        target = canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)
-        return resize(image, target)
+        return canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)

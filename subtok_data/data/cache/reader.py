@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from subtok_data.data.cache.index import Place, SegmentIndex
 from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.store import LocalStorage, TokenMaps
 from subtok_data.errors import StoreError
-from subtok_data.images import KEY_BYTES
+from subtok_data.images import KEY_BYTES, Canvas
 from subtok_data.segment import Budget, Prompts
 from subtok_data.token_record import decode_record
 
@@ -31,11 +32,15 @@ class CacheReader:
     ----------
     budget : Budget
         Of the tokenizer: whether less room changes tokens follows from it.
+    canvas : Canvas
+        Size of the images that are segmented.
     by_prompts : bool
         Whether tokens depend on the prompts of the image.
 
     Attributes
     ----------
+    config_hash : str
+        Of the tokenizer's configuration.
     index : SegmentIndex or None
         Of this process; None where the one that the main process shares is mapped at first use.
     generation : () int64 Tensor
@@ -44,18 +49,28 @@ class CacheReader:
         Where indices are shared; the number is put behind it.
     """
 
-    def __init__(self, budget: Budget, *, by_prompts: bool) -> None:
+    def __init__(self, budget: Budget, canvas: Canvas, *, by_prompts: bool) -> None:
         self.budget = budget
+        self.canvas = canvas
+        self.config_hash = ""
         self.by_prompts = by_prompts
         self.generation = shared_epoch()
         self.stem = ""
         self.index: SegmentIndex | None = None
         self._number = 0
         self._storage: LocalStorage | None = None
+        self._known: dict[bytes, TokenMaps] = {}
         self._notices: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "index": None, "_number": -1, "_storage": None, "_notices": []}
+        return {
+            **self.__dict__,
+            "index": None,
+            "_number": -1,
+            "_storage": None,
+            "_notices": [],
+            "_known": {},
+        }
 
     @property
     def number(self) -> int:
@@ -75,6 +90,15 @@ class CacheReader:
         """Return what is to be told to the user, and forget it."""
         notices, self._notices = self._notices, []
         return notices
+
+    @contextmanager
+    def knowing(self, key: bytes, token_maps: TokenMaps) -> Generator[None]:
+        """Find token maps that were made just now, in this process."""
+        self._known[key] = token_maps
+        try:
+            yield
+        finally:
+            del self._known[key]
 
     def key_of(self, key: bytes, prompts: Sequence[Prompts] | None) -> bytes:
         """Return the key of images with their prompts, where tokens depend on those."""
@@ -144,6 +168,8 @@ class CacheReader:
             self.index, self._number, self._storage = index, number, None
 
     def _read(self, key: bytes, sizes: Sequence[tuple[int, int]]) -> TokenMaps | None:
+        if key in self._known:
+            return self._known[key]
         index = self.index
         if index is None:
             return None

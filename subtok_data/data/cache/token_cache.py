@@ -60,6 +60,7 @@ class TokenCache:
         segmenter = tokenizer.segmenter
         self.reader = CacheReader(
             tokenizer.budget,
+            tokenizer.canvas,
             by_prompts=segmenter.takes_prompts
             or isinstance(segmenter.partitioner, PromptedPartitioner),
         )
@@ -70,6 +71,7 @@ class TokenCache:
         self._shared: Path | None = None
         self._bytes = self._added = 0
         self._writers = 1
+        self._had_epoch = False
         self._told: set[str] = set()
         self._notices: list[str] = []
 
@@ -94,6 +96,7 @@ class TokenCache:
         if folder != self._index.folder:
             self._index, self._known = SegmentIndex(folder), set()
         self._read_new(storage, info)
+        self.reader.config_hash = info.config_hash
         self._share(share)
         self.reader.take(self._index)
         self._writers = ranks
@@ -130,6 +133,18 @@ class TokenCache:
         """Write what was collected, so that others find it."""
         if self._writer is not None and self._owner == os.getpid():
             self._writer.flush()
+
+    def end_epoch(self, hits: int, misses: int) -> None:
+        """Tell when a whole epoch found nothing of a whole epoch before."""
+        writer = self._writer
+        if self._had_epoch and misses and not hits and writer is not None and writer.is_open:
+            self.tell(
+                f"no image of this epoch was in the cache {str(self.root)!r}, though those of an "
+                "epoch before are: the dataset gives other images each time, by an augmentation "
+                "of its own perhaps. Give that to SubobjectDataset(transform=…), which augments "
+                "after tokenization, or leave cache= out"
+            )
+        self._had_epoch = True
 
     def close(self) -> None:
         """Write what was collected, and delete what was shared with workers."""

@@ -12,7 +12,7 @@ import torch
 
 from subtok_data.arguments import check_type
 from subtok_data.batch import Batch, PixelConfig
-from subtok_data.data.cache import CacheReader
+from subtok_data.data.cache import TokenCache
 from subtok_data.data.collation.pending_batch import COLLATORS, RawBatch
 from subtok_data.data.collation.stages import BatchStages
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
@@ -130,14 +130,16 @@ class SubobjectCollator:
         self.replaced: list[Replacement] = []
         self._set_up(None)
 
-    def _set_up(self, cache: CacheReader | None) -> None:
+    def _set_up(self, cache: TokenCache | None) -> None:
         key = uuid.uuid4().hex
-        self.worker = WorkerCollator(self.tokenizer.canvas, self.options, key=key, cache=cache)
+        reader = None if cache is None else cache.reader
+        self.worker = WorkerCollator(self.tokenizer.canvas, self.options, key=key, cache=reader)
+        self._cache = cache
         self._deferring = threading.local()
         COLLATORS[key] = self
 
-    def looking_up(self, cache: CacheReader) -> SubobjectCollator:
-        """Return a collator of the same options and log that looks images up in a cache."""
+    def with_cache(self, cache: TokenCache) -> SubobjectCollator:
+        """Return a collator of the same options and log whose batches use a cache."""
         other = SubobjectCollator.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._set_up(cache)
@@ -186,11 +188,17 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-            ``pool``, ``device``, ``timed`` and ``cache`` of :class:`BatchStages`; ``logs``, beside
-            the collator's own.
+            ``pool``, ``device`` and ``timed`` of :class:`BatchStages`; ``logs``, beside the
+            collator's own.
         """
         logs = (self.replaced, *options.pop("logs", ()))
-        return BatchStages(tokenizer=self.tokenizer, options=self.options, logs=logs, **options)
+        return BatchStages(
+            tokenizer=self.tokenizer,
+            options=self.options,
+            logs=logs,
+            cache=self._cache,
+            **options,
+        )
 
     @contextmanager
     def deferred(self) -> Generator[None]:

@@ -100,7 +100,7 @@ class SampleInProgress:
                 self.fail(error, error.stage or "segment")
             except _ABOUT_ONE_IMAGE as error:
                 self.fail(error, "segment")
-        if self.error is None and self.raw.text is not None:
+        if self.error is None and self.raw.text is not None and not self.raw.awaits_tokens:
             try:
                 self.raw.text.check_fits([one.num_tokens for one in self.segmented])
             except ValueError as error:
@@ -176,6 +176,11 @@ class BatchInProgress:
     def has_failures(self) -> bool:
         """Whether a sample failed."""
         return any(sample.error is not None for sample in self.samples)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it can be padded as it is: no sample failed or is to be loaded again."""
+        return not self.has_failures and not any(s.raw.awaits_tokens for s in self.samples)
 
     def take_evidence(self, evidence: Sequence[Evidence]) -> None:
         """Share out what was inferred for the images of :attr:`to_infer`, in order."""

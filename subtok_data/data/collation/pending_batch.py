@@ -115,6 +115,8 @@ class RawSample:
         Names the dataset that offers replacements.
     tokens : {"model", "store", "cache"}
         Where its tokens come from; unless from the model, their maps are in the batch.
+    awaits_tokens : bool
+        Whether it is loaded again, to be augmented, once its tokens are made.
     token_fields : list of dict or None
         Values per stored token, one dict per image.
     prompts : list of Prompts or None
@@ -131,6 +133,7 @@ class RawSample:
     source_sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     dataset_key: str | None = None
     tokens: TokenOrigin = "model"
+    awaits_tokens: bool = False
     token_fields: list[dict[str, NDArray[Any]]] | None = None
     prompts: list[Prompts] | None = None
     text: EncodedText | None = None

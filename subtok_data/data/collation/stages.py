@@ -161,7 +161,7 @@ class BatchStages:
                 self._keep(sample, self.cache)
 
     def finish(self, batch: BatchInProgress) -> dict[str, Any]:
-        """Replace failed samples, build unless that is done, and log what was replaced.
+        """Augment what awaited its tokens, replace failed samples, build, and log replacements.
 
         Raises
         ------
@@ -170,6 +170,7 @@ class BatchStages:
         SubtokError
             If all samples failed and there is none to take instead.
         """
+        self.augment(batch)
         self.replace_failures(batch)
         finished = batch.finished or self.build(batch)
         for log in self.logs:
@@ -207,6 +208,8 @@ class BatchStages:
     # --- segmentation -------------------------------------------------------------------------
 
     def _task(self, sample: SampleInProgress) -> SegmentTask:
+        if sample.raw.awaits_tokens:  # as tokens are stored: of any room, without prompts
+            return self.tokenizer.segment_task()
         limit = sample.raw.room
         task = self.tokenizer.segment_task(shape_size=self.options.shape_size, max_tokens=limit)
         if sample.token_maps is None:
@@ -227,11 +230,47 @@ class BatchStages:
                 replace(one, shortfall=max(wanted - one.num_tokens, 0)) for one in sample.segmented
             ]
         elif raw.tokens == "model" and raw.key is not None:
-            cache.put(raw.key, raw.room, sample.segmented)
+            cache.put(raw.key, None if raw.awaits_tokens else raw.room, sample.segmented)
 
     def _task_budget(self, room: int | None) -> Budget:
         budget = self.tokenizer.budget
         return budget if room is None else budget.capped(room)
+
+    # --- augmentation after tokenization --------------------------------------------------------
+
+    def augment(self, batch: BatchInProgress) -> None:
+        """Load samples again whose tokens are made now, so that both are augmented together.
+
+        In the thread of the user: augmentation seeds global generators.
+        """
+        for place, sample in enumerate(batch.samples):
+            if not sample.raw.awaits_tokens or sample.error is not None:
+                continue
+            single = self._load_again(sample)
+            batch.samples[place] = single.samples[0]
+            put_column_row(batch.columns, place, single.columns)
+
+    def _load_again(self, sample: SampleInProgress) -> BatchInProgress:
+        raw, cache = sample.raw, self.cache
+        source = find_source(raw.dataset_key)
+        if source is None or cache is None or raw.key is None:
+            raise SubtokError(
+                "the dataset of this batch, or the cache of its loader, no longer exists: keep the "
+                "loader alive while batches are read"
+            )
+        found = [(one.token_map, dict(one.token_fields)) for one in sample.segmented]
+        with cache.reader.knowing(raw.key, found):
+            again = self._worker().collate([source.get(raw.index)])
+        with InlineSegmentPool() as pool:
+            alone = replace(self, pool=pool)
+            single = alone.run(again)
+            alone.augment(single)  # where another sample stands in by now
+        single.samples[0].raw.tokens = "model"  # this time
+        return single
+
+    def _worker(self) -> WorkerCollator:
+        reader = None if self.cache is None else self.cache.reader
+        return WorkerCollator(self.tokenizer.canvas, self.options, cache=reader)
 
     # --- replacement --------------------------------------------------------------------------
 
@@ -267,12 +306,12 @@ class BatchStages:
         source = find_source(key)
         if source is None:
             return None
-        reader = None if self.cache is None else self.cache.reader
-        worker = WorkerCollator(self.tokenizer.canvas, self.options, cache=reader)
+        worker = self._worker()
         with InlineSegmentPool() as pool:
             alone = replace(self, pool=pool)
             for other in source.replacements(index, reason):
                 single = alone.run(worker.collate([other]))
+                alone.augment(single)
                 if not single.has_failures:
                     return single
         return None

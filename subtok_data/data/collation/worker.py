@@ -17,7 +17,7 @@ from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
 from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size, join_keys, pixel_key
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size
 from subtok_data.segment import Prompts
 from subtok_data.text import RegionRow, RegionText, TextEncoder
 
@@ -111,13 +111,18 @@ class WorkerCollator:
         samples, replaced = self._samples(rows)
         samples, raws, more = self._raw_samples(samples)
         images = [image for sample in samples for image in sample.images]
-        maps = _token_maps(samples)
-        resized = images if maps is not None else [self.canvas.fit(image) for image in images]
+        resized = [
+            image if sample.token_maps is not None else self.canvas.fit(image)
+            for sample in samples
+            for image in sample.images
+        ]
         prompts = iter(_prompts(samples, resized))
         for raw, sample in zip(raws, samples, strict=True):
             if sample.prompts is not None:
                 raw.prompts = [next(prompts) for _ in sample.images]
-        if maps is None and self.cache is not None:
+        if self.cache is None:
+            maps = _token_maps(samples)
+        else:
             maps = self._look_up(self.cache, raws, samples, resized)
         pixels = self.options.pixels
         encoder_images = None
@@ -150,10 +155,15 @@ class WorkerCollator:
         each = iter(resized)
         for raw, sample in zip(raws, samples, strict=True):
             sizes = [image_size(next(each)) for _ in sample.images]
-            key = sample.key or join_keys([pixel_key(image) for image in sample.images])
+            if sample.token_maps is not None:
+                maps += [token_map.astype("int32") for token_map in sample.token_maps]
+                continue
+            key = sample.content_key()
             if key is None:  # no image
                 continue
             raw.key = cache.key_of(key, raw.prompts)
+            if sample.awaits_tokens:
+                continue
             found = cache.read(raw.key, raw.room, sizes)
             if found is None:
                 continue
@@ -222,6 +232,7 @@ class WorkerCollator:
             source_sizes=sample.source_sizes,
             dataset_key=sample.dataset_key,
             tokens="model" if sample.token_maps is None else "store",
+            awaits_tokens=sample.awaits_tokens,
             token_fields=sample.token_fields,
             text=text,
             region_texts=self._region_texts(sample),

@@ -11,6 +11,7 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 
 from subtok_data.arguments import describe
+from subtok_data.data.cache import CacheReader
 from subtok_data.data.dataloader_workers import shared_epoch
 from subtok_data.data.datasets.augmentation import augment, keyed_randomness
 from subtok_data.data.datasets.prompt_columns import PromptColumns
@@ -134,6 +135,8 @@ class SubobjectDataset(Dataset[Sample]):
 
     with_keys: bool = False
     """Whether samples bring the key of their images."""
+    cache: CacheReader | None = None
+    """Set by a loader: augmentation then comes after tokenization, as with stored tokens."""
 
     def __init__(
         self,
@@ -234,6 +237,10 @@ class SubobjectDataset(Dataset[Sample]):
             sample.attach(self.tokens)
         elif self.tokens_column is not None:
             sample.attach_column(self.tokens_column)
+        elif self.cache is not None and self.transform is not None:
+            sample.attach_cached(self.cache)
+            if sample.awaits_tokens:
+                return sample
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)

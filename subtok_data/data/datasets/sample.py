@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.data.cache import CacheReader
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
 from subtok_data.data.store import StoredTokens, TokenCursor, TokenMaps
@@ -58,6 +59,9 @@ class Sample:
         Stored tokens, augmented with the image.
     token_fields : list of dict or None
         Values per stored token, one dict per image.
+    awaits_tokens : bool
+        Whether it is to be augmented together with tokens that are not made yet: then it is as
+        decoded, and loaded again once they are.
     tokens_hash : str or None
         Configuration that made the stored tokens.
     prompts : list of Prompts or None
@@ -80,6 +84,7 @@ class Sample:
     key: bytes | None = None
     token_maps: list[NDArray[Any]] | None = None
     token_fields: list[dict[str, NDArray[Any]]] | None = None
+    awaits_tokens: bool = False
     tokens_hash: str | None = None
     prompts: list[Prompts] | None = None
     dataset_key: str | None = None
@@ -162,6 +167,20 @@ class Sample:
             raise SampleError.of(error, index=self.index, path=self.path, stage="decode") from error
         self.columns = columns
         self.take_tokens(found, config_hash)
+
+    def attach_cached(self, cache: CacheReader) -> None:
+        """Take the tokens that a cache has; without, the sample awaits them."""
+        sizes = [cache.canvas.size_of(image) for image in self.images]
+        key = self.content_key()
+        found = None if key is None else cache.read(key, None, sizes)
+        if found is None:
+            self.awaits_tokens = True
+        else:
+            self.take_tokens(found, cache.config_hash)
+
+    def content_key(self) -> bytes | None:
+        """Key of the sample, by its pixels where it was not asked for; None without an image."""
+        return self.key or join_keys([pixel_key(image) for image in self.images])
 
     def take_tokens(self, found: TokenMaps, tokens_hash: str) -> None:
         """Take token maps; images and prompts get their size.

@@ -6,7 +6,8 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterable
-from typing import Any, cast
+from copy import copy
+from typing import Any, TypeVar, cast
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -22,6 +23,7 @@ from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import MixedDataset, SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
+from subtok_data.data.regions import RegionDataset
 from subtok_data.errors import ConfigError
 from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
@@ -36,6 +38,7 @@ __all__ = [
     "wrap_dataset",
 ]
 
+_Dataset = TypeVar("_Dataset", SubobjectDataset, SubobjectIterableDataset)
 _TOKENIZER_REMEDY = "SubobjectLoader(dataset, SubobjectTokenizer(…))"
 _PLACES = {
     SubobjectDataset: "SubobjectLoader(SubobjectDataset(dataset, {option}), …)",
@@ -117,34 +120,57 @@ def make_cache(
     cache_gb: float | None,
     dataset: SubobjectDataset | SubobjectIterableDataset,
     tokenizer: SubobjectTokenizer,
-) -> TokenCache | None:
-    """Open the cache of a loader, if it has one, and let the samples bring their keys.
+) -> tuple[SubobjectDataset | SubobjectIterableDataset, TokenCache | None]:
+    """Open the cache of a loader, if it has one, and make the dataset use it.
+
+    Returns
+    -------
+    dataset : SubobjectDataset or SubobjectIterableDataset
+        With a cache a shallow copy, since other loaders of the dataset may have another one.
+    tokens : TokenCache or None
 
     Raises
     ------
     ConfigError
-        If the folder cannot be a cache, or the dataset has no use for one.
+        If the folder cannot be a cache, or the dataset cannot use one.
     """
     if cache is None:
         if cache_gb is not None:
             raise ConfigError(f"cache_gb={cache_gb} limits a cache: give cache=FOLDER too")
-        return None
+        return dataset, None
     tokens = TokenCache(cache, tokenizer, limit_gb=cache_gb)
-    for part in (dataset, *(dataset.datasets if isinstance(dataset, MixedDataset) else ())):
-        if getattr(part, "tokens", None) is not None:
-            raise ConfigError(
-                "cache= beside a dataset with stored tokens, tokens=: they need no model already; "
-                "leave out one of them"
-            )
-        if part.transform is not None:
-            raise ConfigError(
-                "cache= beside a dataset with transform=: augmented images differ in each epoch, "
-                "so that their tokens are never needed again. Store the tokens with `subtok "
-                "tokenize SRC --out DIR`, and give SubobjectDataset(…, tokens=DIR, transform=…): "
-                "then image and tokens are augmented together"
-            )
-        part.with_keys = True
-    return tokens
+    if isinstance(dataset, SubobjectIterableDataset):
+        return _using(tokens, dataset), tokens
+    using = _using(tokens, dataset)
+    if isinstance(using, MixedDataset):
+        using.datasets = [_using(tokens, part) for part in using.datasets]
+    return using, tokens
+
+
+def _using(tokens: TokenCache, dataset: _Dataset) -> _Dataset:
+    """Return a dataset whose samples bring keys, and are augmented after tokenization."""
+    if dataset.tokens is not None or dataset.tokens_column is not None:
+        raise ConfigError(
+            "cache= beside a dataset with stored tokens, tokens= or tokens_column=: they need no "
+            "model already; leave out one of them"
+        )
+    using = copy(dataset)
+    using.with_keys = True
+    if using.transform is None:
+        return using
+    if isinstance(using, SubobjectIterableDataset | RegionDataset):
+        raise ConfigError(
+            f"cache= beside transform= of a {type(using).__name__}, whose samples cannot be "
+            "augmented once their tokens are made: store the tokens with `subtok tokenize SRC "
+            "--out DIR`, and give tokens=DIR to the dataset, or leave out one of them"
+        )
+    if tokens.reader.by_prompts:
+        raise ConfigError(
+            "cache= beside transform= and a segmenter whose tokens depend on prompts: augmented "
+            "prompts differ in each epoch, and so do their tokens; leave out one of them"
+        )
+    using.cache = tokens.reader
+    return using
 
 
 def check_options(

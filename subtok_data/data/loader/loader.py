@@ -104,8 +104,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         Segment workers replaced before the loader gives up.
     cache : str or Path, optional
         Folder that keeps the tokens of each image, by its content and the tokenizer's
-        configuration, for all epochs, ranks and runs: what is in it needs no model. Not with
-        ``transform=`` of the dataset, nor with stored tokens.
+        configuration, for all epochs, ranks and runs: what is in it needs no model. A
+        ``transform`` of the dataset then comes after tokenization, as with stored tokens.
     cache_gb : float, optional
         Nothing more is written to the cache once its folder takes so many GB; no limit by default.
     **kwargs
@@ -123,7 +123,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     UserWarning
         At the end of an epoch in which images had fewer tokens than ``num_tokens``, with their
         number; a stream that cannot resume exactly; once for each file of the cache that cannot be
-        read, and when it is full or cannot be written to: loading goes on.
+        read, when it is full or cannot be written to, and when a whole epoch found nothing in it:
+        loading goes on.
 
     Notes
     -----
@@ -195,9 +196,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         dataset = wrap_dataset(
             dataset, image_column=collator.image_column, on_error=collator.on_error, seed=seed
         )
-        tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
+        dataset, tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
         if tokens is not None:
-            collator = collator.looking_up(tokens.reader)
+            collator = collator.with_cache(tokens)
         super().__init__(
             dataset,
             shuffle=shuffle,
@@ -249,7 +250,9 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         running = self._load(total)
         self._running = running
         self._begin_epoch(self._remainder())
-        before = self._recorder.short, self._recorder.images
+        stats = self._recorder
+        before = stats.short, stats.images
+        looked_up = stats.cache_hits, stats.cache_misses
         try:
             with self._recorder.timed("elapsed"), closing(running):
                 for batch, position, is_last in running:
@@ -262,12 +265,13 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
                     self._refuse_ended(running)
             state.begin(state.epoch + 1)
             short, images = (
-                now - then
-                for now, then in zip(
-                    (self._recorder.short, self._recorder.images), before, strict=True
-                )
+                now - then for now, then in zip((stats.short, stats.images), before, strict=True)
             )
             warn_of_shortfall(short, images, self.tokenizer.budget.num_tokens)
+            if self._cache is not None:
+                hits, misses = looked_up
+                self._cache.end_epoch(stats.cache_hits - hits, stats.cache_misses - misses)
+                self._tell_of_cache()
         except WorkerCrashError:
             self._end_dataloader_workers()  # torch cannot go on with some of them dead
             raise
@@ -301,7 +305,6 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             device=self.device or accelerate_device(),
             timed=stats.timed,
             logs=(stats.replaced,),
-            cache=self._cache,
         )
         if self.prefetch_batches == 0:
             return run_in_step(raws, stages, stats, total)

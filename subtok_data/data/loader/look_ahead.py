@@ -209,7 +209,7 @@ def _hand_over(
     stats.short += sum(one.shortfall > 0 for sample in batch.samples for one in sample.segmented)
     if stages.cache is not None:
         for raw in (sample.raw for sample in batch.samples):
-            stats.cache_hits += raw.num_images * (raw.tokens == "cache")
+            stats.cache_hits += raw.num_images * (raw.tokens != "model")
             stats.cache_misses += raw.num_images * (raw.tokens == "model")
     stats.hold(-batch.nbytes)
     return LoadedBatch(finished, batch.position, is_last)
@@ -319,9 +319,9 @@ class _Threads:
         self._inferring.put(batch)
 
     def _collect(self, batch: BatchInProgress) -> None:
-        """Wait for the pool and pad; a batch with a failed sample is left to the user's thread."""
+        """Wait for the pool and pad; what is not settled is left to the user's thread."""
         self._stages.collect(batch)
-        if not batch.has_failures:
+        if batch.is_settled:
             self._stages.build(batch)
 
     def _check_decoding(self) -> None:

@@ -13,6 +13,7 @@ from helpers.batches import assert_same_batches, faulty_tokenizer
 from helpers.boundary_networks import pictures
 from helpers.faulty import RAISE, CodedImages, png
 from helpers.tiny_tokenizers import word_tokenizer
+from torchvision.transforms import v2
 
 from subtok_data import (
     EPOCSegmenter,
@@ -25,8 +26,10 @@ from subtok_data import (
     SubobjectIterableDataset,
     SubobjectLoader,
     SubobjectTokenizer,
+    SuperpixelSegmenter,
     TextConfig,
 )
+from subtok_data.data import tokenize_dataset
 from subtok_data.data.cache import describe_cache
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.segmenters import PromptedSegmenter
@@ -35,11 +38,20 @@ SIZES = [(64, 96), (96, 64), (70, 90), (64, 64), (128, 100), (80, 96), (64, 96)]
 
 
 class Counting(EPOCSegmenter):
-    """Counts the images that it infers; ``broken`` tells that none may be."""
+    """Counts the images that it infers."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
         self.inferred = 0
+
+    def infer(self, images, sizes, prompts=None):
+        self.inferred += len(images)
+        # One by one: rounding depends on the batch, which is another one where some are hits.
+        return [one for image in images for one in super(Counting, self).infer([image], sizes)]
+
+
+class CountingSuperpixels(SuperpixelSegmenter):
+    inferred = 0
 
     def infer(self, images, sizes, prompts=None):
         self.inferred += len(images)
@@ -326,6 +338,79 @@ def test_a_loader_that_was_rebuilt_looks_up_too(images, tmp_path):
         assert tokenizer.segmenter.inferred == 0
 
 
+def test_a_dataset_that_augments_by_itself_is_told(images, tmp_path):
+    random = np.random.default_rng(0)
+
+    class Noisy(list):
+        def __getitem__(self, index):
+            image = super().__getitem__(index)
+            return image ^ random.integers(0, 2, image.shape, dtype=np.uint8)
+
+    tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    with SubobjectLoader(Noisy(images), tokenizer, executor="inline", cache=tmp_path) as loader:
+        list(loader)
+        with pytest.warns(UserWarning, match="no image of this epoch was in the cache"):
+            list(loader)
+        list(loader)  # once
+
+
+CROP = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(56)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor": "inline"},
+        {"executor": "thread", "prefetch_batches": 3},
+        {"executor": "inline", "num_workers": 2, "prefetch_batches": 1},
+        {"executor": "inline", "num_workers": 1, "multiprocessing_context": "spawn"},
+    ],
+    ids=["step", "thread", "forked", "spawned"],
+)
+def test_augmentation_comes_after_the_cache_as_with_stored_tokens(images, tmp_path, options):
+    rows = [{**row, "caption": "A red ball"} for row in rows_of(images)]
+    given = {
+        "text": TextConfig(word_tokenizer(), caption="caption", max_length=24, shrink_tokens=True),
+        "shuffle": True,
+    }
+    # Its tokens do not depend on the batch, which for stored tokens is another one.
+    tokenizer = SubobjectTokenizer(CountingSuperpixels("slic"), size=96)
+    tokenize_dataset(rows, tokenizer, tmp_path / "tokens", executor="inline")
+    stored = SubobjectDataset(rows, tokens=tmp_path / "tokens", transform=CROP, seed=2)
+    with SubobjectLoader(stored, tokenizer, batch_size=3, executor="inline", **given) as loader:
+        epochs = [list(loader) for _ in range(3)]
+    dataset = SubobjectDataset(rows, transform=CROP, seed=2)
+    tokenizer.segmenter.inferred = 0
+    with SubobjectLoader(
+        dataset, tokenizer, batch_size=3, cache=tmp_path / "cache", **given, **options
+    ) as loader:
+        for number, epoch in enumerate(epochs):
+            assert_same_batches(list(loader), epoch)
+            assert (loader.stats().cache_hits, loader.stats().cache_misses) == (7 * number, 7)
+        assert tokenizer.segmenter.inferred == 7
+    assert dataset.cache is None
+    assert not dataset.with_keys
+
+
+def test_augmented_beside_plain_and_bad_samples(images, tmp_path):
+    rows = rows_of(images)
+    rows[1] = {"image": b"no image", "label": 1}
+
+    def mixture():
+        augmented = SubobjectDataset(rows[:4], transform=CROP, on_error="replace")
+        return MixedDataset([augmented, SubobjectDataset(rows[4:])], [1, 1], shuffle=False)
+
+    options = {"executor": "inline", "batch_size": 3, "cache": tmp_path, "on_error": "replace"}
+    found = []
+    for number in range(2):
+        with SubobjectLoader(mixture(), counting(), **options) as loader:
+            found.append(list(loader))
+            stats = loader.stats()
+            assert (stats.cache_misses == 0) == bool(number)
+            assert [one.index for one in stats.replaced] == [2]
+    assert_same_batches(*found)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_cache_is_read_and_said_once(images, tmp_path):
     rows = rows_of(images)
@@ -402,14 +487,24 @@ def test_an_iteration_in_a_forked_child_leaves_the_parents_tokens_alone(images, 
 
 def test_what_has_no_use_for_a_cache_is_refused(images, tmp_path):
     rows = rows_of(images)
+    stream = SubobjectIterableDataset(_Again(rows), transform=lambda image: image)
+    with pytest.raises(ConfigError, match=r"transform= of a SubobjectIterableDataset.*tokens=DIR"):
+        SubobjectLoader(stream, counting(), cache=tmp_path)
     augmented = SubobjectDataset(rows, transform=lambda image: image)
-    with pytest.raises(ConfigError, match=r"transform=.*tokens=DIR, transform="):
-        SubobjectLoader(augmented, counting(), cache=tmp_path)
+    prompted = SubobjectTokenizer(PromptedSegmenter(EPOCSegmenter()), size=96)
+    with pytest.raises(ConfigError, match="tokens depend on prompts"):
+        SubobjectLoader(augmented, prompted, cache=tmp_path)
+    stored = tmp_path / "tokens"
+    tokenize_dataset(rows, counting(), stored, executor="inline")
+    with pytest.raises(ConfigError, match="beside a dataset with stored tokens"):
+        SubobjectLoader(SubobjectDataset(rows, tokens=stored), counting(), cache=tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"is no cache of tokens: it holds 'data'"):
+        SubobjectLoader(rows, counting(), cache=stored)
     with pytest.raises(ConfigError, match="cache_gb=3 limits a cache: give cache=FOLDER too"):
         SubobjectLoader(rows, counting(), cache_gb=3)
     nameless = SubobjectTokenizer(_Nameless())
     with pytest.raises(ConfigError, match=r"_Nameless has no config\(\)"):
-        batches_of(rows, nameless, cache=tmp_path)
+        batches_of(rows, nameless, cache=tmp_path / "cache")
 
 
 class _Nameless:
