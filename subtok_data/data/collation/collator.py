@@ -186,7 +186,7 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-            ``pool``, ``device``, ``timed`` and ``cache`` of :class:`BatchStages`; ``logs``, beside
+            ``pool``, ``device``, ``timed`` and ``cache`` of ``BatchStages``; ``logs``, beside
             the collator's own.
         """
         logs = (self.replaced, *options.pop("logs", ()))
