@@ -1,5 +1,6 @@
-"""The documentation site: ``sphinx-build -W -n docs docs/_build/html`` (``pip install -e '.[docs]'``).
+"""The documentation site: ``sphinx-build -W -n docs docs/_build/html``.
 
+``pip install -e '.[docs]'`` brings what it needs.
 Needs no network. With ``SUBTOK_DOCS_INTERSPHINX=1`` names of Python, NumPy, PyTorch, transformers
 and Pillow become links to their sites.
 """
@@ -116,6 +117,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_favicon = "_static/logo.svg"
 html_copy_source = False
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {

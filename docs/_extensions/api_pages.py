@@ -6,6 +6,7 @@ written below ``docs/reference`` before a build.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -129,8 +130,11 @@ def _find_by_last_part(
 
 def scrape_figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
     """Save the figure that a block ends with; ``plot_tokens`` makes them without ``pyplot``."""
-    figure = block_vars["example_globals"].get("___")
-    if block[0] != "code" or not hasattr(figure, "_repr_png_"):
+    kind, code = block[:2]
+    if kind != "code" or not isinstance(ast.parse(code).body[-1], ast.Expr):
+        return ""
+    figure = block_vars["example_globals"].get("___")  # value of the last expression
+    if not hasattr(figure, "_repr_png_"):
         return ""
     path = next(block_vars["image_path_iterator"])
     Path(path).write_bytes(figure._repr_png_())

@@ -10,7 +10,7 @@ from skimage import data
 from subtok_data import SubobjectTokenizer
 from subtok_data.viz import plot_thresholds
 
-tokens = SubobjectTokenizer(size=384)(data.chelsea())
+tokens = SubobjectTokenizer(size=384)(data.astronaut())
 plot_thresholds(
     tokens, thresholds=(0.05, 0.1, 0.3), strengths=(0.2, 0.4, 0.7), num_tokens=(16, 64, 200)
 )

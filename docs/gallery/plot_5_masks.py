@@ -12,7 +12,7 @@ import numpy as np
 from skimage import data
 
 from subtok_data.segment import FillRules, MaskPartitioner, RLEMasks
-from subtok_data.viz import outline_image
+from subtok_data.viz import mean_color_image, outline_image
 
 # %%
 # The masks here are drawn by hand, so that this page needs no weights: ellipses (y, x, height,
@@ -21,17 +21,18 @@ from subtok_data.viz import outline_image
 photo = data.coffee()
 height, width = photo.shape[:2]
 y, x = np.mgrid[:height, :width]
-shapes = [
-    (205, 300, 175, 250),
-    (165, 300, 130, 128),
-    (160, 298, 96, 112),
-    (150, 275, 60, 62),
-    (215, 470, 26, 130),
-]
-masks = [((y - cy) / h) ** 2 + ((x - cx) / w) ** 2 < 1 for cy, cx, h, w in shapes]
+shapes = {
+    "saucer": (230, 278, 168, 202),
+    "cup": (150, 290, 122, 115),
+    "rim": (100, 290, 84, 120),
+    "coffee": (150, 296, 58, 76),
+    "spoon": (279, 365, 46, 42),
+    "handle": (275, 225, 32, 24),
+}
+masks = [((y - cy) / h) ** 2 + ((x - cx) / w) ** 2 < 1 for cy, cx, h, w in shapes.values()]
 covered = np.sum(masks, axis=0)
 print(
-    f"{(covered == 0).mean():.0%} of the pixels are in no mask, {(covered > 1).mean():.0%} in several"
+    f"of the pixels {(covered == 0).mean():.0%} in no mask, {(covered > 1).mean():.0%} in several"
 )
 
 partitioner = MaskPartitioner("area", FillRules(min_area=64, gap_area=1000))
@@ -45,7 +46,8 @@ axes[0].imshow(photo)
 for mask in masks:
     axes[0].contour(mask, levels=[0.5], colors="#ffd866", linewidths=1.5)
 axes[1].imshow(covered, cmap="Blues", vmax=len(masks))
-axes[2].imshow(outline_image(photo, partition.token_map))
+flat = mean_color_image(photo, partition.token_map)
+axes[2].imshow(outline_image(flat, partition.token_map))
 for ax, title in zip(axes, ("masks", "masks per pixel", f"{partition.num_tokens} tokens")):
     ax.set_title(title)
     ax.set_axis_off()

@@ -6,6 +6,7 @@ Images of different sizes and different numbers of tokens in one ``dict`` of ten
 stands in the text as one placeholder per token.
 """
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap

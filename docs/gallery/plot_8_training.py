@@ -6,6 +6,7 @@ From a batch to a loss: tokens become vectors, vectors stand among the embedding
 model of any kind reads both. Here a transformer of one layer learns the names of four photos.
 """
 
+# sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -77,7 +78,9 @@ strengths = (
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
 for ax, row, strength, name in zip(axes, rows, strengths, names):
     tokens = tokenizer(row["image"])
-    heat = plt.cm.YlOrRd((strength / strength.max()).numpy())[tokens.token_map][..., :3]
+    heat = plt.cm.YlOrRd(((strength / strength.quantile(0.9)).clamp(max=1)).numpy())[
+        tokens.token_map
+    ][..., :3]
     shown = (0.45 * tokens.image + 0.55 * 255 * heat).astype(np.uint8)
     ax.imshow(outline_image(shown, tokens.token_map, color=(255, 255, 255), width=0.8))
     ax.set_title(name)
