@@ -96,6 +96,7 @@ DEEPER: dict[str, list[str]] = {
     "Batches without images": [
         "subtok_data.imagefree.ImageFreeLoader",
         "subtok_data.imagefree.CategoryWords",
+        "subtok_data.nn.nearest_neighbors",
         "subtok_data.nn.smooth_scores",
         "subtok_data.nn.smooth_feature_map",
     ],
@@ -112,6 +113,7 @@ DEEPER: dict[str, list[str]] = {
     "Segmenters of your own, mask generation": [
         "subtok_data.segmenters.Segmenter",
         "subtok_data.segmenters.as_segmenter",
+        "subtok_data.segmenters.as_prompter",
         "subtok_data.segmenters.GenerationOptions",
         "subtok_data.segmenters.generate_masks",
         "subtok_data.segmenters.PointDecoder",
@@ -123,6 +125,8 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.segment.Budget",
         "subtok_data.segment.Partition",
         "subtok_data.segment.Partitioner",
+        "subtok_data.segment.as_partitioner",
+        "subtok_data.segment.apply_budget",
         "subtok_data.segment.RLEMasks",
         "subtok_data.segment.MaskPartitioner",
         "subtok_data.segment.FillRules",
@@ -138,6 +142,13 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.images.to_rgb",
         "subtok_data.images.resize",
         "subtok_data.images.canvas_size",
+    ],
+    "Kinds of errors": [
+        "subtok_data.errors.ConfigError",
+        "subtok_data.errors.ImageError",
+        "subtok_data.errors.PromptError",
+        "subtok_data.errors.StoreError",
+        "subtok_data.errors.WeightsError",
     ],
 }
 

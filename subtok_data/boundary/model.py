@@ -59,7 +59,7 @@ class BoundaryModel:
         Where to run; None leaves the module where its parameters are.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Precision of the network (autocast; parameters stay as they are). ``"auto"`` takes what is
-        fast on the device, see :func:`subtok_data.devices.compute_dtype`.
+        fast on the device, see ``subtok_data.devices.compute_dtype``.
     compile : bool, default False
         Run the network through ``torch.compile``: pays after minutes of images of few sizes.
     tile : int, optional

@@ -11,7 +11,7 @@ from subtok_data.cli.options import Commands, add_command
 from subtok_data.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from subtok_data.data.cache import CacheInfo
+    from subtok_data.data import CacheInfo
 
 __all__ = ["add_parser"]
 
@@ -51,7 +51,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 1 if a segment is damaged."""
-    from subtok_data.data.cache import clear_cache, compact_cache, describe_cache
+    from subtok_data.data import clear_cache, compact_cache, describe_cache
 
     if args.action == "clear":
         info = clear_cache(args.folder)

@@ -1,3 +1,9 @@
+from .cache import (
+    CacheInfo as CacheInfo,
+    clear_cache as clear_cache,
+    compact_cache as compact_cache,
+    describe_cache as describe_cache,
+)
 from .collation import PendingBatch as PendingBatch, SubobjectCollator as SubobjectCollator
 from .dataloader_workers import (
     WorkerStart as WorkerStart,

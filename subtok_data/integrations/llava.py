@@ -132,7 +132,7 @@ def use_subobject_tokens(
     -------
     PreTrainedModel
         The same model, to be called with ``model(**model_inputs(batch, model))`` of
-        :mod:`subtok_data.batch`. The new parameters are under ``subobject_features`` of its inner
+        ``subtok_data.batch``. The new parameters are under ``subobject_features`` of its inner
         model, so ``state_dict``, ``.to`` and optimizers see them; its projector is dropped.
 
     Raises

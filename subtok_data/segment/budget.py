@@ -37,7 +37,7 @@ class Budget:
         Merge tokens of fewer pixels into a neighbour.
     merge : {"balanced", "boundary"}
         Cost by which neighbours merge, see
-        :func:`~subtok_data.segment.merging.merge_hierarchy`.
+        ``merge_hierarchy``.
     overflow : {"merge", "drop"}
         Merge the tokens beyond ``max_tokens``, or drop them as in the paper (EPOC): the largest
         ``max_tokens`` stay, protected ones before others, and the pixels of the rest belong to no

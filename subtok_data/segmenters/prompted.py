@@ -59,7 +59,7 @@ class PromptedSegmenter(Segmenter):
         one token for each connected part.
     rules : FillRules, optional
         Which parts of regions become tokens, and who gets the pixels of the others; by default
-        those of 64 pixels or more (:func:`~subtok_data.segment.default_rules`).
+        those of 64 pixels or more (``default_rules``).
     min_iou : float
         Least IoU of a box with a union of tokens; below it, the box itself is the region.
 

@@ -142,7 +142,7 @@ _ADVICE = {
 class StatsRecorder:
     """Collects what :class:`LoaderStats` tells; all threads write to it.
 
-    ``replaced`` is a log of the :class:`~subtok_data.data.collation.BatchStages`.
+    ``replaced`` is a log of the ``BatchStages``.
     """
 
     batches: int = 0

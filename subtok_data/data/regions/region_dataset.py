@@ -177,7 +177,7 @@ class RegionDataset(SubobjectDataset):
         Raises
         ------
         SampleError
-            If it is bad; a :class:`NoRegionError` if no region is left and ``empty`` is not
+            If it is bad; a ``NoRegionError`` if no region is left and ``empty`` is not
             ``"keep"``.
         """
         sample = super().load(index)

@@ -42,7 +42,7 @@ class MaskPartitioner(Partitioner):
         Which parts become tokens, and who gets the rest.
     min_region : int
         Holes and islands of masks below this many pixels are cleaned first, and duplicates that
-        this makes left out (:func:`~subtok_data.segment.masks.clean_masks`); 0: masks as given.
+        this makes left out (``clean_masks``); 0: masks as given.
     max_overlap : float
         IoU of boxes above which one of two cleaned masks counts as a duplicate, 0 to 1.
 

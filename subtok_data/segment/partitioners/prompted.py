@@ -52,7 +52,7 @@ class PromptedPartitioner(Partitioner):
     ``rules.min_area``. Tokens that no region touches stay as they are.
 
     When a budget merges tokens, those of prompts are the last
-    (:attr:`~subtok_data.segment.Partition.protected`).
+    (``Partition.protected``).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class PromptedPartitioner(Partitioner):
         Gives the tokens under the regions; its options for exact counts and merging are handed on.
     rules : FillRules, optional
         Which parts become tokens, and who gets the pixels of the others; ``gap_area`` matters with
-        ``automatic=False`` only. :func:`default_rules` if not given.
+        ``automatic=False`` only. ``default_rules`` if not given.
     automatic : bool
         Keep the tokens of ``base`` outside the regions. False: pixels outside are gaps, whose
         connected parts are tokens.

@@ -29,7 +29,7 @@ def prompt_regions(
     """Find the region of each prompt from the tokens of an image.
 
     * A prompt with a mask: the mask.
-    * With a box: the union of tokens that has the highest IoU with the box (:func:`best_union`), as
+    * With a box: the union of tokens that has the highest IoU with the box (``best_union``), as
       far as it is inside the box. If that IoU is below ``min_iou``, or nothing of the union is
       left, the pixels of the box.
     * With points: tokens under points inside are in, tokens under points outside are not, also

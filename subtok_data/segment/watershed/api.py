@@ -104,7 +104,7 @@ def watershed_tokens(
         From 0 to 1. As many tokens as the image has strong borders: from the same kind of seeds,
         neighbours are merged while the border between them is this strong or less. What counts is
         the mean boundary probability along the border, less for smaller tokens and among more of
-        them, see :func:`~subtok_data.segment.merging.merge_hierarchy`. Tokens of a higher strength
+        them, see ``merge_hierarchy``. Tokens of a higher strength
         are unions of those of a lower one; a sequence gives a list of maps from one flood.
     max_tokens : int, optional
         At most so many; the cheapest neighbours are merged.

@@ -25,7 +25,7 @@ class WatershedPartitioner(Partitioner):
     ----------
     threshold : float, optional
         Seeds are the 4-connected components of the pixels below it; above 0, below 1. The default
-        is :data:`DEFAULT_THRESHOLD`, unless ``num_tokens`` is given.
+        is ``DEFAULT_THRESHOLD``, unless ``num_tokens`` is given.
     num_tokens : int, optional
         Seeds are so many minima of the map or more, see
         :func:`~subtok_data.segment.watershed.minima_seeds`; a budget merges the surplus.

@@ -109,7 +109,7 @@ class SAMEdgeSegmenter(PromptableModel, Segmenter):
         As in :class:`~subtok_data.SAMSegmenter`.
     threshold : float, optional
         Seeds are the connected parts with an edge value below this, in (0, 1);
-        :data:`~subtok_data.segment.DEFAULT_THRESHOLD` (0.1) if not given. Not together with
+        ``DEFAULT_THRESHOLD`` (0.1) if not given. Not together with
         ``num_tokens`` or ``strength`` of the tokenizer.
     points_per_side, points_per_batch : int
         Grid, and points per call of the mask decoder.

@@ -104,7 +104,7 @@ class SAMSegmenter(PromptableModel, Segmenter):
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
     ) -> list[Evidence]:
-        """Return the masks of each image, packed; see :class:`~subtok_data.segment.masks`."""
+        """Return the masks of each image, packed; see :class:`~subtok_data.segment.RLEMasks`."""
         refuse_prompts(self, prompts)
         generated = generate_masks(self.decoder, images, self.options)
         return [
