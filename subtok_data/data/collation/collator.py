@@ -188,13 +188,8 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-<<<<<<< HEAD
-            ``pool``, ``device`` and ``timed`` of :class:`BatchStages`; ``logs``, beside the
-            collator's own.
-=======
             ``pool``, ``device``, ``timed`` and ``cache`` of ``BatchStages``; ``logs``, beside
             the collator's own.
->>>>>>> hk
         """
         logs = (self.replaced, *options.pop("logs", ()))
         return BatchStages(
