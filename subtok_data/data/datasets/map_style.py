@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from torch.utils.data import Dataset
 
@@ -137,6 +137,9 @@ class SubobjectDataset(Dataset[Sample]):
     """Whether samples bring the key of their images."""
     cache: CacheReader | None = None
     """Set by a loader: augmentation then comes after tokenization, as with stored tokens."""
+
+    augments_token_maps: ClassVar[bool] = True
+    """Whether ``transform`` can move the token map with the image, once that is made."""
 
     def __init__(
         self,

@@ -23,7 +23,6 @@ from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import MixedDataset, SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
-from subtok_data.data.regions import RegionDataset
 from subtok_data.errors import ConfigError
 from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
@@ -158,7 +157,7 @@ def _using(tokens: TokenCache, dataset: _Dataset) -> _Dataset:
     using.with_keys = True
     if using.transform is None:
         return using
-    if isinstance(using, SubobjectIterableDataset | RegionDataset):
+    if isinstance(using, SubobjectIterableDataset) or not using.augments_token_maps:
         raise ConfigError(
             f"cache= beside transform= of a {type(using).__name__}, whose samples cannot be "
             "augmented once their tokens are made: store the tokens with `subtok tokenize SRC "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,8 @@ class RegionDataset(SubobjectDataset):
     >>> sample.prompts[0].boxes.tolist(), sample.prompts[0].texts
     ([[4.0, 2.0, 24.0, 12.0]], ('a cup',))
     """
+
+    augments_token_maps: ClassVar[bool] = False
 
     def __init__(
         self,
