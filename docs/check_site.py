@@ -5,8 +5,8 @@
 Checked on each page, at 390 and 1300 pixels: images load, nothing is wider than the window, no
 errors on the console, no request that fails or leaves the site. Once: the search finds what it
 shall, and the dark theme is another colour. Needs ``playwright`` and Chromium or Chrome on the
-machine (``SUBTOK_BROWSER`` names another binary); exit code 1 with a list of what is wrong, 2 without a
-browser.
+machine (``SUBTOK_BROWSER`` names another binary); exit code 1 with a list of what is wrong, 2
+without a browser.
 """
 
 from __future__ import annotations
