@@ -23,7 +23,6 @@ from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import MixedDataset, SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
-from subtok_data.data.regions import RegionDataset
 from subtok_data.errors import ConfigError
 from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
@@ -158,6 +157,8 @@ def _using(tokens: TokenCache, dataset: _Dataset) -> _Dataset:
     using.with_keys = True
     if using.transform is None:
         return using
+    from subtok_data.data.regions import RegionDataset  # needs torchvision, as few loaders do
+
     if isinstance(using, SubobjectIterableDataset | RegionDataset):
         raise ConfigError(
             f"cache= beside transform= of a {type(using).__name__}, whose samples cannot be "
