@@ -66,6 +66,10 @@ DEEPER: dict[str, list[str]] = {
         "subtok_data.data.tokenize_dataset",
         "subtok_data.data.TokenizeReport",
         "subtok_data.data.StoredTokens",
+        "subtok_data.data.describe_cache",
+        "subtok_data.data.compact_cache",
+        "subtok_data.data.clear_cache",
+        "subtok_data.data.CacheInfo",
     ],
     "Frameworks": [
         "subtok_data.integrations.use_subobject_tokens",
