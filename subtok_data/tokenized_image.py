@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.arguments import check_count
-from subtok_data.errors import ConfigError
-from subtok_data.segment import Evidence, RLEMasks, Segmented, label_runs
+from subtok_data.annotations import TOKEN_CATEGORY, coco_categories
+from subtok_data.segment import Evidence, RLEMasks, Segmented, label_image, label_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["TokenizedImage"]
-
-_TOKEN = 1
-"""COCO category of tokens without classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,23 +129,7 @@ class TokenizedImage:
         >>> tokens.to_label_image().tolist(), tokens.to_label_image(size=(2, 4)).tolist()
         ([[1, 2]], [[1, 1, 2, 2], [1, 1, 2, 2]])
         """
-        labels = self.token_map.astype(np.int32) + 1
-        if size is None or tuple(size) == labels.shape:
-            return labels
-        for side in size:
-            check_count("each side of size", side, optional=False, unit="pixels")
-        rows, columns = (
-            (2 * np.arange(new) + 1) * old // (2 * new)
-            for old, new in zip(labels.shape, size, strict=True)
-        )
-        resized = labels[rows[:, None], columns]
-        lost = self.num_tokens - len(np.unique(resized[resized > 0]))
-        if lost:
-            raise ConfigError(
-                f"{lost} of {self.num_tokens} tokens have no pixel at {tuple(size)}: give a larger "
-                "size, or make fewer tokens (num_tokens, min_area)"
-            )
-        return resized
+        return label_image(self.token_map, self.num_tokens, size)
 
     def to_coco(
         self,
@@ -208,18 +188,17 @@ class TokenizedImage:
                 {
                     "id": first_id + token,
                     "image_id": image_id,
-                    "category_id": _TOKEN if classes is None else int(classes[token]),
+                    "category_id": TOKEN_CATEGORY if classes is None else int(classes[token]),
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": int(areas[token]),
                     "segmentation": {"size": [height, width], "counts": packed["counts"].decode()},
                     "iscrowd": 0,
                 }
             )
-        names = {_TOKEN: "token"} if classes is None else {k: str(k) for k in np.unique(classes)}
         return {
             "images": [{"id": image_id, "file_name": file_name, "height": height, "width": width}],
             "annotations": annotations,
-            "categories": [{"id": int(key), "name": name} for key, name in names.items()],
+            "categories": coco_categories(classes),
         }
 
     def to_supervision(self, *, size: tuple[int, int] | None = None) -> Any:

@@ -14,4 +14,9 @@ from .coco import (
 )
 from .image_pairs import images_by_stem as images_by_stem, pair_by_stem as pair_by_stem
 from .label_png import read_label_png as read_label_png
+from .panoptic import (
+    TOKEN_CATEGORY as TOKEN_CATEGORY,
+    PanopticWriter as PanopticWriter,
+    coco_categories as coco_categories,
+)
 from .sa1b import read_sa1b as read_sa1b

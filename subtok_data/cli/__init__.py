@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         Parsed arguments have ``run``, a function from arguments to exit code.
     """
     from subtok_data import __version__
-    from subtok_data.cli import bench, cache, demo, maps, tokenize
+    from subtok_data.cli import bench, cache, demo, export, maps, tokenize
     from subtok_data.cli.evaluate import add_eval_parser
     from subtok_data.cli.train import add_train_parser
 
@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     demo.add_parser(commands)
     tokenize.add_parser(commands)
+    export.add_parser(commands)
     cache.add_parser(commands)
     maps.add_parser(commands)
     bench.add_parser(commands)

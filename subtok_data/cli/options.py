@@ -27,7 +27,7 @@ _OPTIONS = {
 }
 """Options that only some segmenters have."""
 
-_SAM = "a folder or hub id of SAM, SAM 2 or EdgeTAM"
+_SAM = "a folder or hub id of SAM, SAM 2, SAM 3 or EdgeTAM"
 _MODEL_OF = {
     "sam": _SAM,
     "sam-edges": _SAM,

@@ -42,8 +42,10 @@ from .regions import (
 from .store import StoredTokens as StoredTokens, TokenWriter as TokenWriter
 from .tokenize import (
     Engine as Engine,
+    ExportReport as ExportReport,
     RayEngine as RayEngine,
     TokenizeReport as TokenizeReport,
+    export_panoptic as export_panoptic,
     tokenize_dataset as tokenize_dataset,
     verify_tokens as verify_tokens,
 )

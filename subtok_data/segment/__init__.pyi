@@ -4,6 +4,7 @@ from .geometry import (
     Segmented as Segmented,
     TokenGeometry as TokenGeometry,
     arrange as arrange,
+    label_image as label_image,
     measure as measure,
     token_shapes as token_shapes,
 )

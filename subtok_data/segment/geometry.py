@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.arguments import check_choice
+from subtok_data.arguments import check_choice, check_count
+from subtok_data.errors import ConfigError
 from subtok_data.segment.partition import Partition, TokenMap, token_dtype
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "arrange",
     "check_labels",
     "check_order",
+    "label_image",
     "measure",
     "order_tokens",
     "token_shapes",
@@ -117,6 +119,55 @@ def check_labels(token_map: TokenMap, areas: NDArray[np.int64], within: bool) ->
             f"token {int(np.argmin(areas))} of {num_tokens} has no pixel: labels must be "
             "consecutive"
         )
+
+
+def label_image(
+    token_map: TokenMap, num_tokens: int, size: tuple[int, int] | None = None
+) -> NDArray[np.int32]:
+    """Number tokens from 1, and bring their map to another size.
+
+    Parameters
+    ----------
+    token_map : (H, W) int16 or int32
+        0..N-1; −1 where there is no token.
+    num_tokens : int
+        N.
+    size : (int, int), optional
+        Height and width of the result in pixels; by default those of the map. Each pixel has the
+        label of the pixel under its centre.
+
+    Returns
+    -------
+    (H, W) int32
+        Token k is label k + 1, and 0 is no token.
+
+    Raises
+    ------
+    ConfigError
+        If a token would have no pixel at that size.
+
+    Examples
+    --------
+    >>> label_image(np.array([[0, 1]], np.int16), 2, (1, 4)).tolist()
+    [[1, 1, 2, 2]]
+    """
+    labels = token_map.astype(np.int32) + 1
+    if size is None or tuple(size) == labels.shape:
+        return labels
+    for side in size:
+        check_count("each side of size", side, optional=False, unit="pixels")
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for old, new in zip(labels.shape, size, strict=True)
+    )
+    resized = labels[rows[:, None], columns]
+    lost = num_tokens - len(np.unique(resized[resized > 0]))
+    if lost:
+        raise ConfigError(
+            f"{lost} of {num_tokens} tokens have no pixel at {tuple(size)}: give a larger "
+            "size, or make fewer tokens (num_tokens, min_area)"
+        )
+    return resized
 
 
 def token_shapes(token_map: TokenMap, boxes: NDArray[np.int32], side: int) -> NDArray[np.bool_]:

@@ -52,7 +52,8 @@ def photos(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["tokenize"], ["cache"], ["maps"], ["bench"], ["train"], ["eval"]]
+    "command",
+    [[], ["demo"], ["tokenize"], ["export"], ["cache"], ["maps"], ["bench"], ["train"], ["eval"]],
 )
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -71,6 +71,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "sam": lambda models, device="cpu": sam(models, "sam", device),
     "sam2": lambda models, device="cpu": sam(models, "sam2", device),
     "edgetam": lambda models, device="cpu": sam(models, "edgetam", device),
+    "sam3": lambda models, device="cpu": sam(models, "sam3", device),
     "sam-edges": lambda models, device="cpu": SAMEdgeSegmenter(
         models.folder("sam"), points_per_side=4, device=device
     ),

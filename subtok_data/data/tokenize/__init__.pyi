@@ -1,4 +1,5 @@
 from .engine import Engine as Engine, LocalEngine as LocalEngine
+from .export import ExportReport as ExportReport, export_panoptic as export_panoptic
 from .ray_engine import RayEngine as RayEngine
 from .run import (
     FailedRow as FailedRow,

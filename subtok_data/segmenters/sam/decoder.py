@@ -105,7 +105,7 @@ class SAMDecoder(TransformersModel):
 
     Parameters
     ----------
-    model : SamModel, Sam2Model or EdgeTamModel
+    model : SamModel, Sam2Model, Sam3TrackerModel or EdgeTamModel
         Or a model that is called like these.
     processor : object
         Its image processor.
@@ -124,7 +124,7 @@ class SAMDecoder(TransformersModel):
         if not all(isinstance(level, Tensor) for level in levels):  # SAM-HQ
             raise ConfigError(
                 f"the mask decoder of {type(self.model).__name__} wants more than the encoder's "
-                "feature maps: give SAM, SAM 2 or EdgeTAM, or a PointDecoder of your own"
+                "feature maps: give SAM, SAM 2, SAM 3 or EdgeTAM, or a PointDecoder of your own"
             )
         canvas = (pixels.shape[-2], pixels.shape[-1])
         inside: Any = inputs.get("reshaped_input_sizes")

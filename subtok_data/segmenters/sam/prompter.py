@@ -206,7 +206,7 @@ class ModelPrompter(PromptableModel, Prompter):
 
 
 class SAMPrompter(ModelPrompter):
-    """SAM, SAM 2 or EdgeTAM make masks of boxes, points and masks.
+    """SAM, SAM 2, SAM 3 or EdgeTAM make masks of boxes, points and masks.
 
     A prompt may be a box, points with labels (1 inside, 0 outside), both, or either with a mask to
     start from. The best of three masks answers a single point, the model's one mask everything

@@ -1,4 +1,4 @@
-"""SAM and SAM 2 as segmenters: masks of everything in an image, then a complete partition."""
+"""SAM, SAM 2 and SAM 3 as segmenters: masks of everything, then a complete partition."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["SAMSegmenter"]
 
 
 class SAMSegmenter(PromptableModel, Segmenter):
-    """Automatic masks of SAM or SAM 2, made a complete partition.
+    """Automatic masks of SAM, SAM 2 or SAM 3, made a complete partition.
 
     The masks are those of the published procedure
     (:func:`~subtok_data.segmenters.generate_masks`); worker processes paint them over

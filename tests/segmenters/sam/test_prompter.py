@@ -37,11 +37,13 @@ def prompter(folder) -> SAMPrompter:
 
 def by_transformers(folder, prompter, image, several, masks=None, **prompts):
     """Masks and scores of the prompts of one picture, by the model's own processor."""
-    from transformers import AutoImageProcessor, Sam2Processor, SamProcessor
+    from transformers import AutoImageProcessor, Sam2Processor, Sam3TrackerProcessor, SamProcessor
 
     processor = AutoImageProcessor.from_pretrained(folder)
-    is_sam = "Sam2" not in type(processor).__name__
-    processor = (SamProcessor if is_sam else Sam2Processor)(processor)
+    kinds = {"Sam2": Sam2Processor, "Sam3": Sam3TrackerProcessor}
+    kind = kinds.get(type(processor).__name__[:4], SamProcessor)
+    is_sam = kind is SamProcessor
+    processor = kind(processor)
     inputs = processor(images=image, return_tensors="pt", **prompts)
     given = {
         name: inputs[name].float() if inputs[name].is_floating_point() else inputs[name]

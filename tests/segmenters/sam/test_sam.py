@@ -11,9 +11,10 @@ import pytest
 import torch
 from helpers.batches import assert_same
 from helpers.faulty import coded_image
-from helpers.tiny_sam import MODELS, save_model
+from helpers.tiny_sam import MODELS, save_model, save_published_sam3
 from hypothesis import example, given, settings, strategies as st
 from scipy import ndimage
+from skimage import data
 from torchvision.ops import nms
 
 from subtok_data import (
@@ -406,7 +407,9 @@ def test_other_promptable_models_are_refused():
     )
     size = {"longest_edge": 64}
     processor = SamImageProcessor(size=size, pad_size={"height": 64, "width": 64})
-    with pytest.raises(ConfigError, match="SamHQModel wants more .* give SAM, SAM 2 or EdgeTAM"):
+    with pytest.raises(
+        ConfigError, match="SamHQModel wants more .* give SAM, SAM 2, SAM 3 or EdgeTAM"
+    ):
         SAMSegmenter(model, processor, device="cpu").infer(IMAGES[:1], [(48, 90)])
 
 
@@ -489,3 +492,52 @@ def test_no_edges_are_one_token():
 
     segmenter = SAMEdgeSegmenter(Blind(), points_per_side=2)
     assert SubobjectTokenizer(segmenter, size=None)(coordinates(20, 30)).num_tokens == 1
+
+
+def test_sam3_as_it_is_published_loads_by_its_folder(tmp_path):
+    """Detector and video tracker share a file; points prompt the tracker, on its own neck."""
+    published = save_published_sam3(tmp_path / "sam3")
+    options = GenerationOptions(points_per_side=4, iou_threshold=0, stability_threshold=0)
+    segmenter = SAMSegmenter(tmp_path / "sam3", options=options, device="cpu")
+    assert type(segmenter.model).__name__ == "Sam3TrackerModel"
+    loaded, given = segmenter.model.state_dict(), published.state_dict()
+    for mine, theirs in (
+        ("mask_decoder.", "tracker_model.mask_decoder."),
+        ("prompt_encoder.", "tracker_model.prompt_encoder."),
+        ("vision_encoder.backbone.", "detector_model.vision_encoder.backbone."),
+        ("vision_encoder.neck.", "tracker_neck."),
+    ):
+        names = [name.removeprefix(mine) for name in loaded if name.startswith(mine)]
+        assert names
+        for name in names:
+            assert torch.equal(loaded[mine + name], given[theirs + name]), name
+    tokens = SubobjectTokenizer(segmenter, size=96)(data.chelsea())
+    assert tokens.num_tokens > 1
+    assert tokens.areas.sum() == tokens.token_map.size
+
+
+def test_what_sam3_finds_for_phrases_is_made_a_partition(tmp_path):
+    """The detector of the same folder: its masks, as transformers reads them, with a class each."""
+    from transformers import Sam3ImageProcessor, Sam3Model
+
+    save_published_sam3(tmp_path)
+    model, report = Sam3Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    processor = Sam3ImageProcessor.from_pretrained(tmp_path)
+    image = data.chelsea()[::4, ::4]
+    inputs = processor(images=[image], return_tensors="pt")
+    found, classes, scores = [], [], []
+    for phrase, words in enumerate(([1, 7, 2], [1, 9, 2])):
+        with torch.inference_mode():
+            outputs = model(**inputs, input_ids=torch.tensor([words]))
+        (result,) = processor.post_process_instance_segmentation(
+            outputs, threshold=0, target_sizes=[image.shape[:2]]
+        )
+        found += [mask.numpy() > 0 for mask in result["masks"]]
+        classes += [phrase] * len(result["masks"])
+        scores += result["scores"].tolist()
+    assert len(found) == 12
+    rle = RLEMasks.from_masks(found, scores, {"class": np.array(classes)})
+    partition = MaskPartitioner("area", FillRules())(rle.to_evidence(), image.shape[:2])
+    assert partition.token_map.min() == 0
+    assert len(partition.token_fields["class"]) == partition.num_tokens > 1
