@@ -4,9 +4,9 @@
 
 Checked on each page, at 390 and 1300 pixels: images load, nothing is wider than the window, no
 errors on the console, no request that fails or leaves the site. Once: the search finds what it
-shall, and the dark theme is another colour. Needs ``playwright`` and Chromium or Chrome on the machine
-(``SUBTOK_BROWSER`` names another binary); exit code 1 with a list of what is wrong, 2 without a
-browser.
+shall, and the dark theme is another colour. Needs ``playwright`` and Chromium or Chrome on the
+machine (``SUBTOK_BROWSER`` names another binary); exit code 1 with a list of what is wrong, 2
+without a browser.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ SEARCHES = {
 }
 """Words, and a page that has to be among the results."""
 SHOWN = ("index", "guide", "batch_format", "auto_gallery/index", "auto_gallery/plot_7_batch")
-SHOWN += ("reference/index", "reference/subtok_data.SubobjectTokenizer")
+SHOWN += (
+    "auto_gallery/plot_1_controls",
+    "auto_gallery/plot_8_training",
+    "reference/index",
+    "reference/subtok_data.SubobjectTokenizer",
+)
 """Pages of which ``--screenshots`` keeps an image."""
 _OVERFLOW = """() => {
     const wide = document.documentElement.clientWidth;
