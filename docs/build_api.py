@@ -65,6 +65,7 @@ DEEPER: dict[str, list[str]] = {
     "Stored tokens": [
         "subtok_data.data.tokenize_dataset",
         "subtok_data.data.TokenizeReport",
+        "subtok_data.data.open_images",
         "subtok_data.data.StoredTokens",
         "subtok_data.data.describe_cache",
         "subtok_data.data.compact_cache",

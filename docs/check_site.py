@@ -31,7 +31,12 @@ SEARCHES = {
 }
 """Words, and a page that has to be among the results."""
 SHOWN = ("index", "guide", "batch_format", "auto_gallery/index", "auto_gallery/plot_7_batch")
-SHOWN += ("reference/index", "reference/subtok_data.SubobjectTokenizer")
+SHOWN += (
+    "auto_gallery/plot_1_controls",
+    "auto_gallery/plot_8_training",
+    "reference/index",
+    "reference/subtok_data.SubobjectTokenizer",
+)
 """Pages of which ``--screenshots`` keeps an image."""
 _OVERFLOW = """() => {
     const wide = document.documentElement.clientWidth;
