@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from subtok_data.cli.options import Commands, add_command
 from subtok_data.cli.output import print_json, say
-from subtok_data.cli.tokenize import open_source
 
 __all__ = ["add_parser"]
 
@@ -34,6 +33,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--images",
         metavar="SRC",
+        nargs="+",
         help="the images or the dataset that was tokenized: maps get the size of their images",
     )
     parser.add_argument("--split", help="which split, where SRC has several")
@@ -46,10 +46,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; returns 1 if a row is not in the files."""
     from tqdm import tqdm
 
-    from subtok_data.data import StoredTokens, export_panoptic
+    from subtok_data.data import StoredTokens, export_panoptic, open_images
 
     stored = StoredTokens(args.tokens)
-    images = None if args.images is None else open_source(args.images, args.split)
+    images = None
+    if args.images is not None:
+        images = open_images(args.images, split=args.split, image_column=args.image_column)
     with tqdm(unit=" images", disable=not sys.stderr.isatty(), total=len(stored)) as bar:
         report = export_panoptic(
             stored, args.folder, images, image_column=args.image_column, on_progress=bar.update
