@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
+from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.store import ShardReport, Storage, TokenWriter, writer_name
 from subtok_data.data.tokenize.shards import ShardJob, make_shards
 from subtok_data.errors import ConfigError, SubtokError, WorkerCrashError
@@ -269,6 +270,7 @@ class ShardActor:
         self._cpus = max(1, int(cpus))
         self._max_deaths = max_deaths
         self._job: ShardJob | None = None
+        self._pool: SegmentPool | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         number = int(batch["shard"][0])
@@ -290,8 +292,21 @@ class ShardActor:
     def _make(self, number: int) -> ShardReport:
         if self._job is None:
             self._job = self._load()
-        (report,) = make_shards(self._job, [number])
+        if self._pool is None:  # its workers take seconds to start
+            self._pool = make_pool(self._job.executor, self._job.segment_workers)
+        try:
+            (report,) = make_shards(self._job, [number], pool=self._pool)
+        except BaseException:
+            self._close_pool()  # it may be broken, or still have images of this shard
+            raise
+        if self._pool.restarts:  # so many are allowed for one shard, not for all
+            self._close_pool()
         return report
+
+    def _close_pool(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
     def _load(self) -> ShardJob:
         import torch

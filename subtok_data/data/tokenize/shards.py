@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 from subtok_data.data.collation import BatchInProgress, BatchOptions, BatchStages, SampleInProgress
 from subtok_data.data.datasets import SubobjectDataset
-from subtok_data.data.pool import make_pool
+from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.store import Journal, ShardReport, StoredRow, TokenWriter
 from subtok_data.data.tokenize.decoding import ResizedRows, decode_ahead
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -58,7 +58,10 @@ class ShardJob:
 
 
 def make_shards(
-    job: ShardJob, shards: Sequence[int], on_rows: OnRows | None = None
+    job: ShardJob,
+    shards: Sequence[int],
+    on_rows: OnRows | None = None,
+    pool: SegmentPool | None = None,
 ) -> Iterator[ShardReport]:
     """Make shards one after the other; each is stored when its report is yielded.
 
@@ -73,6 +76,9 @@ def make_shards(
         Numbers of the shards.
     on_rows : callable, optional
         Called as ``on_rows(rows, failed)`` whenever rows are done.
+    pool : SegmentPool, optional
+        For a caller who makes shards one at a time, and starts its workers once. By default that of
+        the job's ``executor``, closed at the end.
 
     Raises
     ------
@@ -88,7 +94,7 @@ def make_shards(
             info = job.writer.meta.shard_info(number, job.batch_size)
             journals.append(stack.enter_context(Journal(job.writer.storage.scratch, info)))
             ranges.append(info.range[journals[-1].kept :])
-        tokenized = tokenize_rows(job, ranges)
+        tokenized = tokenize_rows(job, ranges, pool)
         stack.callback(tokenized.close)
         for journal, left in zip(journals, ranges, strict=True):
             with job.writer.shard(journal.info) as shard:
@@ -109,15 +115,17 @@ def make_shards(
             yield shard.report
 
 
-def tokenize_rows(job: ShardJob, ranges: Sequence[range]) -> Generator[list[StoredRow]]:
+def tokenize_rows(
+    job: ShardJob, ranges: Sequence[range], pool: SegmentPool | None = None
+) -> Generator[list[StoredRow]]:
     """Tokenize ranges of rows, batch by batch, in order."""
     ranges = [one for one in ranges if len(one)]
     if not ranges:
         return
     rows = ResizedRows(job.samples, job.tokenizer.canvas)
     decoded = decode_ahead(rows, ranges, job.batch_size, job.num_workers)
-    with make_pool(job.executor, job.segment_workers) as pool:
-        stages = BatchStages(tokenizer=job.tokenizer, options=BatchOptions(), pool=pool)
+    with make_pool(job.executor, job.segment_workers) if pool is None else nullcontext(pool) as own:
+        stages = BatchStages(tokenizer=job.tokenizer, options=BatchOptions(), pool=own)
         waiting: deque[BatchInProgress] = deque()
         for samples in decoded:
             batch = BatchInProgress(samples=samples)
