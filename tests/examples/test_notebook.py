@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "subtok_data.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "examples" / "first_batch.ipynb"
 
 
 def test_is_stored_without_outputs():
