@@ -53,5 +53,5 @@ for ax, title in zip(axes, ("masks", "masks per pixel", f"{partition.num_tokens}
     ax.set_axis_off()
 
 # %%
-# With a model it is one argument, ``SubobjectTokenizer(SAMSegmenter("facebook/sam-vit-base"))``;
-# :doc:`/segmenters` has SAM 2, EdgeTAM, EfficientSAM and panoptic models.
+# With a model it is one argument, ``SubobjectTokenizer(SAMSegmenter("facebook/sam-vit-base"))``:
+# :doc:`/sam` is about that, and :doc:`/segmenters` has EfficientSAM and panoptic models too.
