@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -43,8 +43,10 @@ from subtok_data.segmenters import (
     as_segmenter,
     build_segmenter,
 )
-from subtok_data.token_column import TokenColumn
 from subtok_data.tokenized_image import TokenizedImage
+
+if TYPE_CHECKING:
+    from subtok_data.token_column import TokenColumn
 
 __all__ = ["SubobjectTokenizer"]
 
@@ -343,6 +345,8 @@ class SubobjectTokenizer:
         >>> sorted(row), row["error"]
         (['config_hash', 'error', 'key', 'records'], '')
         """
+        from subtok_data.token_column import TokenColumn  # and with it pyarrow
+
         return TokenColumn(
             self,
             image_column=image_column,
