@@ -33,6 +33,7 @@ class Preset:
 
 def _paper(threshold: float) -> Preset:
     options = {"threshold": threshold, "min_area": 0, "size": 768, "square": True}
+    options["full_decode"] = True
     return Preset(f"the paper's: threshold {threshold}, 768 × 768, crumbs and all", options)
 
 

@@ -11,11 +11,14 @@ from subtok_data.arguments import check_count, check_text
 from subtok_data.errors import ConfigError, SampleError, StoreError, SubtokError
 from subtok_data.images import (
     DEFAULT_MAX_PIXELS,
+    Canvas,
+    SourceImage,
+    decode_whole,
     image_path,
     join_keys,
+    open_image,
     pixel_key,
     read_with_key,
-    to_rgb,
 )
 from subtok_data.token_record import decode_record, encode_record
 from subtok_data.tokenized_image import TokenizedImage
@@ -26,6 +29,9 @@ __all__ = ["TokenColumn", "read_token_column"]
 class _Tokenizer(Protocol):
     @property
     def config_hash(self) -> str: ...
+
+    @property
+    def canvas(self) -> Canvas: ...
 
     def __call__(self, images: list[Any]) -> list[TokenizedImage]: ...
 
@@ -108,7 +114,7 @@ class TokenColumn:
         ]
 
     def _tokenize_each(
-        self, decoded: list[tuple[list[NDArray[Any]], bytes, str]], cause: Exception
+        self, decoded: list[tuple[list[SourceImage], bytes, str]], cause: Exception
     ) -> tuple[list[list[TokenizedImage]], list[str]]:
         """Tokenize row by row after a failure, to learn which one is to blame."""
         found: list[list[TokenizedImage]] = []
@@ -126,17 +132,18 @@ class TokenColumn:
             raise SubtokError(f"tokenizing failed on every image of a batch: {cause}") from cause
         return found, errors
 
-    def _decode(self, value: Any) -> tuple[list[NDArray[Any]], bytes, str]:
+    def _decode(self, value: Any) -> tuple[list[SourceImage], bytes, str]:
         """Images of a row, their key, and why there are none."""
         keys: list[bytes] = []
-        images: list[NDArray[Any]] = []
+        images: list[SourceImage] = []
         path: str | None = None
         for one in list(value) if isinstance(value, list | tuple) else [value]:
             path = image_path(one)
             try:
                 content, key = read_with_key(one)
-                images.append(to_rgb(content, max_pixels=self.max_pixels))
-                keys.append(pixel_key(images[-1]) if key is None else key)
+                images.append(open_image(content, max_pixels=self.max_pixels))
+                self.tokenizer.canvas.decode(images[-1])  # so that broken pixels are found here
+                keys.append(pixel_key(decode_whole(images[-1])) if key is None else key)
             except (OSError, ValueError, TypeError) as error:
                 return [], b"", f"image {path!r}: {error}" if path else str(error)
         return images, join_keys(keys) or b"", "" if images else "there is no image"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -21,7 +21,7 @@ from subtok_data.images import (
     Canvas,
     ImageLike,
     image_size,
-    to_rgb,
+    open_image,
 )
 from subtok_data.presets import find_preset
 from subtok_data.segment import (
@@ -43,13 +43,15 @@ from subtok_data.segmenters import (
     as_segmenter,
     build_segmenter,
 )
-from subtok_data.token_column import TokenColumn
 from subtok_data.tokenized_image import TokenizedImage
+
+if TYPE_CHECKING:
+    from subtok_data.token_column import TokenColumn
 
 __all__ = ["SubobjectTokenizer"]
 
 CONFIG_FILE = "subtok_config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when the same configuration would give other tokens than before."""
 
 
@@ -93,6 +95,10 @@ class SubobjectTokenizer:
         Longest side that images are resized to, in pixels; None keeps images as they are.
     square : bool, optional
         Squash images to (size, size), as the paper does.
+    full_decode : bool, optional
+        Decode large JPEG files at their full size. By default a file that is four times as large as
+        its canvas, or more, is decoded at 1/2, 1/4 or 1/8, still at least twice as large: several
+        times faster, with a mean difference of less than one level of 256 after resizing.
     device : str or torch.device, optional
         Where the boundary model of the default segmenter runs; None picks a CUDA device if there is
         one. Not together with ``segmenter`` (give it there).
@@ -126,6 +132,7 @@ class SubobjectTokenizer:
         order: Order = "area",
         size: int | None = DEFAULT_SIZE,
         square: bool = False,
+        full_decode: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
         if segmenter is None:
@@ -141,7 +148,7 @@ class SubobjectTokenizer:
         if min_area is None:
             by_merging = num_tokens is not None or strength is not None
             min_area = 0 if by_merging else self.segmenter.default_min_area
-        self.canvas = Canvas(size, square)
+        self.canvas = Canvas(size, square, full_decode=full_decode)
         self.budget = Budget(
             num_tokens=num_tokens,
             strength=strength,
@@ -282,7 +289,7 @@ class SubobjectTokenizer:
         prompts: Sequence[Prompts | None] | None,
         shape_size: int | None,
     ) -> list[TokenizedImage]:
-        sources = [to_rgb(value) for value in values]
+        sources = [open_image(value) for value in values]
         images = [self.canvas.fit(source) for source in sources]
         sizes = [image_size(image) for image in images]
         fitted = fit_prompts(prompts, [image_size(source) for source in sources], sizes)
@@ -338,6 +345,8 @@ class SubobjectTokenizer:
         >>> sorted(row), row["error"]
         (['config_hash', 'error', 'key', 'records'], '')
         """
+        from subtok_data.token_column import TokenColumn  # and with it pyarrow
+
         return TokenColumn(
             self,
             image_column=image_column,
@@ -480,6 +489,7 @@ class SubobjectTokenizer:
             order=config["order"],
             size=config["canvas"]["size"],
             square=config["canvas"]["square"],
+            full_decode=config["canvas"]["full_decode"],
             **config["budget"],
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from subtok_data.arguments import check_choice, check_count, check_type
 from subtok_data.batch.recycled import RecycledArrays
 from subtok_data.errors import ConfigError
-from subtok_data.images import canvas_size, resize
+from subtok_data.images import SourceImage, canvas_size, decode_whole, fit_image, image_size
 
 __all__ = ["PixelConfig", "stack_pixels"]
 
@@ -98,14 +98,23 @@ class PixelConfig:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return cls(size=size, mean=mean, std=std, dtype=dtype)
 
-    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize one (H, W, 3) uint8 image to the encoder's grid."""
+    def fit(self, image: SourceImage, *beside: tuple[int, int]) -> NDArray[np.uint8]:
+        """Resize one image to the encoder's grid; decode it if need be.
+
+        Parameters
+        ----------
+        image : EncodedImage or uint8 ndarray (H, W, 3)
+            Of :func:`~subtok_data.images.open_image`.
+        *beside : (int, int)
+            Other sizes in pixels that it is decoded for: if one of them is larger, once is enough.
+        """
         if self.size is None:
-            return image
+            return decode_whole(image)
         if isinstance(self.size, tuple):
-            return resize(image, self.size)
-        height, width = image.shape[:2]
-        return resize(image, canvas_size(height, width, self.size, multiple=self.multiple))
+            target = self.size
+        else:
+            target = canvas_size(*image_size(image), self.size, multiple=self.multiple)
+        return fit_image(image, target, *beside)
 
 
 def _processor_size(processor: Any) -> int | tuple[int, int] | None:

@@ -163,13 +163,13 @@ def _measure(
     name: str, value: Any, tokenizer: SubobjectTokenizer
 ) -> tuple[_Timing, TokenizedImage]:
     """Cut an image once to warm up and to draw, then stage by stage with a clock."""
-    from subtok_data.images import image_size, to_rgb
+    from subtok_data.images import image_size, open_image
     from subtok_data.segment import segment_image
 
     tokenized = tokenizer(value)
     size = image_size(tokenized.image)
     segmenter, task = tokenizer.segmenter, tokenizer.segment_task()
-    image, decode_ms = _timed(lambda: tokenizer.canvas.fit(to_rgb(value)))
+    image, decode_ms = _timed(lambda: tokenizer.canvas.fit(open_image(value)))
     evidence, infer_ms = _timed(lambda: segmenter.infer([image], [size])[0])
     _, segment_ms = _timed(lambda: segment_image(task, evidence, size, image))
     timing = _Timing(

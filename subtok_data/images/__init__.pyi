@@ -2,7 +2,6 @@ from .canvas import (
     DEFAULT_SIZE as DEFAULT_SIZE,
     Canvas as Canvas,
     canvas_size as canvas_size,
-    resize as resize,
 )
 from .content_key import (
     KEY_BYTES as KEY_BYTES,
@@ -16,4 +15,12 @@ from .convert import (
     image_path as image_path,
     to_rgb as to_rgb,
 )
+from .encoded import (
+    EncodedImage as EncodedImage,
+    SourceImage as SourceImage,
+    decode_whole as decode_whole,
+    fit_image as fit_image,
+    open_image as open_image,
+)
+from .resizing import resize as resize
 from .size import DEFAULT_MAX_PIXELS as DEFAULT_MAX_PIXELS, image_size as image_size

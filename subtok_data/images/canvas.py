@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from subtok_data.arguments import check_count, check_flag
 from subtok_data.errors import ConfigError
+from subtok_data.images.encoded import EncodedImage, SourceImage, fit_image
 from subtok_data.images.size import image_size
 
-__all__ = ["DEFAULT_SIZE", "Canvas", "canvas_size", "resize"]
+__all__ = ["DEFAULT_SIZE", "Canvas", "canvas_size"]
 
 DEFAULT_SIZE = 512
 """Longest side of an image in pixels, where no size is given."""
@@ -74,41 +74,6 @@ def canvas_size(
     return rounded(height), rounded(width)
 
 
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an image, bicubic, with antialiasing where it shrinks (Pillow).
-
-    Parameters
-    ----------
-    image : uint8 ndarray (H, W, 3)
-        An RGB image.
-    size : (int, int)
-        New height and width in pixels.
-
-    Returns
-    -------
-    uint8 ndarray (height, width, 3)
-        C-contiguous; `image` itself where it has that size already.
-
-    Raises
-    ------
-    ConfigError
-        A side below 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> resize(np.zeros((4, 6, 3), np.uint8), (2, 3)).shape
-    (2, 3, 3)
-    """
-    height, width = size
-    if image_size(image) == (height, width):
-        return image
-    if height < 1 or width < 1:
-        raise ConfigError(f"size=({height}, {width}): both sides must be at least 1 pixel")
-    source = Image.fromarray(np.ascontiguousarray(image))
-    return np.array(source.resize((width, height), Image.Resampling.BICUBIC))
-
-
 @dataclass(frozen=True)
 class Canvas:
     """Rule for resizing images before segmentation.
@@ -121,11 +86,15 @@ class Canvas:
         Squash to (size, size), as the paper does, instead of keeping the aspect ratio.
     multiple : int, optional
         Round both sides to multiples of this, as the strides of the boundary model need.
+    full_decode : bool, optional
+        Decode every JPEG file at its full size. By default one that is four times as large as its
+        canvas or more is decoded at 1/2, 1/4 or 1/8, still twice as large at least.
     """
 
     size: int | None = DEFAULT_SIZE
     square: bool = False
     multiple: int = 32
+    full_decode: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.size, tuple | list):
@@ -136,6 +105,7 @@ class Canvas:
             )
         check_count("size", self.size, unit="pixels")
         check_flag("square", self.square)
+        check_flag("full_decode", self.full_decode)
         if self.size is not None and self.size < self.multiple:
             raise ConfigError(
                 f"size={self.size} is smaller than one step of the boundary model; "
@@ -144,11 +114,34 @@ class Canvas:
         if self.square and self.size is None:
             raise ConfigError("square=True needs a size: give size=768, for instance")
 
-    def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an (H, W, 3) uint8 image to its canvas, which depends on that image alone."""
-        return resize(image, self.size_of(image))
+    def decoded_size(self, image: SourceImage) -> tuple[int, int]:
+        """Return the height and width that an image is to be decoded for."""
+        return image_size(image) if self.full_decode else self.size_of(image)
 
-    def size_of(self, image: NDArray[np.uint8]) -> tuple[int, int]:
-        """Height and width that an (H, W, 3) uint8 image gets."""
+    def decode(self, image: SourceImage) -> NDArray[np.uint8]:
+        """Decode an image as large as :meth:`fit` needs it, which then finds it decoded."""
+        return image.decode(self.decoded_size(image)) if isinstance(image, EncodedImage) else image
+
+    def fit(self, image: SourceImage) -> NDArray[np.uint8]:
+        """Resize an image to its canvas, which depends on that image alone; decode it if need be.
+
+        Parameters
+        ----------
+        image : EncodedImage or uint8 ndarray (H, W, 3)
+            Of :func:`~subtok_data.images.open_image`.
+
+        Returns
+        -------
+        uint8 ndarray (height, width, 3)
+
+        Raises
+        ------
+        ImageError
+            If an encoded image cannot be decoded.
+        """
+        return fit_image(image, self.size_of(image), self.decoded_size(image))
+
+    def size_of(self, image: SourceImage) -> tuple[int, int]:
+        """Return the height and width that an image gets."""
         height, width = image_size(image)
         return canvas_size(height, width, self.size, multiple=self.multiple, square=self.square)

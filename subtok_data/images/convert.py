@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from subtok_data.errors import ConfigError, ImageError
-from subtok_data.images.decode import Decoder
+from subtok_data.images.decode import SCALES, Decoder
 from subtok_data.images.size import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def to_rgb(
     *,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     background: tuple[int, int, int] = _WHITE,
+    reduction: int = 1,
 ) -> NDArray[np.uint8]:
     """Convert any usual representation of an image to RGB.
 
@@ -73,6 +74,9 @@ def to_rgb(
         the memory that is free (of the machine, the container, the process) is refused anyway.
     background : tuple of 3 int, default white
         Colour in 0 to 255 behind transparent pixels.
+    reduction : {1, 2, 4, 8}, default 1
+        Decode a JPEG file at this fraction of its size, sides rounded up, which is faster; other
+        images are not reduced.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def to_rgb(
         many; the array has another shape, dtype or range. The message names the file where there is
         one, and the cause is chained.
     ConfigError
-        `background` or `max_pixels` is not usable.
+        `background`, `max_pixels` or `reduction` is not usable.
 
     Notes
     -----
@@ -101,9 +105,9 @@ def to_rgb(
     >>> to_rgb(np.array([[0, 257, 65535]], np.uint16))[0, :, 0].tolist()
     [0, 1, 255]
     """
-    _check_options(max_pixels, background)
+    _check_options(max_pixels, background, reduction)
     try:
-        return Decoder(max_pixels, background).decode(value)
+        return Decoder(max_pixels, background).decode(value, reduction)
     except ImageError as error:
         path = image_path(value)
         if path is None:
@@ -140,7 +144,11 @@ def image_path(value: object) -> str | None:
     return None
 
 
-def _check_options(max_pixels: int | None, background: tuple[int, int, int]) -> None:
+def _check_options(
+    max_pixels: int | None, background: tuple[int, int, int], reduction: int
+) -> None:
+    if reduction not in (1, *SCALES):
+        raise ConfigError(f"reduction={reduction} must be 1, 2, 4 or 8")
     if max_pixels is not None and max_pixels < 1:
         raise ConfigError(f"max_pixels={max_pixels} must be at least 1, or None for no limit")
     if len(background) != 3 or not all(0 <= value <= 255 for value in background):

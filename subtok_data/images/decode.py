@@ -19,6 +19,7 @@ from PIL import (
     IcoImagePlugin,
     Image,
     Jpeg2KImagePlugin,
+    JpegImagePlugin,
     PngImagePlugin,
 )
 
@@ -28,7 +29,10 @@ from subtok_data.images.memory import available_memory
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PEAK_BYTES", "Decoder"]
+__all__ = ["PEAK_BYTES", "SCALES", "Decoder"]
+
+SCALES = (8, 4, 2)
+"""Divisors of its size that a JPEG can be decoded at."""
 
 PEAK_BYTES = 25
 """Memory per pixel that decoding takes at most for a while, the result included (see the tests)."""
@@ -71,7 +75,7 @@ class Decoder:
     max_pixels: int | None
     background: tuple[int, int, int]
 
-    def decode(self, value: object) -> NDArray[np.uint8]:
+    def decode(self, value: object, reduction: int = 1) -> NDArray[np.uint8]:
         """Convert `value`, dispatching on its type; raises ImageError."""
         if isinstance(value, Mapping):
             value = _content_of(cast("Mapping[str, object]", value))
@@ -86,26 +90,39 @@ class Decoder:
         if isinstance(value, memoryview):
             value = _bytes_of(value)
         if isinstance(value, bytes | bytearray):
-            return self._stream(io.BytesIO(value))
+            return self._stream(io.BytesIO(value), reduction)
         if isinstance(value, str | os.PathLike):
-            return self._path(os.fsdecode(cast("str | os.PathLike[str]", value)))
+            return self._path(os.fsdecode(cast("str | os.PathLike[str]", value)), reduction)
         raise ImageError(
             f"cannot read an image from {type(value).__name__}: give a path, bytes, "
             "{'bytes': ..., 'path': ...}, a Pillow image, a numpy array or a torch tensor"
         )
 
-    def _path(self, path: str) -> NDArray[np.uint8]:
+    def jpeg_header(self, content: bytes) -> tuple[tuple[int, int], int] | None:
+        """Stored height and width of a JPEG, and its EXIF orientation; None if it is no JPEG."""
+        try:
+            image = self._identify(io.BytesIO(content))
+        except MemoryError:
+            raise
+        except Exception:
+            return None  # decoding it says why
+        if not isinstance(image, JpegImagePlugin.JpegImageFile):
+            return None
+        self._check_size(image.height, image.width)
+        return (image.height, image.width), _orientation(image)
+
+    def _path(self, path: str, reduction: int) -> NDArray[np.uint8]:
         if "://" in path:
             raise ImageError("this is an address, not a file: download it, or pass its bytes")
         try:
             with Path(path).open("rb") as stream:
-                return self._stream(stream)
+                return self._stream(stream, reduction)
         except ImageError:
             raise
         except (OSError, ValueError) as error:
             raise ImageError(f"cannot be opened: {error}") from error
 
-    def _stream(self, stream: IO[bytes]) -> NDArray[np.uint8]:
+    def _stream(self, stream: IO[bytes], reduction: int) -> NDArray[np.uint8]:
         # Plugins raise almost anything on a broken header, and all of it means a bad image.
         try:
             image = self._identify(stream)
@@ -113,6 +130,9 @@ class Decoder:
             raise
         except Exception as error:
             raise ImageError(f"not a readable image: {_cause(error)}") from error
+        if reduction > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+            self._check_size(image.height, image.width)
+            image.draft(None, (image.width // reduction, image.height // reduction))
         return self._pillow(image)
 
     def _pillow(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -279,13 +299,15 @@ def _content_of(row: Mapping[str, object]) -> object:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:
-        # A damaged EXIF block says nothing about the pixels, and they were read.
-        return image
-    method = _TRANSPOSE.get(cast("int", orientation))
+    method = _TRANSPOSE.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return cast("int", image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return 1  # a damaged EXIF block says nothing about the pixels
 
 
 def _levels(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 __all__ = ["DEFAULT_MAX_PIXELS", "image_size"]
 
@@ -13,12 +11,17 @@ __all__ = ["DEFAULT_MAX_PIXELS", "image_size"]
 DEFAULT_MAX_PIXELS = 1 << 26
 
 
-def image_size(array: NDArray[Any]) -> tuple[int, int]:
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def image_size(array: _Shaped) -> tuple[int, int]:
     """Return the height and width of an image or a map, whatever its channels.
 
     Parameters
     ----------
-    array : (H, W) or (H, W, C) array
+    array : (H, W) or (H, W, C) array, or EncodedImage
         Any.
 
     Returns

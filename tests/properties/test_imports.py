@@ -278,6 +278,18 @@ def test_a_loader_starts_without_what_only_some_need():
     )
 
 
+@pytest.mark.parametrize("segmenter", ["PatchSegmenter(32)", "EPOCSegmenter(device='cpu')"])
+def test_first_tokens_come_without_what_only_some_need(segmenter):
+    fresh(
+        "import sys, numpy as np\n"
+        "from subtok_data import EPOCSegmenter, PatchSegmenter, SubobjectTokenizer\n"
+        f"SubobjectTokenizer({segmenter}, size=64)(np.zeros((64, 64, 3), np.uint8))\n"
+        "heavy = {'torchvision', 'transformers', 'datasets', 'pyarrow', 'skimage', 'matplotlib',\n"
+        "         'torch._dynamo', 'accelerate'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+
+
 def test_kernels_run_without_torch():
     fresh(
         "import sys, numpy as np\n"

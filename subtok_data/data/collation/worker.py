@@ -17,7 +17,7 @@ from subtok_data.data.datasets import PromptColumns, Sample, decode_row
 from subtok_data.data.position import STREAM_PLACEHOLDER
 from subtok_data.data.replacement import Replacement, check_on_error, next_good
 from subtok_data.errors import ConfigError, SampleError, SubtokError
-from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, image_size
+from subtok_data.images import DEFAULT_MAX_PIXELS, Canvas, decode_whole, image_size
 from subtok_data.segment import Prompts
 from subtok_data.text import RegionRow, RegionText, TextEncoder
 
@@ -110,16 +110,17 @@ class WorkerCollator:
             raise ValueError("cannot collate a batch of 0 samples")
         samples, replaced = self._samples(rows)
         samples, raws, more = self._raw_samples(samples)
-        images = [image for sample in samples for image in sample.images]
+        sources = [source for sample in samples for source in sample.sources]
         resized = [
-            image if sample.token_maps is not None else self.canvas.fit(image)
+            # Images with known tokens have the size of their maps.
+            decode_whole(source) if sample.token_maps is not None else self.canvas.fit(source)
             for sample in samples
-            for image in sample.images
+            for source in sample.sources
         ]
         prompts = iter(_prompts(samples, resized))
         for raw, sample in zip(raws, samples, strict=True):
             if sample.prompts is not None:
-                raw.prompts = [next(prompts) for _ in sample.images]
+                raw.prompts = [next(prompts) for _ in sample.sources]
         if self.cache is None:
             maps = _token_maps(samples)
         else:
@@ -127,7 +128,9 @@ class WorkerCollator:
         pixels = self.options.pixels
         encoder_images = None
         if pixels.size is not None:
-            encoder_images = RawImages.pack([pixels.fit(image) for image in images])
+            encoder_images = RawImages.pack(
+                [pixels.fit(source, self.canvas.decoded_size(source)) for source in sources]
+            )
         return RawBatch(
             samples=raws,
             images=RawImages.pack(resized),
@@ -154,7 +157,7 @@ class WorkerCollator:
         maps: list[Any] = []
         each = iter(resized)
         for raw, sample in zip(raws, samples, strict=True):
-            sizes = [image_size(next(each)) for _ in sample.images]
+            sizes = [image_size(next(each)) for _ in sample.sources]
             if sample.token_maps is not None:
                 maps += [token_map.astype("int32") for token_map in sample.token_maps]
                 continue
@@ -183,24 +186,25 @@ class WorkerCollator:
     def _samples(self, rows: Sequence[Any]) -> tuple[list[Sample], list[Replacement]]:
         found: list[Sample | SampleError] = []
         for row in rows:
-            if isinstance(row, Sample):
-                found.append(row)
-                continue
             try:
-                found.append(
-                    decode_row(
-                        row,
-                        image_column=self.options.image_column,
-                        max_pixels=self.options.max_pixels,
-                        prompts=self.options.prompts,
-                        with_key=self.cache is not None,
-                    )
-                )
+                sample = row if isinstance(row, Sample) else self._open(row)
+                sample.decoded(self.canvas.decode)  # so that broken pixels are found here
             except SampleError as error:
                 if self.options.on_error == "raise":
                     raise
                 found.append(error)
+                continue
+            found.append(sample)
         return _stand_in(found)
+
+    def _open(self, row: Any) -> Sample:
+        return decode_row(
+            row,
+            image_column=self.options.image_column,
+            max_pixels=self.options.max_pixels,
+            prompts=self.options.prompts,
+            with_key=self.cache is not None,
+        )
 
     def _raw_samples(
         self, samples: list[Sample]
@@ -225,7 +229,7 @@ class WorkerCollator:
 
     def _raw_sample(self, sample: Sample) -> RawSample:
         encoder = self.options.encoder
-        text = None if encoder is None else encoder.encode(sample.columns, len(sample.images))
+        text = None if encoder is None else encoder.encode(sample.columns, len(sample.sources))
         return RawSample(
             index=sample.index,
             path=sample.path,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from subtok_data.data.datasets.sample import Sample
 from subtok_data.errors import ConfigError, ImageError
-from subtok_data.images import to_rgb
+from subtok_data.images import image_size, to_rgb
 from subtok_data.segment import Prompts, RLEMasks, label_runs
 
 __all__ = ["augment", "keyed_randomness", "prompts_from_tensors", "prompts_to_tensors"]
@@ -68,7 +68,8 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
     """
     from torchvision import tv_tensors  # takes seconds to import, which few workers need
 
-    for place, image in enumerate(sample.images):
+    images = [image if image.flags.writeable else image.copy() for image in sample.images]
+    for place, image in enumerate(images):
         transformed: dict[str, Any] = {
             "image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
         }
@@ -86,14 +87,15 @@ def augment(sample: Sample, transform: Callable[..., Any]) -> Sample:
         else:
             transformed["image"] = _apply(transform, transformed["image"])
         try:
-            sample.images[place] = to_rgb(transformed["image"])
+            images[place] = to_rgb(transformed["image"])
         except ImageError as error:
             raise ImageError(f"the transform returned no image: {error}") from error
-        size = (sample.images[place].shape[0], sample.images[place].shape[1])
+        size = image_size(images[place])
         if sample.token_maps is not None:
             sample.token_maps[place] = _same_size(transformed["token_map"], size)
         if sample.prompts is not None:
             sample.prompts[place] = prompts_from_tensors(sample.prompts[place], transformed, size)
+    sample.images = images
     return sample
 
 

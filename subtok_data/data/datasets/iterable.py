@@ -297,6 +297,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         if self.transform is not None:
             with keyed_randomness(self.seed, self.epoch, index):
                 augment(sample, self.transform)
+        if self.on_error == "replace":
+            sample.check()
         return sample
 
 

@@ -223,9 +223,15 @@ class SubobjectDataset(Dataset[Sample]):
         if self.on_error == "raise":
             return self.load(index)
         try:
-            return self.load(index)
+            return self._load_good(index)
         except SampleError as error:
             return self.replacement(index, str(error))
+
+    def _load_good(self, index: int) -> Sample:
+        """Load a sample whose images can be decoded."""
+        sample = self.load(index)
+        sample.check()
+        return sample
 
     def load(self, index: int) -> Sample:
         """Decode and augment one sample; raises :class:`SampleError` if it is bad."""
@@ -306,7 +312,7 @@ class SubobjectDataset(Dataset[Sample]):
         """
         for other in candidates(self.seed, index, len(self)):
             try:
-                sample = self.load(other)
+                sample = self._load_good(other)
             except SampleError:
                 continue
             sample.replaced = (Replacement(index, other, reason),)

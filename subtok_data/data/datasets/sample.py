@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,16 @@ from subtok_data.data.store import StoredTokens, TokenCursor, TokenMaps
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.images import (
     DEFAULT_MAX_PIXELS,
+    EncodedImage,
+    SourceImage,
+    decode_whole,
+    fit_image,
     image_path,
     image_size,
     join_keys,
+    open_image,
     pixel_key,
     read_with_key,
-    resize,
-    to_rgb,
 )
 from subtok_data.segment import Prompts
 from subtok_data.token_column import read_token_column
@@ -40,8 +44,9 @@ class Sample:
 
     Attributes
     ----------
-    images : list of (H, W, 3) uint8 arrays
-        One, unless the image column holds lists.
+    sources : list of (H, W, 3) uint8 arrays or EncodedImage
+        One, unless the image column holds lists. Large JPEG files stay encoded until it is known
+        how large they are needed.
     columns : dict
         The other columns of the row.
     index : int
@@ -75,7 +80,7 @@ class Sample:
         Position of a stream after this sample.
     """
 
-    images: list[NDArray[np.uint8]]
+    sources: list[SourceImage]
     columns: dict[str, Any]
     index: int
     many: bool
@@ -92,11 +97,51 @@ class Sample:
     position: Any = None
 
     @property
+    def images(self) -> list[NDArray[np.uint8]]:
+        """The images (H, W, 3), decoded at their full size; SampleError if one cannot be.
+
+        Those of large JPEG files are read-only: assign a list of images instead.
+        """
+        return self.decoded(decode_whole)
+
+    @images.setter
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> None:
+        self.sources = [*images]
+
+    @property
     def image(self) -> NDArray[np.uint8]:
         """The only image of the sample."""
-        if len(self.images) != 1:
-            raise ValueError(f"the sample has {len(self.images)} images: use .images")
+        if len(self.sources) != 1:
+            raise ValueError(f"the sample has {len(self.sources)} images: use .images")
         return self.images[0]
+
+    def decoded(
+        self, decode: Callable[[SourceImage], NDArray[np.uint8]]
+    ) -> list[NDArray[np.uint8]]:
+        """Decode each image in some way.
+
+        Parameters
+        ----------
+        decode : callable
+            ``Canvas.fit``, for instance.
+
+        Raises
+        ------
+        SampleError
+            If an image cannot be decoded; names index and path.
+        """
+        found: list[NDArray[np.uint8]] = []
+        for source, path in zip(self.sources, self.paths, strict=True):
+            with _named(self.index, path):
+                found.append(decode(source))
+        return found
+
+    def check(self) -> None:
+        """Raise SampleError for an encoded image whose pixels cannot be decoded."""
+        for source, path in zip(self.sources, self.paths, strict=True):
+            if isinstance(source, EncodedImage):
+                with _named(self.index, path):
+                    source.check()
 
     @property
     def path(self) -> str | None:
@@ -128,7 +173,8 @@ class Sample:
         except SampleError as error:
             cause = error.args[0].partition(": ")[2]  # the place is that of the sample
             raise SampleError(cause, index=self.index, path=self.path, stage="decode") from error
-        self.take_tokens(found, tokens.config_hash)
+        full = bool(tokens.config.get("canvas", {}).get("full_decode"))
+        self.take_tokens(found, tokens.config_hash, full_decode=full)
 
     def attach_column(self, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         """Take the tokens in a column of this row, and the column out of the sample.
@@ -170,19 +216,20 @@ class Sample:
 
     def attach_cached(self, cache: CacheReader) -> None:
         """Take the tokens that a cache has; without, the sample awaits them."""
-        sizes = [cache.canvas.size_of(image) for image in self.images]
+        sizes = [cache.canvas.size_of(image) for image in self.sources]
         key = self.content_key()
         found = None if key is None else cache.read(key, None, sizes)
         if found is None:
             self.awaits_tokens = True
         else:
-            self.take_tokens(found, cache.config_hash)
+            full = cache.canvas.full_decode
+            self.take_tokens(found, cache.config_hash, full_decode=full)
 
     def content_key(self) -> bytes | None:
         """Key of the sample, by its pixels where it was not asked for; None without an image."""
         return self.key or join_keys([pixel_key(image) for image in self.images])
 
-    def take_tokens(self, found: TokenMaps, tokens_hash: str) -> None:
+    def take_tokens(self, found: TokenMaps, tokens_hash: str, *, full_decode: bool = False) -> None:
         """Take token maps; images and prompts get their size.
 
         Parameters
@@ -191,15 +238,17 @@ class Sample:
             One per image.
         tokens_hash : str
             Configuration that made them.
+        full_decode : bool, optional
+            Decode large JPEG files at their full size.
 
         Raises
         ------
         SampleError
             There is not one map per image.
         """
-        if len(found) != len(self.images):
+        if len(found) != len(self.sources):
             raise SampleError(
-                f"no stored tokens: {len(found)} stored maps for {len(self.images)} images",
+                f"no stored tokens: {len(found)} stored maps for {len(self.sources)} images",
                 index=self.index,
                 path=self.path,
                 stage="decode",
@@ -207,7 +256,12 @@ class Sample:
         self.token_maps = [token_map for token_map, _ in found]
         self.token_fields = [fields for _, fields in found]
         sizes = [image_size(token_map) for token_map in self.token_maps]
-        self.images = [resize(*pair) for pair in zip(self.images, sizes, strict=True)]
+        each = iter(sizes)
+
+        def fit(source: SourceImage) -> NDArray[np.uint8]:
+            return fit_image(source, next(each), *([image_size(source)] if full_decode else []))
+
+        self.images = self.decoded(fit)
         if self.prompts is not None:
             pairs = zip(self.prompts, sizes, strict=True)
             self.prompts = [prompts.resized(size) for prompts, size in pairs]
@@ -266,7 +320,7 @@ def decode_row(
     prompts: PromptColumns | None = None,
     with_key: bool = False,
 ) -> Sample:
-    """Decode the image or images of a row, and read its prompts.
+    """Open the image or images of a row, and read its prompts.
 
     ``with_key`` also takes the key of what is decoded, at the price of one SHA-256.
 
@@ -277,27 +331,26 @@ def decode_row(
     ConfigError
         If there is no column of prompts of that name.
     SampleError
-        If an image cannot be decoded, or prompts do not fit it; names index, path and cause.
+        If an image cannot be opened, or prompts do not fit it; names index, path and cause. The
+        pixels of large JPEG files are decoded later.
     """
     value, columns = split_row(row, image_column)
     many = isinstance(value, (list, tuple))
     values: list[Any] = list(value) if many else [value]
-    images: list[NDArray[np.uint8]] = []
+    sources: list[SourceImage] = []
     paths: list[str | None] = []
     keys: list[bytes] = []
     for one in values:
         path = image_path(one)
-        try:
+        with _named(index, path):
             content, key = read_with_key(one) if with_key else (one, None)
-            images.append(to_rgb(content, max_pixels=max_pixels))
+            source = open_image(content, max_pixels=max_pixels)
             if with_key:
-                keys.append(pixel_key(images[-1]) if key is None else key)
-        except (OSError, ValueError, TypeError) as error:
-            cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
-            raise SampleError(cause, index=index, path=path, stage="decode") from error
+                keys.append(pixel_key(decode_whole(source)) if key is None else key)
+        sources.append(source)
         paths.append(path)
-    sizes = [image_size(image) for image in images]
-    sample = Sample(images, columns, index, many, sizes, paths, join_keys(keys))
+    sizes = [image_size(source) for source in sources]
+    sample = Sample(sources, columns, index, many, sizes, paths, join_keys(keys))
     if prompts is not None:
         try:
             sample.prompts = prompts.read(columns, sizes, many=many)
@@ -307,3 +360,13 @@ def decode_row(
             name: value for name, value in columns.items() if name not in prompts.names.values()
         }
     return sample
+
+
+@contextmanager
+def _named(index: int, path: str | None) -> Generator[None]:
+    """Put index and path on what goes wrong with an image."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
+        raise SampleError(cause, index=index, path=path, stage="decode") from error

@@ -30,6 +30,7 @@ class ResizedRows(Dataset[SampleInProgress]):
     def __getitem__(self, index: int) -> SampleInProgress:
         try:
             sample = self.samples.load(index)
+            images = sample.decoded(self.canvas.fit)
         except SampleError as error:
             key = row_key(self.samples, index)  # a file that is mended later has another one
             return SampleInProgress(
@@ -39,7 +40,7 @@ class ResizedRows(Dataset[SampleInProgress]):
             raw=RawSample(
                 index=index, path=sample.path, key=sample.key, source_sizes=sample.source_sizes
             ),
-            images=[self.canvas.fit(image) for image in sample.images],
+            images=images,
         )
 
 

@@ -1,7 +1,6 @@
 from .components import label_runs as label_runs, paint_runs as paint_runs
 from .flood import flood_pixels as flood_pixels, scratch_slots as scratch_slots
 from .graph import gather_cracks as gather_cracks
-from .jit import compile_once as compile_once
 from .masks import label_parts as label_parts, paint_masks as paint_masks
 from .merging import (
     AREA as AREA,

@@ -12,20 +12,19 @@ import logging
 import os
 import pickle
 import stat
-import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
-from numba.core.registry import cpu_target
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
-__all__ = ["CodeFiles", "compile_alone", "private_temporary_folder"]
+__all__ = ["CodeFiles", "compile_in_turn", "private_temporary_folder"]
 
 _DIGEST_BYTES = 32
 _WAIT_S = 300.0
@@ -56,7 +55,14 @@ class CodeFiles:
         return self._folder / f"{self._name}.{hashlib.sha256(whole.encode()).hexdigest()[:24]}.nbc"
 
     def load(self, key: object) -> Any:
-        """Return what was saved under a key; None if that is nothing, or damaged."""
+        """Return what was saved under a key; None if that is nothing, or damaged.
+
+        Before it is None, the process waits for its turn to compile: see :func:`compile_in_turn`.
+        """
+        found = self._read(key)
+        return self._read(key) if found is None and _TURN.take(self._folder) else found
+
+    def _read(self, key: object) -> Any:
         file = self._file(key)
         try:
             data = file.read_bytes()
@@ -105,55 +111,67 @@ def private_temporary_folder() -> Path | None:
     return folder if is_mine and not found.st_mode & 0o077 else None
 
 
-@contextmanager
-def compile_alone(folder: Path | None, stamp: object) -> Generator[None]:
-    """Let one process at a time compile into a folder, until one of them has compiled everything.
+class _Turn:
+    """The turn of this process to compile: a locked file, unlocked by the system if it dies.
 
-    The others wait, and find the code there. Nobody waits for ever: where locks do not work, or
-    take longer than some minutes, everybody compiles.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Of the cache; None if there is none.
-    stamp : object
-        What the code depends on, by its ``repr``.
+    Only touched by the thread that holds numba's own lock.
     """
-    if folder is None:
-        yield
-        return
-    context: Any = cpu_target.target_context
-    machine = context.codegen().magic_tuple()
-    whole = repr((stamp, numba.__version__, sys.version, machine))
-    complete = folder / f"complete-{hashlib.sha256(whole.encode()).hexdigest()[:24]}"
-    if complete.exists():
-        yield
-        return
-    with _locked(folder / "compiling.lock"):
-        yield
-        with suppress(OSError):
-            complete.touch()
 
+    def __init__(self) -> None:
+        self.depth = 0
+        self._descriptor: int | None = None
 
-@contextmanager
-def _locked(file: Path) -> Generator[None]:
-    try:
-        import fcntl
+    def take(self, folder: Path) -> bool:
+        """Wait for the turn in a folder; False if this process has it already.
 
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-    except (ImportError, OSError):
-        yield
-        return
-    deadline = time.monotonic() + _WAIT_S
-    try:
+        Nobody waits for ever: where locks do not work, or take longer than some minutes, everybody
+        compiles.
+        """
+        if not self.depth or self._descriptor is not None:
+            return False
+        try:
+            import fcntl
+
+            self._descriptor = os.open(folder / "compiling.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except (ImportError, OSError):
+            return False
+        deadline = time.monotonic() + _WAIT_S
         while time.monotonic() < deadline:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 time.sleep(_POLL_S)
             except OSError:
                 break  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)  # which gives the lock back
+        return True
+
+    def give_back(self) -> None:
+        """Let the next process compile."""
+        if self._descriptor is None:
+            return
+        import fcntl
+
+        with suppress(OSError):  # a child forked meanwhile has the file open too
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+_TURN = _Turn()
+
+
+@contextmanager
+def compile_in_turn() -> Generator[None]:
+    """Compile a kernel that is not on disk while other processes wait, and then find it there.
+
+    Kernels that it calls are compiled in the same turn.
+    """
+    with cast("Any", global_compiler_lock):
+        _TURN.depth += 1
+        try:
+            yield
+        finally:
+            _TURN.depth -= 1
+            if not _TURN.depth:
+                _TURN.give_back()

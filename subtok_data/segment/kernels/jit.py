@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from subtok_data.segment.kernels.cache import (
     CodeFiles,
-    compile_alone,
+    compile_in_turn,
     private_temporary_folder,
 )
 
@@ -31,7 +31,6 @@ __all__ = [
     "Longs",
     "Scalar",
     "Words",
-    "compile_once",
     "kernel",
     "leaf_kernel",
 ]
@@ -57,7 +56,8 @@ def kernel(function: Function) -> Function:
     The kernels release the GIL, so that a pool of threads scales. The code is kept beside the
     module, or in the user's cache folder where the package cannot be written, or else in a
     temporary folder of the user's own. Where nothing can be written it is compiled once per
-    process. A damaged file is compiled anew; other versions of the package have other files.
+    process. A damaged file is compiled anew; other versions of the package have other files. Of
+    several processes that need the same code one compiles, while the others wait for it.
 
     Parameters
     ----------
@@ -116,6 +116,13 @@ def _compile(function: Function, extra: dict[str, Any]) -> Function:
     cache._cache_file = CodeFiles(folder, cache._impl.filename_base, stamp)
     # A disk that is full when the code is saved costs time, not the run.
     cache._guard_against_spurious_io_errors = lambda: contextlib.suppress(OSError)
+    compile_signature = compiled.compile
+
+    def compile_in_own_turn(signature: object) -> Any:
+        with compile_in_turn():
+            return compile_signature(signature)
+
+    compiled.compile = compile_in_own_turn
     return cast("Function", compiled)
 
 
@@ -136,26 +143,6 @@ def _with_cache(function: Callable[..., object], options: dict[str, Any]) -> Any
         return None
     finally:
         config.CACHE_DIR = given
-
-
-@contextlib.contextmanager
-def compile_once(compiled: Callable[..., object]) -> Generator[None]:
-    """Compile what is called within this context in one process, while the others wait for it.
-
-    Parameters
-    ----------
-    compiled : kernel
-        Any one: all are cached in the same folder.
-
-    Examples
-    --------
-    >>> from subtok_data.segment.kernels import relabel
-    >>> with compile_once(relabel):
-    ...     pass
-    """
-    folder = cast("Any", compiled)._cache.cache_path
-    with compile_alone(None if folder is None else Path(folder), _all_sources()):
-        yield
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from helpers.boundary_maps import smooth_noise
 import subtok_data
 from subtok_data import watershed_tokens
 from subtok_data.segment import relabel, warm_up
-from subtok_data.segment.kernels.cache import compile_alone
 from subtok_data.segment.kernels.flood import flood_pixels
 from subtok_data.segment.kernels.merging import merge_neighbours
 
@@ -122,45 +120,79 @@ def test_damaged_cache_is_compiled_anew(installed: Path, tmp_path: Path, damage:
 
 
 def test_one_process_compiles_and_the_others_wait(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, sys, time\n"
-        "from subtok_data.segment.kernels.cache import compile_alone\n"
-        "def compiles():\n"
-        "    with compile_alone(pathlib.Path(sys.argv[1]), 'sources'):\n"
-        "        print('start', time.time())\n"
-        "        time.sleep(1)\n"
-        "        print('end', time.time())\n"
-        "compiles()\n"
-    )
+    """Eight processes without a cache, which all call a kernel that calls another."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", COLD],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for _ in range(3)
+        for _ in range(8)
     ]
-    times = [float(word) for p in processes for word in p.communicate()[0].split()[1::2]]
-    spans = sorted(zip(times[::2], times[1::2], strict=True))
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-    with compile_alone(tmp_path, "sources"), compile_alone(tmp_path, "sources"):
-        pass  # all is compiled: nobody waits any more
+    said = [p.communicate()[0].split() for p in processes]
+    assert [words[0] for words in said] == ["[0,"] * 8
+    compiled = [words[2] for words in said]
+    assert sorted(compiled) == ["False"] * 7 + ["True"]
+
+
+COLD = (
+    "import numpy as np\n"
+    "from subtok_data.segment.kernels.cache import _TURN\n"
+    "from subtok_data.segment.kernels.components import find_root\n"
+    "from subtok_data.segment.kernels.jit import kernel\n"
+    "compiled = []\n"
+    "from numba.core import event\n"
+    "class Listener(event.Listener):\n"
+    "    def on_start(self, event): compiled.append(event)\n"
+    "    def on_end(self, event): pass\n"
+    "event.register('numba:compile', Listener())\n"
+    "find_root(np.array([0, 0, 1], np.int32), 2)\n"
+    "find_root(np.array([0, 0, 1], np.int64), 2)\n"
+    "assert _TURN.depth == 0\n"
+    "print([0, 0], bool(compiled))\n"
+)
+
+
+def test_a_failed_compilation_gives_the_turn_back(tmp_path: Path) -> None:
+    code = (
+        "from subtok_data.segment.kernels.components import find_root\n"
+        "try:\n"
+        "    find_root('text', 2)\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__)\n"
+        "from subtok_data.segment.kernels.cache import _TURN\n"
+        "print(_TURN.depth, _TURN._descriptor)\n"
+    )
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).split() == ["TypingError", "0", "None"]
 
 
 @pytest.mark.slow
-def test_cold_cache_is_filled_by_one_process(tmp_path: Path) -> None:
+def test_cold_cache_is_filled_by_eight_processes_together(tmp_path: Path) -> None:
     code = (
         "from subtok_data.segment import warm_up\n"
-        "from subtok_data.segment.kernels.flood import flood_pixels\n"
+        "from numba.core import event\n"
+        "class Listener(event.Listener):\n"
+        "    def on_start(self, event):\n"
+        "        function = event.data['dispatcher'].py_func\n"
+        "        if function.__module__.startswith('subtok_data'):  # not numba's own\n"
+        "            print(function.__name__, event.data['args'])\n"
+        "    def on_end(self, event): pass\n"
+        "event.register('numba:compile', Listener())\n"
         "warm_up()\n"
-        "print(sum(flood_pixels.stats.cache_misses.values()) > 0)\n"
     )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for _ in range(4)
+        for _ in range(8)
     ]
-    assert sorted(p.communicate()[0].strip() for p in processes) == ["False"] * 3 + ["True"]
+    compiled = [line for p in processes for line in p.communicate()[0].splitlines()]
+    assert len(compiled) > 5
+    assert len(set(compiled)) == len(compiled)
 
 
 def test_a_change_in_any_kernel_file_invalidates_the_cache(tmp_path: Path) -> None:
