@@ -124,7 +124,8 @@ def test_many_shards_need_few_files_at_a_time(tmp_path, tokenizer, monkeypatch, 
     assert len(tokens.places()) == count
     for index in random.integers(0, count, 2000).tolist():
         assert tokens.row(index).index == index
-    assert [row.index for row in tokens.rows()] == list(range(count))
+    start = max(0, count - 3000)
+    assert [row.index for row in tokens.rows(start)] == list(range(start, count))
     assert before < most < before + 140  # 64 of each storage
 
 
