@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Photo", "build_page", "cut", "describe", "next_box", "serve"]
 
-CONTROLS = ("strength", "count", "threshold")
+CONTROLS: tuple[str, ...] = ("strength", "count", "threshold")
 _SCALE = 2
 _CLICK_TOKEN, _CLICK_BOX = "show the token", "draw a box (two corners)"
 Box = tuple[int, int, int, int]
