@@ -29,6 +29,7 @@ _EXAMPLES = """\
   subtok demo --image photos/ --strength 0.6 --out pictures/
   subtok demo --segmenter sam --segmenter-model facebook/sam-vit-base --points-per-side 16
   subtok demo --json > timings.json
+  subtok demo --serve                           a page to try it on photos of your own
 """
 
 
@@ -74,6 +75,15 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         help="exact numbers of tokens to compare on the same page (default: 16 60 150 400)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="open a page on this machine instead: controls, boundary map, tokens under a click, "
+        "boxes as prompts (pip install 'subtok-data[demo]')",
+    )
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="of that page (default: 7860)"
+    )
     add_tokenizer_options(parser)
     parser.set_defaults(run=run)
 
@@ -116,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
     sources = list(_sources(args.image))
     tokenizer = make_tokenizer(args)
+    if args.serve:
+        return _serve(tokenizer, sources[0][1], args.port)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -143,6 +155,19 @@ def run(args: argparse.Namespace) -> int:
         pictures = sum(len(timing.pictures) for timing in timings)
         print(f"\n{pictures} pictures in {out}/   (model on {tokenizer.device})")
     return 1 if failed else 0
+
+
+def _serve(tokenizer: SubobjectTokenizer, photo: Any, port: int) -> int:
+    from subtok_data.cli.serve import serve
+    from subtok_data.errors import ConfigError
+
+    try:
+        serve(tokenizer, photo, port)
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ConfigError(str(error)) from error
+    return 0
 
 
 def _sources(path: str | None) -> Iterator[tuple[str, Any]]:

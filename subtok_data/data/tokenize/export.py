@@ -45,7 +45,7 @@ def export_panoptic(
     images: Any = None,
     *,
     image_column: str = "image",
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> ExportReport:
     """Write stored tokens as COCO panoptic annotations: ``panoptic.json`` and a PNG an image.
 
