@@ -13,10 +13,11 @@ from subtok_data.errors import ConfigError
 from subtok_data.presets import PRESETS, find_preset
 
 PAGE = Path(__file__).parents[1] / "docs" / "tokenizers.md"
+PAPER = {"min_area": 0, "size": 768, "square": True, "full_decode": True}
 SAME = {
-    "paper-0.1": {"threshold": 0.1, "min_area": 0, "size": 768, "square": True},
-    "paper-0.3": {"threshold": 0.3, "min_area": 0, "size": 768, "square": True},
-    "paper-0.5": {"threshold": 0.5, "min_area": 0, "size": 768, "square": True},
+    "paper-0.1": {"threshold": 0.1, **PAPER},
+    "paper-0.3": {"threshold": 0.3, **PAPER},
+    "paper-0.5": {"threshold": 0.5, **PAPER},
     **{f"exact-{n}": {"num_tokens": n, "size": 512} for n in (36, 64, 144, 256)},
     "adaptive": {"strength": PRESETS["adaptive"].options["strength"], "size": 512},
 }
@@ -38,7 +39,7 @@ def test_options_and_weights_may_be_others():
     model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
     found = SubobjectTokenizer.preset("paper-0.3", model=model, size=128, max_tokens=9)
     segmenter = EPOCSegmenter(model, threshold=0.3)
-    expected = SubobjectTokenizer(segmenter, min_area=0, size=128, square=True, max_tokens=9)
+    expected = SubobjectTokenizer(segmenter, max_tokens=9, **{**PAPER, "size": 128})
     assert found.config_hash == expected.config_hash
     with pytest.raises(ConfigError, match="num_tokens"):
         SubobjectTokenizer.preset("exact-64", strength=0.2)

@@ -393,7 +393,7 @@ def test_shared_memory_too_small(tmp_path, monkeypatch):
     with SubobjectLoader(
         CodedImages(4), faulty_tokenizer(tmp_path, size=512), num_workers=1, batch_size=4
     ) as loader:
-        with pytest.raises(ConfigError, match=r"/dev/shm has 1 MB free, but .* may need 22 MB"):
+        with pytest.raises(ConfigError, match=r"/dev/shm has 1 MB free, but .* may need 22.02 MB"):
             next(iter(loader))
 
 

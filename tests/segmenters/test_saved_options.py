@@ -75,6 +75,7 @@ OPTIONS: dict[Any, dict[str, Any]] = {
         "order": "raster",
         "size": 80,
         "square": True,
+        "full_decode": True,
     },
 }
 """Another value than the default of every option."""

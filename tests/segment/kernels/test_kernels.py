@@ -132,8 +132,8 @@ def test_one_process_compiles_and_the_others_wait(tmp_path: Path) -> None:
     ]
     said = [p.communicate()[0].split() for p in processes]
     assert [words[0] for words in said] == ["[0,"] * 8
-    compiled = [words[2] for words in said]
-    assert sorted(compiled) == ["False"] * 7 + ["True"]
+    # Two signatures, by one process or by one each.
+    assert sum(int(words[2]) for words in said) == 2
 
 
 COLD = (
@@ -144,13 +144,14 @@ COLD = (
     "compiled = []\n"
     "from numba.core import event\n"
     "class Listener(event.Listener):\n"
-    "    def on_start(self, event): compiled.append(event)\n"
+    "    def on_start(self, event):\n"
+    "        if event.data['dispatcher'] is find_root: compiled.append(event)\n"
     "    def on_end(self, event): pass\n"
     "event.register('numba:compile', Listener())\n"
     "find_root(np.array([0, 0, 1], np.int32), 2)\n"
     "find_root(np.array([0, 0, 1], np.int64), 2)\n"
     "assert _TURN.depth == 0\n"
-    "print([0, 0], bool(compiled))\n"
+    "print([0, 0], len(compiled))\n"
 )
 
 
