@@ -83,6 +83,7 @@ def test_script_without_main_guard(tmp_path):
     assert output.splitlines() == ["[[0, 1], [2, 3], [4, 5]]"] * 2
 
 
+@pytest.mark.slow  # the notebook among the examples does the same
 @linux
 def test_notebook(tmp_path):
     nbformat = pytest.importorskip("nbformat")

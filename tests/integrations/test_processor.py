@@ -302,7 +302,7 @@ def rows(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_the_same_batches(context):
     cutter = SubobjectTokenizer(size=64, max_tokens=9, device="cpu")
     collate = Collate(SubobjectProcessor(cutter, byte_tokenizer()))

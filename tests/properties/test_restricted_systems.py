@@ -83,7 +83,10 @@ def run_mounted(
     return run(["unshare", "-m", "bash", "-c", shell], folder)
 
 
-@pytest.mark.parametrize("kind", SHARED_MEMORY)
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("read-only", "of 8 KB"))],
+)
 @pytest.mark.parametrize("executor", ["inline", pytest.param("process", marks=pytest.mark.slow)])
 def test_without_workers_no_shared_memory_is_needed(tmp_path, kind, executor):
     """Token maps of segment workers travel in memory without a name, which is not limited."""

@@ -430,3 +430,10 @@ def test_padding_of_nothing_is_empty():
     left = pad_rows([row], 9, padding_side="left", pad_to_multiple_of=5)
     assert left["input_ids"].tolist() == [[9, 9, 0, 1, 2]]
     assert left["labels"].tolist() == [[-100, -100, -100, 1, 2]]
+
+
+def test_a_tokenizer_of_the_package_tokenizers_is_refused():
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(ConfigError, match=r"PreTrainedTokenizerFast\(tokenizer_object="):
+        TextConfig(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), caption="caption")

@@ -133,6 +133,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         self.max_pixels = max_pixels
         self.seed = seed
         self._epoch = shared_epoch()
+        self._was_read = False
         self._split = False
         self._rank, self._world = 0, 1
         self._batch_size = 1
@@ -158,6 +159,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
     ) -> None:
         """Tell the stream its rank, and where to go on, before workers start."""
         self._refuse_unknown_sharding(ranks[1], workers)
+        if workers:  # each will have a copy of its own: only here it is known that one was read
+            self._refuse_second_reading()
         self._batch_size = batch_size
         self._resume = replace(state) if state.batches else None
         if self._split:
@@ -182,6 +185,18 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 f"rows: shards_itself=False, which shares them out by position"
             )
 
+    def _refuse_second_reading(self) -> None:
+        """Raise for an iterator that was read: it would give nothing, and no epoch would tell."""
+        if not isinstance(self.dataset, Iterator):
+            return
+        if self._was_read:
+            raise ConfigError(
+                f"the dataset is a {type(self.dataset).__name__}, an iterator, which can be read "
+                "once, and was: give list(rows), or an object whose __iter__ starts anew, such as "
+                "datasets.IterableDataset.from_generator(function)"
+            )
+        self._was_read = True
+
     def warn_if_inexact(self) -> None:
         """Warn when a resumed stream cannot give what it would have given."""
         examples = getattr(self.dataset, "_ex_iterable", None)
@@ -200,6 +215,8 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
         worker = torch.utils.data.get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         self._refuse_unknown_sharding(self._world, workers)  # also under a plain DataLoader
+        if worker is None:
+            self._refuse_second_reading()
         place = _Place()
         resume = self._resume
         if resume is not None and resume.epoch == self.epoch:

@@ -88,3 +88,14 @@ def test_a_stream_with_a_state_resumes_behind_its_own_rows(world, taken):
         state.advance(next(samples).position)
     rest = [(s.columns["label"], s.index) for s in make(state)]
     assert rest == expected[taken:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_iterator_is_read_once_and_then_refused(workers):
+    rows = ({"image": coded_image(i)} for i in range(4))
+    with SubobjectLoader(
+        rows, faulty_tokenizer(), batch_size=2, executor="inline", num_workers=workers
+    ) as loader:
+        assert sum(len(batch["sample_index"]) for batch in loader) == 4
+        with pytest.raises(ConfigError, match=r"generator, an iterator, .* read once, and was"):
+            list(loader)

@@ -104,7 +104,10 @@ def test_disk_that_fills_up_costs_the_cache_only(installed: Path, tmp_path: Path
     assert not [file for file in tmp_path.rglob("components.find_root*") if file.is_file()]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "emptied", "a bit"])
+@pytest.mark.parametrize(
+    "damage",
+    ["a bit", *(pytest.param(damage, marks=pytest.mark.slow) for damage in ("cut off", "emptied"))],
+)
 def test_damaged_cache_is_compiled_anew(installed: Path, tmp_path: Path, damage: str) -> None:
     options = {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     code = CALL + "print(sum(find_root.stats.cache_hits.values()))\n"
