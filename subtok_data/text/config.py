@@ -107,8 +107,8 @@ class TextConfig:
         if isinstance(self.tokenizer, str | type) or is_core:
             raise ConfigError(
                 f"tokenizer is a {type(self.tokenizer).__name__} of the package tokenizers, "
-                "expected a transformers tokenizer: give PreTrainedTokenizerFast(tokenizer_object=…, "
-                'pad_token="…", eos_token="…")'
+                "expected a transformers tokenizer: give "
+                'PreTrainedTokenizerFast(tokenizer_object=…, pad_token="…", eos_token="…")'
                 if is_core
                 else f"tokenizer is {describe(self.tokenizer)}, expected a transformers tokenizer: "
                 'give AutoTokenizer.from_pretrained("…")'
