@@ -51,6 +51,7 @@ def test_example_runs(name, tmp_path):
     assert words in run(name, *arguments, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_for_two_processes_starts_two(tmp_path):
     script = EXAMPLES / "train_accelerate.py"
     (line,) = (

@@ -22,6 +22,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_learns_and_reports_on_generated_images(tmp_path):
     sizes = ("--images", "4", "--steps", "6", "--batch-size", "4", "--threads", "1")
     done = run("--demo", "--out", "out", *sizes, "--eval-every", "3", folder=tmp_path)

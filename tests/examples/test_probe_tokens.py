@@ -70,6 +70,7 @@ def test_scores_are_those_of_the_painted_pixels(probe_tokens):
     assert scores["mIoU"] == pytest.approx(100 * np.mean(iou))
 
 
+@pytest.mark.slow
 def test_says_what_is_missing(tmp_path):
     done = run("--out", "out", folder=tmp_path)
     assert "--data FOLDER" in done.stderr

@@ -283,6 +283,7 @@ def test_place_of_a_failure_is_named_once(tmp_path):
     assert str(info.value).startswith("sample 6 failed in segment: an image of 64×96 pixels")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a process is stopped")
 def test_stopped_worker_does_not_make_its_image_guilty(tmp_path):
     """Also not when it happens twice to the same image, the first one."""

@@ -111,6 +111,7 @@ def test_shared_memory_is_measured_where_the_size_of_images_is_known(tmp_path):
     assert "may need 0." in last
 
 
+@pytest.mark.slow
 def test_temporary_folder_is_full(tmp_path):
     code, output, errors = run_mounted(FULL_FOLDER, tmp_path, 0, "process")
     assert (code, output) == (0, TWO_EPOCHS), errors
