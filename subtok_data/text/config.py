@@ -103,15 +103,16 @@ class TextConfig:
             raise ConfigError("prompt= needs answer=, the supervised column (or generation=True)")
         check_choice("labels", self.labels, ("assistant", "after_prompt"))
         check_choice("padding_side", self.padding_side, ("right", "left"))
-        is_core = hasattr(self.tokenizer, "token_to_id")  # of the package tokenizers
-        if isinstance(self.tokenizer, str | type) or is_core:
+        if isinstance(self.tokenizer, str | type):
+            raise ConfigError(
+                f"tokenizer is {describe(self.tokenizer)}, expected a transformers tokenizer: give "
+                'AutoTokenizer.from_pretrained("…")'
+            )
+        if hasattr(self.tokenizer, "token_to_id"):
             raise ConfigError(
                 f"tokenizer is a {type(self.tokenizer).__name__} of the package tokenizers, "
                 "expected a transformers tokenizer: give "
                 'PreTrainedTokenizerFast(tokenizer_object=…, pad_token="…", eos_token="…")'
-                if is_core
-                else f"tokenizer is {describe(self.tokenizer)}, expected a transformers tokenizer: "
-                'give AutoTokenizer.from_pretrained("…")'
             )
         for name in ("caption", "prompt", "answer", "messages"):
             check_text(name, getattr(self, name), "the name of a column", optional=True)
