@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from subtok_data.segment.kernels.merging import AREA, BALANCED, SHARE, Cost
+from subtok_data.segment.merging import Adjacency
 
 
 def merges_by_hand(
-    pairs: list[tuple[int, int]],
-    lengths: list[int],
-    sums: list[int],
-    areas: list[int],
-    protected: list[bool],
+    borders: Adjacency,
+    areas: NDArray[np.int64],
+    protected: NDArray[np.bool_],
     formula: Cost,
     min_area: int,
     stop: int,
     limit: float = -1,
 ) -> tuple[list[tuple[int, int]], list[float], int]:
     """The definition: look at every pair before every merge."""
-    edges = {
-        frozenset(p): [i, n, s]
-        for i, (p, n, s) in enumerate(zip(pairs, lengths, sums, strict=True))
-    }
-    area = dict(enumerate(areas))
-    shielded = {token for token, shield in enumerate(protected) if shield}
+    rows = zip(borders.pairs, borders.lengths, borders.sums, strict=True)
+    edges = {frozenset(p.tolist()): [i, int(n), int(s)] for i, (p, n, s) in enumerate(rows)}
+    area = dict(enumerate(areas.tolist()))
+    shielded = {token for token, shield in enumerate(protected.tolist()) if shield}
     merges: list[tuple[int, int]] = []
     costs: list[float] = []
     forced = 0

@@ -69,14 +69,7 @@ def check_merges(seeds: range) -> int:
             -1.0,
         )
         expected, _, forced_by_hand = merges_by_hand(
-            [(int(a), int(b)) for a, b in borders.pairs],
-            borders.lengths.tolist(),
-            borders.sums.tolist(),
-            areas.tolist(),
-            protected.tolist(),
-            cost,
-            min_area,
-            stop,
+            borders, areas, protected, cost, min_area, stop
         )
         assert merges.tolist() == [list(merge) for merge in expected], seed
         assert forced == forced_by_hand, seed

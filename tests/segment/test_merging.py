@@ -94,15 +94,7 @@ def test_merges_follow_their_definition(
             limit,
         )
         by_hand, costs_by_hand, forced_by_hand = merges_by_hand(
-            [(int(a), int(b)) for a, b in borders.pairs],
-            borders.lengths.tolist(),
-            borders.sums.tolist(),
-            areas.tolist(),
-            protected.tolist(),
-            cost,
-            min_area,
-            stop,
-            limit,
+            borders, areas, protected, cost, min_area, stop, limit
         )
         assert merges.tolist() == [list(merge) for merge in by_hand]
         np.testing.assert_allclose(costs, costs_by_hand)
