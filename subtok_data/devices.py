@@ -12,7 +12,9 @@ from subtok_data.arguments import check_choice, describe
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = [
+    "DEVICE_FAILURES",
     "DeviceError",
+    "DeviceMemoryError",
     "Precision",
     "check_device",
     "compute_dtype",
@@ -36,6 +38,17 @@ _DTYPES = {
 
 class DeviceError(SubtokError, RuntimeError):
     """A device is used where it must not be: an accelerator inside a DataLoader worker."""
+
+
+class DeviceMemoryError(SubtokError, torch.OutOfMemoryError):
+    """The memory of a device does not hold what one image needs; the message says what would."""
+
+
+DEVICE_FAILURES: tuple[type[Exception], ...] = (
+    torch.OutOfMemoryError,
+    *((torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()),
+)
+"""What says nothing about an image: a device without memory, or one that is lost."""
 
 
 def check_device(device: str | int | torch.device) -> torch.device:

@@ -1,5 +1,6 @@
 from .lite import LiteBoundaryNet as LiteBoundaryNet
-from .model import BoundaryModel as BoundaryModel, DeviceMaps as DeviceMaps
+from .maps import DeviceMaps as DeviceMaps, PendingMaps as PendingMaps
+from .model import BoundaryModel as BoundaryModel
 from .weights_io import (
     DEFAULT_WEIGHTS as DEFAULT_WEIGHTS,
     IMAGENET_NORMALISATION as IMAGENET_NORMALISATION,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from subtok_data.boundary.maps import DeviceMaps, PendingMaps
 from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
 from subtok_data.boundary.padding import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
 from subtok_data.boundary.scales import check_scales, resized_map, scaled_image, scaled_size
@@ -27,11 +29,11 @@ from subtok_data.boundary.weights_io import (
     save_network,
 )
 from subtok_data.devices import Precision, refuse_in_worker, refuse_to_pickle, resolve_device
-from subtok_data.errors import ConfigError, SubtokError
+from subtok_data.errors import ConfigError
 from subtok_data.hub import model_card, upload_folder
 from subtok_data.images import to_rgb
 
-__all__ = ["BoundaryModel", "DeviceMaps"]
+__all__ = ["BoundaryModel"]
 
 Triple = tuple[float, float, float]
 
@@ -344,6 +346,25 @@ class BoundaryModel:
             maps = [one.mul(255).round_().to(torch.uint8) for one in means]
         return DeviceMaps(maps, finite, self.name)
 
+    def launch(self, images: Sequence[Pixels] | Pixels) -> PendingMaps:
+        """Start :meth:`predict` on the model's own CUDA stream, copies included; wait for nothing.
+
+        On a CPU the maps are computed before this returns.
+
+        Parameters
+        ----------
+        images : sequence of uint8 arrays or tensors (H, W, 3)
+            As for :meth:`predict_on_device`.
+
+        Returns
+        -------
+        PendingMaps
+            ``result()`` waits, and tells of each image whether its logits were finite.
+        """
+        cuda = self.device.type == "cuda"
+        with torch.cuda.stream(self.stream) if cuda else nullcontext():
+            return PendingMaps(self.predict_on_device(images))
+
     def _mean_over_scales(self, images: list[Pixels], finite: torch.Tensor) -> list[torch.Tensor]:
         """Mean over the scales of the probabilities (H, W) of each image."""
         count = len(images)
@@ -404,50 +425,3 @@ class BoundaryModel:
             f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
             f"device={str(self.device)!r}, dtype={dtype!r}{tiling}{scales})"
         )
-
-
-class DeviceMaps(list[torch.Tensor]):
-    """Boundary maps on the model's device, possibly still being computed: uint8 tensors (H, W).
-
-    Attributes
-    ----------
-    finite : bool tensor (N,)
-        On the same device; False where the logits of an image held NaN or infinity, and its map
-        therefore means nothing. Copy it down with the maps and give it to ``raise_unless_finite``.
-    model : str
-        Name of the model, for messages.
-
-    Examples
-    --------
-    >>> maps = DeviceMaps([torch.zeros(2, 2, dtype=torch.uint8)], torch.tensor([True]), "nano")
-    >>> maps.raise_unless_finite()
-    >>> len(maps)
-    1
-    """
-
-    def __init__(self, maps: Iterable[torch.Tensor], finite: torch.Tensor, model: str) -> None:
-        super().__init__(maps)
-        self.finite = finite
-        self.model = model
-
-    def raise_unless_finite(self, finite: torch.Tensor | None = None) -> None:
-        """Raise for maps that mean nothing; waits for the device unless a host copy is given.
-
-        Parameters
-        ----------
-        finite : bool tensor (N,), optional
-            A copy of the attribute that has arrived on the host.
-
-        Raises
-        ------
-        SubtokError
-            Naming the model and the images.
-        """
-        flags = (self.finite if finite is None else finite).tolist()
-        wrong = [index for index, good in enumerate(flags) if not good]
-        if wrong:
-            raise SubtokError(
-                f"boundary model {self.model!r} gave NaN or infinite logits for image(s) {wrong} "
-                f"of {len(flags)}: the weights are damaged, or overflow in reduced precision "
-                "(try dtype='float32')"
-            )

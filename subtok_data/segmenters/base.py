@@ -44,8 +44,16 @@ Sizes = Sequence[tuple[int, int]]
 class PendingInference(Protocol):
     """Inference under way on a device."""
 
-    def result(self) -> list[Evidence]:
-        """Wait for the device and return the evidence of each image."""
+    def result(self) -> Sequence[Evidence | Exception]:
+        """Wait for the device and return the evidence of each image.
+
+        Returns
+        -------
+        sequence of Evidence or Exception
+            One entry per image. An exception in place of evidence says what is wrong with that one
+            image, and its sample fails; the others go on. To raise says that the launch failed as a
+            whole: then each image is inferred by itself, unless the device failed.
+        """
         ...
 
 
@@ -58,10 +66,10 @@ class ReadyInference:
     [{}]
     """
 
-    def __init__(self, evidence: list[Evidence]) -> None:
+    def __init__(self, evidence: Sequence[Evidence | Exception]) -> None:
         self._evidence = evidence
 
-    def result(self) -> list[Evidence]:
+    def result(self) -> Sequence[Evidence | Exception]:
         """Return the evidence of each image."""
         return self._evidence
 

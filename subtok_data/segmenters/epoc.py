@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from subtok_data.arguments import check_type
-from subtok_data.boundary import BoundaryModel
+from subtok_data.boundary import BoundaryModel, PendingMaps
 from subtok_data.devices import check_device, refuse_to_pickle, resolve_device
 from subtok_data.segment import Backend, WatershedPartitioner
 from subtok_data.segmenters.base import (
@@ -123,7 +123,7 @@ class EPOCSegmenter(Segmenter):
         """Start inference on the model's own stream; see :class:`Segmenter`."""
         del sizes
         refuse_prompts(self, prompts)
-        return _BoundaryLaunch(self.model, images)
+        return _BoundaryLaunch(self.model.launch(images))
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what was loaded: equal before and after the first use, for datasets' fingerprints.
@@ -166,29 +166,14 @@ class EPOCSegmenter(Segmenter):
 
 
 class _BoundaryLaunch:
-    """Boundary maps on their way from a CUDA device into pinned memory."""
+    """Boundary maps on their way from the device."""
 
-    def __init__(self, model: BoundaryModel, images: Images) -> None:
-        self._stream = model.stream
-        with torch.cuda.stream(self._stream):
-            self._device_maps = model.predict_on_device(images)
-            # torch keeps pinned blocks for reuse: after a few batches this allocates nothing.
-            self._host_maps = [
-                torch.empty(boundary.shape, dtype=torch.uint8, pin_memory=True)
-                for boundary in self._device_maps
-            ]
-            for host, boundary in zip(self._host_maps, self._device_maps, strict=True):
-                host.copy_(boundary, non_blocking=True)
-            flags = self._device_maps.finite
-            self._host_finite = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-            self._host_finite.copy_(flags, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(self._stream)
+    def __init__(self, maps: PendingMaps) -> None:
+        self._maps = maps
 
-    def result(self) -> list[Evidence]:
-        """Wait for the copies and return the maps."""
-        self._done.synchronize()
-        self._device_maps.raise_unless_finite(self._host_finite)
-        # Only now may the device memory be reused by other streams.
-        self._device_maps.clear()
-        return [{"boundary_map": host.numpy()} for host in self._host_maps]
+    def result(self) -> Sequence[Evidence | Exception]:
+        """Wait for the copy and return the map of each image, or why it has none."""
+        return [
+            found if isinstance(found, Exception) else {"boundary_map": found}
+            for found in self._maps.result()
+        ]

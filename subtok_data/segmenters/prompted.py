@@ -205,9 +205,12 @@ class _PromptedLaunch:
         self._launch = launch
         self._asked = asked
 
-    def result(self) -> list[Evidence]:
-        """Wait for the device and return the evidence of each image."""
-        return _join(self._launch.result(), self._asked)
+    def result(self) -> Sequence[Evidence | Exception]:
+        """Wait for the device and return the evidence of each image, or why it has none."""
+        return [
+            found if isinstance(found, Exception) else add_prompts(found, one)
+            for found, one in zip(self._launch.result(), self._asked, strict=True)
+        ]
 
 
 def _with_masks(prompts: Prompts, found: RLEMasks) -> Prompts:

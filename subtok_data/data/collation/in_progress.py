@@ -182,11 +182,19 @@ class BatchInProgress:
         """Whether it can be padded as it is: no sample failed or is to be loaded again."""
         return not self.has_failures and not any(s.raw.awaits_tokens for s in self.samples)
 
-    def take_evidence(self, evidence: Sequence[Evidence]) -> None:
-        """Share out what was inferred for the images of :attr:`to_infer`, in order."""
+    def take_evidence(self, evidence: Sequence[Evidence | Exception]) -> None:
+        """Share out what was inferred for the images of :attr:`to_infer`, in order.
+
+        An exception in place of evidence is the failure of its sample.
+        """
         each = iter(evidence)
         for sample in self.to_infer:
-            sample.evidence = list(islice(each, len(sample.images)))
+            sample.evidence = []
+            for found in islice(each, len(sample.images)):
+                if isinstance(found, Exception):
+                    sample.fail(found, "infer")
+                else:
+                    sample.evidence.append(found)
 
     def cancel(self) -> None:
         """Take back what waits for a segment worker."""

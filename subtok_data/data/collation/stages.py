@@ -29,6 +29,7 @@ from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
 from subtok_data.data.replacement import Replacement, find_source, next_good
+from subtok_data.devices import DEVICE_FAILURES
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import image_size
 from subtok_data.segment import (
@@ -134,7 +135,7 @@ class BatchStages:
                     batch.inference = segmenter.launch(images, sizes, prompts)
                 else:
                     batch.take_evidence(segmenter.infer(images, sizes, prompts))
-            except torch.cuda.OutOfMemoryError:
+            except DEVICE_FAILURES:
                 raise
             except Exception as error:
                 self._infer_each(batch, error)
@@ -146,10 +147,11 @@ class BatchStages:
             with self.timed("infer"):
                 try:
                     batch.take_evidence(inference.result())
-                except torch.cuda.OutOfMemoryError:
+                except DEVICE_FAILURES:
                     raise
                 except Exception as error:
                     self._infer_each(batch, error)
+                _refuse_total_failure(batch)
         for sample in batch.samples:
             sample.submit(self._task(sample), self.pool)
 
@@ -199,11 +201,12 @@ class BatchStages:
             try:
                 for image, size, prompts in zip(*self._inputs([sample]), strict=True):
                     found += self.tokenizer.segmenter.infer([image], [size], [prompts])
+            except DEVICE_FAILURES:
+                raise
             except Exception as own:
                 sample.fail(own, "infer")
             sample.evidence = found
-        if all(sample.error is not None for sample in batch.samples):
-            raise SubtokError(f"inference failed on every image of a batch: {error}") from error
+        _refuse_total_failure(batch, error)
 
     # --- segmentation -------------------------------------------------------------------------
 
@@ -381,6 +384,14 @@ class BatchStages:
             packing=self.options.packing,
             pad_to_multiple_of=self.options.pad_to_multiple_of,
         )
+
+
+def _refuse_total_failure(batch: BatchInProgress, error: Exception | None = None) -> None:
+    """Raise if inference failed on every image: then the model is at fault, not an image."""
+    failed = [sample.error for sample in batch.samples]
+    if all(failed):
+        first = error or failed[0]
+        raise SubtokError(f"inference failed on every image of a batch: {first}") from first
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -7,8 +7,12 @@ import pytest
 import torch
 from helpers.batches import assert_same, assert_same_batches
 from helpers.faulty import CodedImages, FaultyPartitioner, FaultySegmenter, coded_image
+from PIL import Image
 
 from subtok_data import (
+    BoundaryModel,
+    EPOCSegmenter,
+    ImageFiles,
     SampleError,
     SubobjectCollator,
     SubobjectDataset,
@@ -16,6 +20,7 @@ from subtok_data import (
     SubobjectTokenizer,
 )
 from subtok_data.data.collation import BatchInProgress, BatchOptions, BatchStages
+from subtok_data.devices import DEVICE_FAILURES, DeviceMemoryError
 from subtok_data.errors import ConfigError, SubtokError
 
 
@@ -76,13 +81,74 @@ def test_asynchronous_inference_blames_the_image(fails_in, look_ahead):
     assert_same_batches(batches[::2], expected[::2])
 
 
+@pytest.mark.parametrize("error", [*DEVICE_FAILURES, DeviceMemoryError])
 @pytest.mark.parametrize("fails_in", ["launch", "result"])
-def test_full_device_memory_is_no_fault_of_an_image(fails_in):
-    full = torch.cuda.OutOfMemoryError("full")
-    tokenizer = tokenizer_of(fails_in=fails_in, error=full)
+def test_failure_of_the_device_is_no_fault_of_an_image(fails_in, error):
+    tokenizer = tokenizer_of(fails_in=fails_in, error=error("gone"))
     collate = SubobjectCollator(tokenizer, on_error="replace")
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(error, match="gone"):
         collate([{"image": coded_image(0)}])
+
+
+def test_failure_of_the_device_while_images_are_inferred_one_by_one():
+    class Full(FaultySegmenter):
+        def infer(self, images, sizes, prompts=None):
+            if len(images) > 1:
+                raise ValueError("one of them is bad")
+            raise torch.OutOfMemoryError("full")
+
+    collate = SubobjectCollator(
+        SubobjectTokenizer(Full(FaultyPartitioner()), size=None), on_error="replace"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        collate([{"image": coded_image(0)}, {"image": coded_image(1)}])
+
+
+class SpoilsWhite(torch.nn.Module):
+    """The red channel as logits; not a number where an image has a white pixel."""
+
+    def forward(self, pixels):
+        white = pixels.amax((1, 2, 3), keepdim=True) >= 1
+        return torch.where(white, torch.nan, pixels[:, :1, ::4, ::4])
+
+
+@pytest.mark.parametrize("look_ahead", [0, 2])
+def test_an_image_without_a_map_fails_alone_as_on_a_cpu(monkeypatch, look_ahead, tmp_path):
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 200, (40, 60, 3), np.uint8) for _ in range(6)]
+    photos[1][3, 5] = 255
+    for index, photo in enumerate(photos):
+        Image.fromarray(photo).save(tmp_path / f"{index}.png")
+    model = BoundaryModel(SpoilsWhite(), mean=(0, 0, 0), std=(1, 1, 1), name="spoilt")
+    launches = []
+    launch = BoundaryModel.launch
+    monkeypatch.setattr(
+        BoundaryModel,
+        "launch",
+        lambda self, images: launches.append(len(images)) or launch(self, images),
+    )
+
+    def epoch(on_error):
+        tokenizer = SubobjectTokenizer(EPOCSegmenter(model), size=None, num_tokens=5)
+        options = {"batch_size": 3, "executor": "inline", "prefetch_batches": look_ahead}
+        with SubobjectLoader(
+            ImageFiles(tmp_path), tokenizer, on_error=on_error, num_workers=0, **options
+        ) as loader:
+            return list(loader), loader.stats().replaced
+
+    wanted, _ = epoch("replace")
+    with pytest.raises(SampleError) as on_cpu:
+        epoch("raise")
+    assert not launches
+    monkeypatch.setattr(EPOCSegmenter, "is_asynchronous", True)
+    monkeypatch.setattr(EPOCSegmenter, "infer", None)  # nothing is inferred a second time
+    batches, replaced = epoch("replace")
+    assert launches.count(3) == 2
+    assert [one.index for one in replaced] == [1]
+    assert_same_batches(batches, wanted)
+    with pytest.raises(SampleError, match=r"sample 1 \('.*1\.png'\) failed in infer: .*NaN") as own:
+        epoch("raise")
+    assert str(own.value) == str(on_cpu.value)
 
 
 def test_finished_batch_is_built_once_and_logged_once():
