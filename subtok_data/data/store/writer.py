@@ -48,6 +48,7 @@ from subtok_data.images import KEY_BYTES
 __all__ = ["StoreStatus", "TokenWriter", "row_sums"]
 
 _INDEX = ["index", "path", "num_visual_tokens", "sizes", "error"]
+_INDEX_ROWS = 16_384  # of a row group of the index, at least: small shards share one
 _NO_KEY = bytes(KEY_BYTES)
 _LONGEST = np.iinfo(np.uint16).max
 
@@ -286,13 +287,18 @@ class TokenWriter:
         """Write one file of the index; yield lengths, keys and totals of each piece of a shard."""
         schema = pa.schema([SCHEMA.field(name) for name in _INDEX])
         writer = pq.ParquetWriter(file, schema, compression="zstd", store_schema=False)
+        waiting: list[Any] = []
+        rows = 0
         try:
             for number in shards:
                 reader = ShardReader(self.storage, shard_name(number))
                 self.meta.check_shard(reader.info, number, str(self.storage))
                 tables = list(reader.columns([*_INDEX, "key"]))
-                if tables:
-                    writer.write_table(pa.concat_tables(tables).select(_INDEX))
+                waiting += [table.select(_INDEX) for table in tables]
+                rows += len(reader)
+                if rows >= _INDEX_ROWS or number == shards[-1]:
+                    writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
+                    waiting, rows = [], 0
                 for table in tables:
                     counts, images = row_sums(table.column("num_visual_tokens"))
                     failed = table.num_rows - table.column("error").null_count
