@@ -30,7 +30,7 @@ from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.integrations.chat_parts import template_with_parts
 from subtok_data.integrations.processor_inputs import fill_in, read_texts, share_out
 from subtok_data.segmenters import SegmenterLike
-from subtok_data.text import TextConfig, TextEncoder
+from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
 from subtok_data.transformers_io import read_pretrained
 
@@ -130,11 +130,10 @@ class SubobjectProcessor(ProcessorMixin):
             start=start,
             end=end,
         )
-        encoder = TextEncoder(text)
         self.subobject_tokenizer = subobject_tokenizer
         self.image_token = image_token
-        self.image_token_id = encoder.placeholder_id
-        self.added_tokens = encoder.added_tokens
+        self.image_token_id = text.placeholder_id
+        self.added_tokens = text.added_tokens
         self.start = start
         self.end = end
         self._collator = SubobjectCollator(
