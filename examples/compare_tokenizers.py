@@ -36,7 +36,7 @@ from subtok_data import (
     TokenEmbedding,
 )
 from subtok_data.batch import PixelConfig
-from subtok_data.text import TextConfig, TextEncoder
+from subtok_data.text import TextConfig
 
 Row = dict[str, Any]
 STRIDE = 4  # of the small encoder
@@ -128,9 +128,8 @@ def train(
     """Train one model; returns its validation perplexity after every epoch."""
     torch.manual_seed(seed)
     order = random.Random(seed)
-    placeholder = TextEncoder(text).placeholder_id
     llm = small_llm(len(text.tokenizer), args.hidden, args.layers)
-    model = VLM(llm, small_encoder(48), 48, placeholder)
+    model = VLM(llm, small_encoder(48), 48, text.placeholder_id)
     steps = args.epochs * len(train_batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)

@@ -32,7 +32,6 @@ from subtok_data import (
     SubobjectTokenizer,
     TextConfig,
 )
-from subtok_data.text import TextEncoder
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,19 +57,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_language(args: argparse.Namespace, texts: list[str]) -> tuple[Any, TextConfig, int]:
-    """Language model, text options and placeholder: from a folder, or small and new."""
+def load_language(args: argparse.Namespace, texts: list[str]) -> tuple[Any, TextConfig]:
+    """Language model and text options: from a folder, or small and new."""
     options: dict[str, Any] = {"caption": "caption", "max_length": 256}
     if args.llm is None:
         text = TextConfig(train_tokenizer(texts, 2000), **options)
-        placeholder = TextEncoder(text).placeholder_id
-        return small_llm(len(text.tokenizer), hidden=128, layers=4), text, placeholder
+        return small_llm(len(text.tokenizer), hidden=128, layers=4), text
     gguf = next((path.name for path in sorted(args.llm.glob("*.gguf"))), None)
     text = TextConfig(AutoTokenizer.from_pretrained(args.llm, gguf_file=gguf), **options)
-    placeholder = TextEncoder(text).placeholder_id
     llm = AutoModelForCausalLM.from_pretrained(args.llm, gguf_file=gguf, dtype=torch.float32)
     llm.resize_token_embeddings(len(text.tokenizer), mean_resizing=False)
-    return llm, text, placeholder
+    return llm, text
 
 
 class Progress:
@@ -149,8 +146,8 @@ def main() -> None:
     set_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     train_rows, val_rows = caption_rows(data_folder(args.data))
-    llm, text, placeholder = load_language(args, [row["caption"] for row in train_rows])
-    model = VLM(llm, small_encoder(64), 64, placeholder)
+    llm, text = load_language(args, [row["caption"] for row in train_rows])
+    model = VLM(llm, small_encoder(64), 64, text.placeholder_id)
 
     cutter = SubobjectTokenizer(num_tokens=args.max_tokens, size=args.size)
     pixels = PixelConfig(size=(128, 128), dtype="uint8")

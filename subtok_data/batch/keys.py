@@ -214,8 +214,7 @@ KEYS: dict[str, Key] = {
         "sample",
         ("B",),
         "int64",
-        "row of the dataset; −1 if unknown",
-        required=True,
+        "row of the dataset; −1 if unknown; not in what a processor makes",
     ),
     "region_to_image": Key("region", ("R",), "int64", "image of each region, ascending"),
     "region_to_token": Key(

@@ -40,7 +40,7 @@ class Batch(TypedDict, total=False, extra_items=Any):
     visual_token_prompt: Tensor
     source_sizes: Tensor
     image_to_sample: Tensor
-    sample_index: Required[Tensor]
+    sample_index: Tensor
     region_to_image: Tensor
     region_to_token: Tensor
     region_prompt: Tensor

@@ -30,7 +30,7 @@ def validate_batch(
     Parameters
     ----------
     batch : mapping of str to Tensor
-        What a collator or loader gave.
+        What a collator, a loader or a processor gave.
     coverage : {"full", "partial"}, optional
         ``"partial"`` allows pixels of the image without a token (``overflow="drop"``).
     padding_side : {"right", "left"}, optional
@@ -46,7 +46,7 @@ def validate_batch(
 
     Examples
     --------
-    >>> validate_batch({"sample_index": torch.tensor([0])})
+    >>> validate_batch({"input_ids": torch.tensor([[5, 6]])})
     Traceback (most recent call last):
         ...
     subtok_data.batch.validate.BatchError: the batch breaks its contract:
@@ -88,7 +88,8 @@ def _layout_problems(batch: Mapping[str, Any], layout: Layout) -> Iterator[str]:
         elif key.required:
             axes = _written(key.axes_in(layout))
             yield f"{name!r} is missing: {key.dtypes[0]} {axes}, {key.meaning}"
-    if "I" not in bound or "B" not in bound:
+    # A processor knows no samples: its images are in the order of their placeholders.
+    if "I" not in bound or "sample_index" not in batch or "B" not in bound:
         return
     images, samples = bound["I"][0], bound["B"][0]
     if "image_to_sample" not in batch and images != samples:
@@ -280,11 +281,27 @@ def _placeholder_problems(batch: Mapping[str, Tensor], placeholder_id: int | Non
     if placeholder_id is None or "input_ids" not in batch:
         return
     counts, is_placeholder = batch["num_visual_tokens"], batch["input_ids"] == placeholder_id
-    rows = batch.get("image_to_sample", torch.arange(len(counts), device=counts.device))
-    wanted = counts.new_zeros(len(batch["sample_index"])).index_add(0, rows, counts)
     found = is_placeholder.sum(dim=1)
     if "cu_seq_lens_q" in batch:
         before = torch.nn.functional.pad(is_placeholder[0].cumsum(0), (1, 0))
         found = before[batch["cu_seq_lens_q"].long()].diff()
+    rows = batch.get("image_to_sample")
+    if rows is None and "sample_index" not in batch:
+        yield from _order_problems(found, counts)
+        return
+    if rows is None:
+        rows = torch.arange(len(counts), device=counts.device)
+    wanted = counts.new_zeros(len(found)).index_add(0, rows, counts)
     for row in (found != wanted).nonzero().flatten().tolist():
         yield f"row {row}: {int(found[row])} placeholders for {int(wanted[row])} visual tokens"
+
+
+def _order_problems(found: Tensor, counts: Tensor) -> Iterator[str]:
+    """Whether images lie in rows one after the other; a row may have several of them, or none."""
+    if int(found.sum()) != int(counts.sum()):
+        yield f"{int(found.sum())} placeholders for {int(counts.sum())} visual tokens"
+        return
+    borders = {0, *counts.cumsum(0).tolist()}
+    for row, end in enumerate(found.cumsum(0).tolist()):
+        if end not in borders:
+            yield f"row {row}: its placeholders end within an image"

@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from subtok_data.arguments import check_count
 from subtok_data.batch import IGNORE_INDEX, VISUAL_KEYS
 from subtok_data.errors import ConfigError
 from subtok_data.nn import FeatureEncoder, TokenEmbedding
@@ -105,6 +106,17 @@ def _refuse_grid_models(model: Any) -> None:
         )
 
 
+def _check_placeholder(model: Any, placeholder_id: object) -> None:
+    check_count("placeholder_id", placeholder_id, least=0, optional=False)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if cast("int", placeholder_id) >= rows:
+        raise ConfigError(
+            f"placeholder_id={placeholder_id}, but the model has embeddings for {rows} tokens: the "
+            "placeholder was added to the text tokenizer. Call "
+            "model.resize_token_embeddings(len(text_tokenizer)) first"
+        )
+
+
 def use_subobject_tokens(
     model: Any,
     placeholder_id: int,
@@ -139,7 +151,8 @@ def use_subobject_tokens(
     ------
     ConfigError
         For models that need a grid of patches (Qwen-VL and other multimodal rotary positions), for
-        those that are not built like LLaVA, and for those that have visual tokens already.
+        those that are not built like LLaVA, for those that have visual tokens already, and for
+        those whose embeddings end before ``placeholder_id``.
 
     Notes
     -----
@@ -158,6 +171,7 @@ def use_subobject_tokens(
             "with new weights in place of the trained encoder and token embedding: use "
             "load_subobject_model(folder) in place of both"
         )
+    _check_placeholder(model, placeholder_id)
     if encoder is None:
         layer = getattr(config, "vision_feature_layer", -1)
         if not isinstance(layer, int):

@@ -30,7 +30,7 @@ from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.integrations.chat_parts import template_with_parts
 from subtok_data.integrations.processor_inputs import fill_in, read_texts, share_out
 from subtok_data.segmenters import SegmenterLike
-from subtok_data.text import TextConfig, TextEncoder
+from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
 from subtok_data.transformers_io import read_pretrained
 
@@ -130,11 +130,10 @@ class SubobjectProcessor(ProcessorMixin):
             start=start,
             end=end,
         )
-        encoder = TextEncoder(text)
         self.subobject_tokenizer = subobject_tokenizer
         self.image_token = image_token
-        self.image_token_id = encoder.placeholder_id
-        self.added_tokens = encoder.added_tokens
+        self.image_token_id = text.placeholder_id
+        self.added_tokens = text.added_tokens
         self.start = start
         self.end = end
         self._collator = SubobjectCollator(
@@ -253,7 +252,7 @@ class SubobjectProcessor(ProcessorMixin):
             changed, places = fill_in(text, self.image_token, inserted)
             expanded.append(changed)
             offsets.append(places)
-        encoded = dict(self.tokenizer(expanded, **options))
+        encoded = self._tokenized(expanded, options)
         self._check_complete(encoded["input_ids"], owners, visual, options)
         if want_offsets:
             encoded["text_replacement_offsets"] = offsets
@@ -264,6 +263,38 @@ class SubobjectProcessor(ProcessorMixin):
                 torch.from_numpy(np.stack(types)) if tensors else [row.tolist() for row in types]
             )
         return encoded
+
+    def _tokenized(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self.tokenizer(texts, **options))
+        except ValueError as error:
+            if options.get("padding") or options.get("return_tensors") is None:
+                raise
+            plain = {**options, "return_tensors": None}
+            lengths = [len(ids) for ids in self.tokenizer(texts, **plain)["input_ids"]]
+            if len(set(lengths)) == 1:
+                raise
+            raise ConfigError(
+                f"texts and images make rows of {', '.join(map(str, lengths[:4]))}"
+                f"{', …' if len(lengths) > 4 else ''} tokens, which make no tensor: give "
+                "padding=True"
+            ) from error
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render a chat; see ``transformers.ProcessorMixin.apply_chat_template``.
+
+        Raises
+        ------
+        ConfigError
+            There is no chat template.
+        """
+        if self.chat_template is None and kwargs.get("chat_template") is None and not args:
+            raise ConfigError(
+                "neither the text tokenizer nor the processor has a chat template: give "
+                'SubobjectProcessor(…, chat_template="…") one in Jinja, or take the tokenizer of '
+                "an instruction-tuned model; text without roles goes to processor(text=…)"
+            )
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def _is_visual(self, ids: Any) -> NDArray[np.bool_]:
         return np.asarray(ids) == self.image_token_id

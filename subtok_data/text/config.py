@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+import logging
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from subtok_data.transformers_io import read_pretrained
 __all__ = ["TextConfig"]
 
 _FILE = "text_config.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class TextConfig:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Any transformers tokenizer. Special tokens that it lacks are added to it once, when the
-        collator is made; the model needs ``resize_token_embeddings(len(tokenizer))`` afterwards.
+        Any transformers tokenizer. Special tokens that it lacks are added to it here, in place: a
+        model needs ``resize_token_embeddings(len(tokenizer))`` afterwards.
     caption : str, optional
         Column with one text, supervised: ``[bos] image caption [eos]``.
     prompt, answer : str, optional
@@ -57,17 +59,32 @@ class TextConfig:
         Leave out what the model shall write (caption, answer, last assistant turn) and open its
         turn. See :meth:`for_generation`.
 
+    Attributes
+    ----------
+    added_tokens : tuple of str
+        Special tokens that the tokenizer lacked; when not empty, the model needs
+        ``resize_token_embeddings(len(tokenizer))``.
+
     Raises
     ------
     ConfigError
-        When not exactly one form is chosen, or a value is out of its range.
+        When not exactly one form is chosen, a value is out of its range, or special tokens are
+        equal.
 
     Examples
     --------
-    >>> config = TextConfig(None, caption="text", max_length=64)
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> core = Tokenizer(models.WordLevel({"<pad>": 0, "ball": 1}, unk_token="<pad>"))
+    >>> words = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    >>> config = TextConfig(words, caption="text", max_length=64)
+    >>> config.added_tokens
+    ('<|visual_start|>', '<|visual_token|>', '<|visual_end|>')
+    >>> config.placeholder_id, len(words)
+    (3, 5)
     >>> config.for_generation().padding_side
     'left'
-    >>> TextConfig(None)
+    >>> TextConfig(words)
     Traceback (most recent call last):
     ...
     subtok_data.errors.ConfigError: choose one of caption=, prompt=, messages= (got 0): ...
@@ -88,6 +105,7 @@ class TextConfig:
     start: str | None = "<|visual_start|>"
     end: str | None = "<|visual_end|>"
     generation: bool = False
+    added_tokens: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         forms = [self.caption, self.prompt, self.messages]
@@ -103,17 +121,7 @@ class TextConfig:
             raise ConfigError("prompt= needs answer=, the supervised column (or generation=True)")
         check_choice("labels", self.labels, ("assistant", "after_prompt"))
         check_choice("padding_side", self.padding_side, ("right", "left"))
-        if isinstance(self.tokenizer, str | type):
-            raise ConfigError(
-                f"tokenizer is {describe(self.tokenizer)}, expected a transformers tokenizer: give "
-                'AutoTokenizer.from_pretrained("…")'
-            )
-        if hasattr(self.tokenizer, "token_to_id"):
-            raise ConfigError(
-                f"tokenizer is a {type(self.tokenizer).__name__} of the package tokenizers, "
-                "expected a transformers tokenizer: give "
-                'PreTrainedTokenizerFast(tokenizer_object=…, pad_token="…", eos_token="…")'
-            )
+        _check_tokenizer(self.tokenizer)
         for name in ("caption", "prompt", "answer", "messages"):
             check_text(name, getattr(self, name), "the name of a column", optional=True)
         check_count("max_length", self.max_length, unit="tokens")
@@ -122,6 +130,39 @@ class TextConfig:
             raise ConfigError("shrink_tokens=True needs max_length=, the limit to shrink to")
         if not self.image_mark or not self.placeholder:
             raise ConfigError("image_mark and placeholder must not be empty")
+        if len(set(self.special_tokens)) != len(self.special_tokens):
+            raise ConfigError(
+                f"start, placeholder and end must differ, got {list(self.special_tokens)}"
+            )
+        self._add_special_tokens()
+
+    def _add_special_tokens(self) -> None:
+        # Now, and not where the first text is read: a model that is made after this has a place for
+        # each of them.
+        vocabulary = self.tokenizer.get_vocab()
+        added = tuple(token for token in self.special_tokens if token not in vocabulary)
+        object.__setattr__(self, "added_tokens", added)
+        if not added:
+            return
+        self.tokenizer.add_special_tokens(
+            {"extra_special_tokens": list(added)}, replace_extra_special_tokens=False
+        )
+        _log.info(
+            "added %s to the tokenizer: the model needs model.resize_token_embeddings(%d)",
+            ", ".join(added),
+            len(self.tokenizer),
+        )
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens of an image in the sequence: start, placeholder and end, where they are."""
+        tokens = (self.start, self.placeholder, self.end)
+        return tuple(token for token in tokens if token is not None)
+
+    @property
+    def placeholder_id(self) -> int:
+        """Id of the visual placeholder, for ``use_subobject_tokens`` and merging."""
+        return int(self.tokenizer.convert_tokens_to_ids(self.placeholder))
 
     @property
     def form(self) -> str:
@@ -138,7 +179,7 @@ class TextConfig:
         """Write the options and the tokenizer, its added tokens included, to a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [field.name for field in fields(self) if field.name != "tokenizer"]
+        names = [one.name for one in fields(self) if one.init and one.name != "tokenizer"]
         values = {name: getattr(self, name) for name in names}
         (folder / _FILE).write_text(json.dumps(values, indent=2) + "\n")
         self.tokenizer.save_pretrained(folder)
@@ -160,3 +201,19 @@ class TextConfig:
         if not path.is_file():
             raise ConfigError(f"{path} does not exist: give a folder written by save_pretrained")
         return cls(read_pretrained(AutoTokenizer, folder), **json.loads(path.read_text()))
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raise ConfigError for what is not a tokenizer of transformers."""
+    if hasattr(tokenizer, "token_to_id"):
+        raise ConfigError(
+            f"tokenizer is a {type(tokenizer).__name__} of the package tokenizers, expected a "
+            "transformers tokenizer: give "
+            'PreTrainedTokenizerFast(tokenizer_object=…, pad_token="…", eos_token="…")'
+        )
+    wanted = ("get_vocab", "add_special_tokens", "convert_tokens_to_ids")
+    if isinstance(tokenizer, type) or not all(hasattr(tokenizer, name) for name in wanted):
+        raise ConfigError(
+            f"tokenizer is {describe(tokenizer)}, expected a transformers tokenizer: give "
+            'AutoTokenizer.from_pretrained("…")'
+        )

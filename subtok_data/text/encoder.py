@@ -7,21 +7,18 @@ This runs in DataLoader workers, where the number of visual tokens is not known 
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.errors import ConfigError, SampleError
+from subtok_data.errors import SampleError
 from subtok_data.text.chat import Spans, flatten_messages, render_chat
 from subtok_data.text.config import TextConfig
 from subtok_data.text.rows import EncodedText
 
 __all__ = ["TextEncoder"]
-
-_log = logging.getLogger(__name__)
 
 
 class TextEncoder:
@@ -34,9 +31,6 @@ class TextEncoder:
 
     Attributes
     ----------
-    added_tokens : tuple of str
-        Special tokens that the tokenizer lacked; when not empty, the model needs
-        ``resize_token_embeddings(len(tokenizer))``.
     placeholder_id : int
         Id of the visual placeholder.
     """
@@ -44,26 +38,11 @@ class TextEncoder:
     def __init__(self, config: TextConfig) -> None:
         self.config = config
         tokenizer = config.tokenizer
-        tokens = [t for t in (config.start, config.placeholder, config.end) if t is not None]
-        if len(set(tokens)) != len(tokens):
-            raise ConfigError(f"start, placeholder and end must differ, got {tokens}")
-        vocabulary = tokenizer.get_vocab()
-        self.added_tokens = tuple(token for token in tokens if token not in vocabulary)
-        if self.added_tokens:
-            tokenizer.add_special_tokens(
-                {"extra_special_tokens": list(self.added_tokens)},
-                replace_extra_special_tokens=False,
-            )
-            _log.info(
-                "added %s to the tokenizer: resize the model's embeddings to %d",
-                ", ".join(self.added_tokens),
-                len(tokenizer),
-            )
-        self.placeholder_id = int(tokenizer.convert_tokens_to_ids(config.placeholder))
+        self.placeholder_id = config.placeholder_id
         self._before = self._ids_of(config.start)
         self._after = self._ids_of(config.end)
         # Text that spells one of these would become a visual token without an image.
-        self._reserved = tuple(token for token in tokens if token != config.image_mark)
+        self._reserved = tuple(t for t in config.special_tokens if t != config.image_mark)
         self._bos = self._leading_token()
         eos = tokenizer.eos_token_id
         self._eos: list[int] = [] if eos is None else [int(eos)]

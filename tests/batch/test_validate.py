@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.main_paths import MAIN_PATHS
+from helpers.tiny_tokenizers import byte_tokenizer
 
-from subtok_data import validate_batch
+from subtok_data import PatchSegmenter, SubobjectProcessor, SubobjectTokenizer, validate_batch
 from subtok_data.batch import BatchError
 
 
@@ -84,3 +86,22 @@ def test_placeholders_are_counted_in_each_packed_sample():
     batch = changed("packed text", input_ids=lambda v: v.where(v != placeholder, 0))
     with pytest.raises(BatchError, match="row 1: 0 placeholders for 24 visual tokens"):
         validate_batch(batch, placeholder_id=placeholder)
+
+
+def test_what_a_processor_makes_is_a_batch():
+    tokenizer = SubobjectTokenizer(PatchSegmenter(16), size=32)
+    processor = SubobjectProcessor(tokenizer, byte_tokenizer())
+    images = [np.full((height, 32, 3), 90, np.uint8) for height in (32, 16, 32)]
+    place = processor.image_token_id
+    for texts in (["<image>a", "<image>b", "c<image>"], ["<image>a <image>", "none", "<image>"]):
+        made = processor(images=images, text=texts, padding=True, return_tensors="pt")
+        validate_batch(made, placeholder_id=place)
+        assert not {"sample_index", "image_to_sample"} & made.keys()
+    ids = made["input_ids"]
+    fewer = {**made, "input_ids": ids.where(ids.ne(place).cumsum(1) > 2, 0)}
+    with pytest.raises(BatchError, match=r"\d+ placeholders for \d+ visual tokens"):
+        validate_batch(fewer, placeholder_id=place)
+    torn = torch.full((4, 3), place)
+    rolled = {**made, "input_ids": torn, "attention_mask": torch.ones_like(torn)}
+    with pytest.raises(BatchError, match="row 0: its placeholders end within an image"):
+        validate_batch(rolled, placeholder_id=place)

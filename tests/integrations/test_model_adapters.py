@@ -278,6 +278,15 @@ class TestLlava:
         with pytest.raises(ConfigError, match="'llama' is not a LLaVA-type model"):
             use_subobject_tokens(LlamaForCausalLM(config), 5)
 
+    def test_models_without_a_place_for_the_placeholder_are_refused(self, text):
+        model = small_llava(text.placeholder_id)  # made before the tokens were added
+        with pytest.raises(ConfigError, match=r"model\.resize_token_embeddings\("):
+            use_subobject_tokens(model, text.placeholder_id)
+        with pytest.raises(ConfigError, match="placeholder_id=None: expected a whole number"):
+            use_subobject_tokens(model, None)  # type: ignore[arg-type]
+        model.resize_token_embeddings(len(text.config.tokenizer))
+        assert use_subobject_tokens(model, text.placeholder_id) is model
+
     def test_missing_widths_are_asked_for(self, text):
         model = small_llava(len(text.config.tokenizer))
         with pytest.raises(ConfigError, match="feature_dim="):

@@ -505,3 +505,19 @@ def test_trl_has_the_loss_of_the_collator(tmp_path):
     model = trainer.model.eval()
     expected = model(**model_inputs(ours, model)).loss
     assert torch.allclose(model(**batch).loss, expected, rtol=1e-6)
+
+
+def test_rows_of_unequal_length_ask_for_padding():
+    processor = processor_of()
+    texts = ["<image>a ball", "<image>two dogs and a ball"]
+    with pytest.raises(ConfigError, match=r"make rows of \d+, \d+ tokens.*give padding=True"):
+        processor(images=pictures(2), text=texts, return_tensors="pt")
+    assert len(processor(images=pictures(2), text=texts)["input_ids"]) == 2
+
+
+def test_a_processor_without_a_chat_template_says_where_to_get_one():
+    chat = [{"role": "user", "content": "Who?"}]
+    with pytest.raises(ConfigError, match=r"give SubobjectProcessor\(…, chat_template="):
+        processor_of(None).apply_chat_template(chat)
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    assert processor_of(None).apply_chat_template(chat, chat_template=template) == "Who?"

@@ -234,7 +234,7 @@ def test_placeholders_equal_tokens(bytes_encoder, texts, counts, marked, limit, 
         padding_side=side,
     )
     encoder = TextEncoder(config)
-    assert encoder.added_tokens == ()  # added once, by the first encoder
+    assert config.added_tokens == ()  # added once, by the first configuration
     rows = []
     for text in texts:
         if any(t in text for t in (V, S, E, "<image>")):
@@ -350,13 +350,16 @@ def test_tokens_are_added_once_reported_and_saved(tmp_path, caplog):
     tokenizer = word_tokenizer()
     before = len(tokenizer)
     with caplog.at_level(logging.INFO, "subtok_data"):
-        encoder = TextEncoder(TextConfig(tokenizer, caption="text", max_length=30))
-    assert encoder.added_tokens == (S, V, E)
-    assert len(tokenizer) == before + 3
-    assert f"resize the model's embeddings to {before + 3}" in caplog.text
+        config = TextConfig(tokenizer, caption="text", max_length=30)
+    assert config.added_tokens == (S, V, E)
+    assert len(tokenizer) == before + 3  # before there is any collator: a model made now fits
+    assert config.placeholder_id == tokenizer.convert_tokens_to_ids(V) >= before
+    assert f"model.resize_token_embeddings({before + 3})" in caplog.text
+    assert config.for_generation().added_tokens == ()  # the tokenizer has them by now
+    encoder = TextEncoder(config)
     encoder.config.save_pretrained(tmp_path)
     loaded = TextEncoder(TextConfig.from_pretrained(tmp_path))
-    assert loaded.added_tokens == ()
+    assert loaded.config.added_tokens == ()
     assert loaded.placeholder_id == encoder.placeholder_id
     assert loaded.config.max_length == 30
     again = pickle.loads(pickle.dumps(encoder))
@@ -407,12 +410,12 @@ def test_long_texts_do_not_warn(caplog):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        TextConfig(None, **options)
+        TextConfig(word_tokenizer(), **options)
 
 
 def test_equal_special_tokens_are_refused():
     with pytest.raises(ConfigError, match="must differ"):
-        TextEncoder(TextConfig(word_tokenizer(), caption="a", start="<x>", end="<x>"))
+        TextConfig(word_tokenizer(), caption="a", start="<x>", end="<x>")
     encoder = TextEncoder(TextConfig(word_tokenizer(), caption="a"))
     with pytest.raises(ValueError, match="2 counts for 1 images"):
         encoder.encode({"a": "ball"}).expand([1, 2])

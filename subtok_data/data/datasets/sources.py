@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from subtok_data.arguments import check_callable, check_count, check_text, check_type, describe
 from subtok_data.data.datasets.image_files import ImageFiles
 from subtok_data.data.datasets.prompt_columns import PromptColumns
@@ -18,23 +20,43 @@ from subtok_data.errors import ConfigError
 __all__ = ["as_rows", "as_stream", "check_options", "name_dataset", "open_options"]
 
 
+_TABLES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Files of rows, and what ``datasets.load_dataset`` calls them."""
+_FRAMES = {
+    ("pandas", "DataFrame"): 'dataset.to_dict("records") or datasets.Dataset.from_pandas(dataset)',
+    ("polars", "DataFrame"): "dataset.to_dicts() or datasets.Dataset.from_polars(dataset)",
+    ("polars", "LazyFrame"): "dataset.collect().to_dicts()",
+    ("pyarrow", "Table"): "datasets.Dataset(dataset) or dataset.to_pylist()",
+}
+"""Remedies by module and class."""
+
+
 def as_rows(dataset: Any) -> Any:
     """Return a dataset with rows by index; a folder becomes :class:`ImageFiles`.
 
     Raises
     ------
     ConfigError
-        Several splits, a stream, an empty dataset, or no dataset at all.
+        Several splits, a table or columns in place of rows, a stream, an empty dataset, or no
+        dataset at all.
 
     Examples
     --------
     >>> as_rows({"train": [1], "test": [2]})
     Traceback (most recent call last):
     ...
-    subtok_data.errors.ConfigError: dataset is a dict with the keys ['train', 'test']: give one ...
+    subtok_data.errors.ConfigError: dataset is a dict with the keys ['train', 'test']: of ...
     """
     if isinstance(dataset, str | os.PathLike):
         return _open_folder(os.fsdecode(cast("str | os.PathLike[str]", dataset)))
+    _refuse_tables(dataset)
     _refuse_splits(dataset)
     if isinstance(dataset, type | bytes | bytearray):
         raise ConfigError(f"dataset is {describe(dataset)}: give rows by index, such as a list")
@@ -61,6 +83,7 @@ def as_stream(dataset: Any) -> Iterable[Any]:
             f"dataset is {describe(dataset)}, and a folder is no stream: give it to "
             "SubobjectDataset, which reads its images by index"
         )
+    _refuse_tables(dataset)
     _refuse_splits(dataset)
     if isinstance(dataset, type) or not hasattr(dataset, "__iter__"):
         raise ConfigError(f"dataset is {describe(dataset)}, which cannot be iterated")
@@ -123,6 +146,18 @@ def check_options(
 
 
 def _open_folder(folder: str) -> ImageFiles:
+    suffix = Path(folder).suffix.lower()
+    if suffix in _TABLES and not os.path.isdir(folder):
+        raise ConfigError(
+            f"dataset is {describe(folder)}, a table: give its rows, "
+            f"datasets.load_dataset({_TABLES[suffix]!r}, data_files={folder!r}, "
+            'split="train"), and name the column of images or of their paths with image_column=…'
+        )
+    if suffix == ".tar" and os.path.isfile(folder):
+        raise ConfigError(
+            f"dataset is {describe(folder)}, an archive: give subtok_data.data.open_images("
+            f"{folder!r})"
+        )
     try:
         return ImageFiles(folder)
     except ConfigError as error:
@@ -137,6 +172,19 @@ def _open_folder(folder: str) -> ImageFiles:
 def _refuse_splits(dataset: Any) -> None:
     if not isinstance(dataset, Mapping):
         return
-    splits = list(cast("Mapping[Any, Any]", dataset))
-    remedy = f"give one of them, dataset[{splits[0]!r}]" if splits else "give rows"
+    parts = cast("Mapping[Any, Any]", dataset)
+    remedy = f"give one of them, dataset[{next(iter(parts))!r}]" if parts else "give rows"
+    if parts and all(isinstance(part, list | tuple | np.ndarray) for part in parts.values()):
+        remedy = f"of columns give datasets.Dataset.from_dict(dataset); of splits {remedy[5:]}"
     raise ConfigError(f"dataset is {describe(dataset)}: {remedy}")
+
+
+def _refuse_tables(dataset: Any) -> None:
+    """Raise ConfigError for tables, whose indexing gives columns; nothing is imported for it."""
+    kind = cast("type", type(dataset))
+    remedy = _FRAMES.get((kind.__module__.partition(".")[0], kind.__name__))
+    if remedy is not None:
+        raise ConfigError(
+            f"dataset is {describe(dataset)} of {kind.__module__.partition('.')[0]}, whose "
+            f"indexing gives columns: give rows, {remedy}"
+        )
