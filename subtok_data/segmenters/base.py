@@ -103,6 +103,12 @@ class Component:
         del device
         return self
 
+    def load(self) -> None:
+        """Load the model, if there is one, now and in this thread, not at its first use.
+
+        Another thread may have another current device, and would load it there.
+        """
+
     def config(self) -> dict[str, Any] | None:
         """Return options and identity of the weights, as JSON values; None if they are unknown.
 
@@ -344,6 +350,10 @@ class _Own(Component):
         if hasattr(self.own, "to"):
             self.own.to(device)
         return self
+
+    def load(self) -> None:
+        if hasattr(self.own, "load"):
+            self.own.load()
 
     def config(self) -> dict[str, Any] | None:
         return self.own.config() if hasattr(self.own, "config") else None

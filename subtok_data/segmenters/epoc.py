@@ -102,6 +102,10 @@ class EPOCSegmenter(Segmenter):
         """True on CUDA devices."""
         return self.device.type == "cuda"
 
+    def load(self) -> None:
+        """Load the model now."""
+        _ = self.model
+
     def to(self, device: str | torch.device) -> Self:
         """Move the model to a device; ``"cuda"`` is the current one of the caller."""
         self._device = resolve_device(device)

@@ -177,6 +177,10 @@ class ModelComponent(Component):
         refuse_in_worker(self.device)
         return self._opened
 
+    def load(self) -> None:
+        """Load the model now; see :class:`~subtok_data.segmenters.base.Component`."""
+        self._loaded()
+
     @property
     def model(self) -> Any:
         """The model, loaded on first use; None if there is none behind an object of your own."""

@@ -127,6 +127,11 @@ class PromptedSegmenter(Segmenter):
             part.to(device)
         return self
 
+    def load(self) -> None:
+        """Load the models now."""
+        for part in self._parts():
+            part.load()
+
     def infer(
         self, images: Images, sizes: Sizes, prompts: Sequence[Any] | None = None
     ) -> list[Evidence]:

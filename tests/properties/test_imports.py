@@ -32,7 +32,7 @@ LEVELS: dict[str, list[set[str]]] = {
         {"errors"},
         {"arguments"},
         {"presets"},
-        {"devices", "hub", "images", "transformers_io"},
+        {"device_streams", "devices", "hub", "images", "transformers_io"},
         {"segment"},
         {"annotations", "boundary", "viz"},
         {"segmenters"},

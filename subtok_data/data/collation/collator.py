@@ -18,7 +18,7 @@ from subtok_data.data.collation.stages import BatchStages
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.datasets import PromptColumns
 from subtok_data.data.replacement import Replacement
-from subtok_data.devices import check_device
+from subtok_data.devices import resolve_device
 from subtok_data.errors import ConfigError
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.text import RegionText, TextConfig, TextEncoder
@@ -178,7 +178,7 @@ class SubobjectCollator:
 
     def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
         """Infer, segment and pad a raw batch, one stage after the other, in this thread."""
-        target = None if device is None else check_device(device)
+        target = None if device is None else resolve_device(device)
         stages = self.stages(device=target)
         return stages.finish(stages.run(raw))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
-from subtok_data.devices import check_device
+from subtok_data.devices import resolve_device
 from subtok_data.errors import SubtokError
 from subtok_data.segment import Prompts
 from subtok_data.text import EncodedText, RegionRow
@@ -270,7 +270,7 @@ class PendingBatch(MutableMapping[str, Any]):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> dict[str, Any]:
         """Finish on a device and return a plain dict of tensors."""
-        target = check_device(device)
+        target = resolve_device(device)
         batch = self.finish(target)
         return {
             key: value.to(target, non_blocking=non_blocking) if isinstance(value, Tensor) else value

@@ -14,15 +14,21 @@ import torch
 from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.state import GradientState, PartialState
 
+from subtok_data.devices import resolve_device
+
 __all__ = ["AccelerateState", "accelerate_device"]
 
 
 def accelerate_device() -> torch.device | None:
-    """Return the device of this process if an ``Accelerator`` (or a Trainer) exists, else None."""
+    """Return the device of this process if an ``Accelerator`` (or a Trainer) exists, else None.
+
+    With its index on CUDA; call it in the user's thread.
+    """
     if not PartialState._shared_state:  # pyright: ignore[reportPrivateUsage]
         return None
     device: Any = PartialState().device
-    return None if device.type == "cpu" else device
+    # A single process of accelerate has a bare "cuda", which is another device in another thread.
+    return None if device.type == "cpu" else resolve_device(device)
 
 
 class AccelerateState(DataLoaderStateMixin):

@@ -39,7 +39,8 @@ from subtok_data.data.loader.resumable import ResumableDataLoader
 from subtok_data.data.loader.stats import LoaderStats, StatsRecorder
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.position import LoaderState
-from subtok_data.devices import check_device
+from subtok_data.device_streams import DeviceStream
+from subtok_data.devices import check_device, resolve_device
 from subtok_data.errors import ConfigError, WorkerCrashError
 from subtok_data.segment import warn_of_shortfall
 from subtok_data.text import TextConfig
@@ -236,6 +237,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if tokens is not None:
             weakref.finalize(self, tokens.close)
         self._recorder = StatsRecorder()
+        self._model_stream: DeviceStream | None = None
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
 
@@ -300,9 +302,13 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         stats.bytes_in_flight = 0  # what an iteration that was left had prepared is gone
         # Made here and not in the feeder: torch watches for dead workers only from the main thread.
         raws = RawBatches(super().__iter__(), self.collator, stats)
+        # In this thread: "cuda" alone is the device of the thread that asks, 0 in a new one. And
+        # after the workers have started, who cannot be forked once a device is in use.
+        device = accelerate_device() if self.device is None else resolve_device(self.device)
+        self.tokenizer.segmenter.load()
         stages = self.collator.stages(
             pool=self._segment_pool(),
-            device=self.device or accelerate_device(),
+            device=device,
             timed=stats.timed,
             logs=(stats.replaced,),
         )
@@ -313,8 +319,18 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             total=total,
             timeout_s=self.timeout_s,
             decode_in_caller=self.num_workers == 0,
+            model_stream=self._stream_of_model(),
         )
         return run_ahead(raws, stages, stats, ahead)
+
+    def _stream_of_model(self) -> DeviceStream:
+        """The stream on which models run beside training, ready for what they are by now."""
+        device = self.tokenizer.device
+        if self._model_stream is None or self._model_stream.device != device:
+            # One for all epochs: torch keeps the memory of each stream apart.
+            self._model_stream = DeviceStream(device, priority=-1)
+        self._model_stream.follow_caller()
+        return self._model_stream
 
     def _flush_cache(self) -> None:
         if self._cache is not None:

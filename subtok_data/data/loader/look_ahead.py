@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from subtok_data.data.collation import (
     BatchInProgress,
@@ -37,6 +38,7 @@ from subtok_data.data.dataloader_workers import hold_forks, name_crashes
 from subtok_data.data.loader.stats import StatsRecorder
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.process_limit import name_process_limit
+from subtok_data.device_streams import DeviceStream, set_thread_device
 from subtok_data.errors import SubtokError, WorkerCrashError
 
 __all__ = [
@@ -73,12 +75,15 @@ class LookAhead:
         How long DataLoader workers may give no batch.
     decode_in_caller : bool
         Whether the user's thread decodes.
+    model_stream : DeviceStream
+        Where models run, in the feeder, and in the collector where they run again.
     """
 
     depth: int
     total: int | None
     timeout_s: float
     decode_in_caller: bool
+    model_stream: DeviceStream
 
 
 @dataclass(frozen=True)
@@ -229,28 +234,36 @@ class _Threads:
         self._decoded, self._inferring, self._segmenting, self._ready = (
             queue.SimpleQueue[Any]() for _ in range(4)
         )
+        models, batches = ahead.model_stream.device, stages.device or torch.device("cpu")
         feed = self._feed_decoded if ahead.decode_in_caller else self._decode_and_feed
         self._threads = [
-            self._start("subtok-feeder", feed, self._inferring),
+            self._start("subtok-feeder", feed, self._inferring, models),
             self._start(
                 "subtok-collector",
-                lambda: _relay(self._inferring, stages.segment, self._segmenting),
+                lambda: _relay(self._inferring, self._segment, self._segmenting),
                 self._segmenting,
+                models,
             ),
             self._start(
                 "subtok-finisher",
                 lambda: _relay(self._segmenting, self._collect, self._ready),
                 self._ready,
+                batches,
             ),
         ]
 
     def _start(
-        self, name: str, work: Callable[[], Any], out: queue.SimpleQueue[Any]
+        self,
+        name: str,
+        work: Callable[[], Any],
+        out: queue.SimpleQueue[Any],
+        device: torch.device,
     ) -> threading.Thread:
         """Run ``work``, and put what it returns at its end, or its failure, in its out-queue."""
 
         def run() -> None:
             try:
+                set_thread_device(device)
                 last = work()
             except BaseException as error:
                 last = _Failure(error)
@@ -314,9 +327,13 @@ class _Threads:
 
     def _feed(self, raw: RawBatch) -> None:
         batch = self._stages.open(raw)
-        with hold_forks():
+        with hold_forks(), self._ahead.model_stream.entered():
             self._stages.infer(batch)
         self._inferring.put(batch)
+
+    def _segment(self, batch: BatchInProgress) -> None:
+        with self._ahead.model_stream.entered():
+            self._stages.segment(batch)
 
     def _collect(self, batch: BatchInProgress) -> None:
         """Wait for the pool and pad; what is not settled is left to the user's thread."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.devices import resolve_device
 from subtok_data.errors import PromptError, WeightsError
 from subtok_data.segmenters.sam.efficient_sam_torchscript import (
     GRID,
@@ -54,7 +55,7 @@ class ONNXFiles:
 
     def to(self, device: str | torch.device) -> None:
         """Open the files for a device."""
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         encoder, decoder = self.files
         self._encoder = _session(encoder, self.device)
         self._decoder = _session(decoder, self.device)
@@ -132,7 +133,7 @@ def _session(file: Path, device: torch.device) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index}))
     try:
         return runtime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime has exception classes of its own, not exported

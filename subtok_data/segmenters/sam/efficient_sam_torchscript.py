@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from subtok_data.devices import resolve_device
 from subtok_data.errors import WeightsError
 
 __all__ = ["GRID", "WANTED", "EfficientSAMFiles", "TorchScriptFile", "copy_file", "files_digest"]
@@ -84,7 +85,7 @@ class TorchScriptFile:
 
     def __init__(self, file: Path, device: torch.device) -> None:
         self.file = file
-        self.device = device
+        self.device = resolve_device(device)
         if not zipfile.is_zipfile(file):
             raise WeightsError(f"{str(file)!r} is no TorchScript file; {WANTED}")
         with zipfile.ZipFile(file) as archive:
@@ -99,7 +100,7 @@ class TorchScriptFile:
                 # Deprecated in favour of torch.export, but this is the form the file comes in.
                 warnings.filterwarnings("ignore", ".*torch.jit.load.*", FutureWarning)
                 warnings.filterwarnings("ignore", ".*torch.jit.load.*", DeprecationWarning)
-                self._module: Any = torch.jit.load(str(file), map_location=device).eval()
+                self._module: Any = torch.jit.load(str(file), map_location=self.device).eval()
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
             raise WeightsError(
@@ -143,7 +144,7 @@ class TorchScriptFile:
 
     def to(self, device: str | torch.device) -> None:
         """Move the model to a device."""
-        self.device = torch.device(device)
+        self.device = resolve_device(device)
         self._module.to(self.device)
 
     def identity(self) -> str:

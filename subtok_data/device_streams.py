@@ -1,0 +1,70 @@
+"""Streams of work on a CUDA device beside that of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["DeviceStream", "set_thread_device"]
+
+
+def set_thread_device(device: torch.device) -> None:
+    """Make a CUDA device the current one of the calling thread; others have no such thing.
+
+    A new thread starts on device 0, whichever the thread that started it is on.
+
+    Examples
+    --------
+    >>> set_thread_device(torch.device("cpu"))
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+class DeviceStream:
+    """A stream of its own on a CUDA device; on other devices it does nothing.
+
+    Parameters
+    ----------
+    device : torch.device
+        With its index, on CUDA.
+    priority : int, optional
+        −1 goes before what streams of priority 0 have queued, training's among them.
+
+    Examples
+    --------
+    >>> stream = DeviceStream(torch.device("cpu"))
+    >>> with stream.entered():
+    ...     torch.ones(2)
+    tensor([1., 1.])
+    """
+
+    def __init__(self, device: torch.device, *, priority: int = 0) -> None:
+        self.device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device, priority=priority)
+
+    def follow_caller(self) -> None:
+        """Begin only after all that the calling thread has queued: weights it loaded or trained."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    @contextmanager
+    def entered(self) -> Generator[None]:
+        """Queue the work of this thread on the stream."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def record(self) -> torch.cuda.Event | None:
+        """Return an event at the end of what is queued; None on other devices."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return event
