@@ -308,7 +308,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 cursor.skip()
             raise
         if cursor is not None:
-            sample.attach(cursor.tokens, cursor)
+            sample.attach(cursor.tokens, cursor.next)
         elif self.tokens_column is not None:
             sample.attach_column(self.tokens_column)
         if self.transform is not None:

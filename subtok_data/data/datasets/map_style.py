@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -23,7 +24,7 @@ from subtok_data.data.replacement import (
     candidates,
     register_source,
 )
-from subtok_data.data.store import Storage, StoredTokens
+from subtok_data.data.store import Storage, StoredTokens, TokenFinder
 from subtok_data.errors import SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS, join_keys, pixel_key, read_with_key, to_rgb
 
@@ -104,12 +105,15 @@ class SubobjectDataset(Dataset[Sample]):
         with the image, and become ``sample.prompts`` instead of columns.
     tokens : str, Path, Storage or StoredTokens, optional
         Folder or URI (``s3://``, ``gs://``, ``hf://datasets/USER/NAME``) that ``subtok tokenize``
-        wrote to: samples then bring their token maps, and need no model.
+        wrote to: samples then bring their token maps, and need no model. Rows take the tokens that
+        were made from their image, wherever these lie, so that they may be a part of what was
+        tokenized, in any order, or several rows an image.
     tokens_column : str, optional
         Column that :meth:`SubobjectTokenizer.as_column` made, instead of ``tokens``.
     check_keys : bool, default True
-        Whether each image is compared, by the SHA-256 of its file or pixels, with the one that its
-        stored tokens were made from; another one is a bad image.
+        Whether tokens are found by the SHA-256 of the image's file or pixels; an image without
+        stored tokens is a bad image. If not, row k has the tokens of row k, whatever it shows, and
+        the dataset must have the length of what was tokenized.
     on_error : {"raise", "replace"}, optional
         What a bad image does: raise a :class:`~subtok_data.errors.SampleError`, or give another
         sample, chosen by (seed, index), counted and listed.
@@ -174,8 +178,11 @@ class SubobjectDataset(Dataset[Sample]):
         self.max_pixels = max_pixels
         self.seed = seed
         self._epoch = shared_epoch()
+        self._finder: TokenFinder | None = None
         if self.tokens is not None:
-            self.tokens.check_length(len(self.dataset))
+            self._finder = TokenFinder(self.tokens, len(self.dataset))
+            if not check_keys:
+                self.tokens.check_length(len(self.dataset))
         self._key = register_source(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -242,8 +249,8 @@ class SubobjectDataset(Dataset[Sample]):
             raise SampleError(str(error), index=index, stage="decode") from error
         sample = self.decode(row, index)
         sample.dataset_key = self._key
-        if self.tokens is not None:
-            sample.attach(self.tokens)
+        if self._finder is not None:
+            sample.attach(self._finder.tokens, partial(self._finder.at, index))
         elif self.tokens_column is not None:
             sample.attach_column(self.tokens_column)
         elif self.cache is not None and self.transform is not None:

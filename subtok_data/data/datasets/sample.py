@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from subtok_data.data.cache import CacheReader
 from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.replacement import Replacement
-from subtok_data.data.store import StoredTokens, TokenCursor, TokenMaps
+from subtok_data.data.store import StoredRow, StoredTokens, TokenMaps
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.images import (
     DEFAULT_MAX_PIXELS,
@@ -148,15 +148,17 @@ class Sample:
         """File of the first image, where it is known."""
         return self.paths[0] if self.paths else None
 
-    def attach(self, tokens: StoredTokens, cursor: TokenCursor | None = None) -> None:
+    def attach(
+        self, tokens: StoredTokens, find: Callable[[Iterator[bytes]], StoredRow] | None = None
+    ) -> None:
         """Take the stored tokens of this row; images and prompts get the size of their maps.
 
         Parameters
         ----------
         tokens : StoredTokens
             Of the dataset that the sample is a row of.
-        cursor : TokenCursor, optional
-            Of a stream: finds the row that was made from the image. By default it is the row of the
+        find : callable, optional
+            Finds the row that was made from an image by its keys. By default it is the row of the
             same index.
 
         Raises
@@ -166,10 +168,10 @@ class Sample:
             damaged or of another image, or there is not one map per image.
         """
         try:
-            if cursor is None:
+            if find is None:
                 found = tokens.read(self.index, self.keys())
             else:
-                found = tokens.maps(cursor.next(self.keys()), self.keys())
+                found = tokens.maps(find(self.keys()))
         except SampleError as error:
             cause = error.args[0].partition(": ")[2]  # the place is that of the sample
             raise SampleError(cause, index=self.index, path=self.path, stage="decode") from error

@@ -1,4 +1,4 @@
-from .cursor import TokenCursor as TokenCursor
+from .cursor import TokenCursor as TokenCursor, TokenFinder as TokenFinder
 from .fsspec_storage import FsspecStorage as FsspecStorage, open_storage as open_storage
 from .layout import (
     StoreMeta as StoreMeta,

@@ -69,13 +69,16 @@ class StoredTokens:
         self._max_pixels = DEFAULT_MAX_PIXELS if side is None else side * side
         self._shards: OrderedDict[int, ShardReader] = OrderedDict()
         self._groups = GroupCache()
+        self._maps: dict[str, NDArray[Any]] = {}
+        self._checked: set[str] = set()
 
     def __len__(self) -> int:
         return self.meta.rows
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files stay in their process; workers open their own.
-        return {**self.__dict__, "_shards": OrderedDict(), "_groups": GroupCache()}
+        own = {"_shards": OrderedDict[int, Any](), "_groups": GroupCache(), "_maps": {}}
+        return {**self.__dict__, **own}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,8 +98,8 @@ class StoredTokens:
     def lengths(self) -> NDArray[np.uint16]:
         """Visual tokens of each dataset row, summed over its images, as a (rows,) uint16 array.
 
-        Mapped from its file, not read. Rows without tokens count 0; 65,535 stands for that many or
-        more. The length column of length-bucketed batches.
+        Mapped from its file, whose checksum is compared once. Rows without tokens count 0; 65,535
+        stands for that many or more. The length column of length-bucketed batches.
 
         Raises
         ------
@@ -125,6 +128,8 @@ class StoredTokens:
 
     def _mapped(self, kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Map a file of one value a row."""
+        if kind in self._maps:
+            return self._maps[kind]
         name = self._manifest[kind]["name"]
         if not self.meta.rows:
             return np.zeros(0, dtype)
@@ -135,18 +140,24 @@ class StoredTokens:
             raise self._damaged(name, str(error)) from error
         if len(found) != self.meta.rows:
             raise self._damaged(name, f"it has {len(found)} values for {self.meta.rows} rows")
+        self._maps[kind] = found
         return found
 
     def _check_mapped(self, kind: str, found: NDArray[Any]) -> None:
+        """Compare a file with its checksum, once."""
+        if kind in self._checked:
+            return
         if zlib.crc32(cast("Any", found)) != self._manifest[kind]["crc32"]:
             raise self._damaged(self._manifest[kind]["name"], "it is not what was written")
+        self._checked.add(kind)
 
     def check_length(self, rows: int) -> None:
-        """Refuse a dataset of another length."""
+        """Refuse a dataset of another length, where rows go by their number."""
         if rows != self.meta.rows:
             raise ConfigError(
                 f"the dataset has {rows} rows, but {str(self.folder)!r} holds tokens of "
-                f"{self.meta.rows}: give the dataset that was tokenized"
+                f"{self.meta.rows}, and here row k takes the tokens of row k: give the dataset "
+                "that was tokenized"
             )
 
     def places(self) -> NDArray[np.int64]:

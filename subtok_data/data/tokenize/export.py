@@ -97,28 +97,25 @@ def export_panoptic(
     stored = open_tokens(tokens)
     samples = None
     if images is not None:
-        samples = SubobjectDataset(images, image_column=image_column, tokens=stored)
+        samples = SubobjectDataset(images, image_column=image_column)
+        samples.with_keys = True
+        stored.check_length(len(samples))
     root = str(images.folder) if isinstance(images, ImageFiles) else _common_folder(stored)
     written = found = 0
     failed: list[str] = []
     with PanopticWriter(folder) as writer:
         for row in stored.rows():
             try:
-                maps = stored.maps(row) if samples is None else None
-                sizes: Iterable[tuple[int, int] | None]
-                if samples is None:
-                    sizes = [None] * len(row.num_visual_tokens)
-                else:
-                    sample = samples.load(row.index)
-                    maps = list(
-                        zip(sample.token_maps or [], sample.token_fields or [], strict=True)
-                    )
-                    sizes = sample.source_sizes
+                sample = None if samples is None else samples.load(row.index)
+                maps = stored.maps(row, () if sample is None else sample.keys())
+                sizes: Iterable[tuple[int, int] | None] = (
+                    [None] * len(maps) if sample is None else sample.source_sizes
+                )
             except SampleError as error:
                 failed.append(str(error))
             else:
                 for name, (token_map, fields), count, size in zip(
-                    _file_names(row, root), maps or [], row.num_visual_tokens, sizes, strict=True
+                    _file_names(row, root), maps, row.num_visual_tokens, sizes, strict=True
                 ):
                     labels = _labels(name, token_map, count, size)
                     writer.add(name, labels, fields.get("class"), row=row.index)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
+from helpers.batches import assert_same_batches
 from PIL import Image
 
 from subtok_data import (
@@ -13,7 +16,8 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
 )
-from subtok_data.data import tokenize_dataset
+from subtok_data.data import StoredTokens, tokenize_dataset
+from subtok_data.data.datasets import sample as sample_module
 from subtok_data.errors import ConfigError, SampleError
 
 SIZES = [(40, 60), (60, 40), (64, 64), (30, 64), (64, 30), (50, 50)]
@@ -60,14 +64,77 @@ def refused(dataset, index):
     return keys
 
 
-@pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0]])
-def test_a_reordered_or_shifted_dataset_is_noticed(tokenizer, paths, tmp_path, order):
+@pytest.mark.parametrize(
+    "order", [[5, 4, 3, 2, 1, 0], [1, 2, 3, 4, 5, 0], [4, 2], [3, 3, 0, 0, 5, 1, 4]]
+)
+def test_a_part_in_another_order_or_with_repeats_finds_its_tokens(
+    tokenizer, paths, tmp_path, order
+):
     run(paths, tokenizer, tmp_path / "t")
     whole = SubobjectDataset(paths, tokens=tmp_path / "t")
-    assert [len(whole[index].token_maps) for index in range(6)] == [1] * 6
     other = SubobjectDataset([paths[place] for place in order], tokens=tmp_path / "t")
-    for index in range(6):
-        refused(other, index)
+    for dataset in (other, pickle.loads(pickle.dumps(other))):
+        for index, place in enumerate(order):
+            assert (dataset[index].token_maps[0] == whole[place].token_maps[0]).all()
+            assert dataset[index].index == index
+
+
+def test_workers_find_the_tokens_of_a_shuffled_table_of_captions(tokenizer, paths, tmp_path):
+    run(paths, tokenizer, tmp_path / "t")
+    rows = [
+        {"image": str(path), "caption": f"{path.stem}, {n}"} for path in paths for n in range(5)
+    ]
+    rows = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+    options = {"batch_size": 4, "executor": "inline"}
+    with SubobjectLoader(SubobjectDataset(rows), tokenizer, **options) as live:
+        expected = list(live)
+    for workers in (0, 2):
+        stored = SubobjectDataset(rows, tokens=tmp_path / "t")
+        with SubobjectLoader(stored, tokenizer, num_workers=workers, **options) as loader:
+            assert_same_batches(list(loader), expected)
+
+
+def test_rows_in_order_need_no_table_and_files_no_pixels(tokenizer, paths, tmp_path, monkeypatch):
+    run(paths, tokenizer, tmp_path / "t")
+    mapped = []
+    keys = StoredTokens.keys
+    monkeypatch.setattr(StoredTokens, "keys", lambda self: mapped.append(1) or keys(self))
+    decoded = []
+    of_pixels = sample_module.pixel_key
+    monkeypatch.setattr(sample_module, "pixel_key", lambda one: decoded.append(1) or of_pixels(one))
+    assert len(SubobjectDataset(paths, tokens=tmp_path / "t")[:]) == 6
+    assert (mapped, decoded) == ([], [])
+    assert len(SubobjectDataset(paths[::-1], tokens=tmp_path / "t")[:]) == 6
+    assert (mapped, decoded) == ([1], [1])  # the first row tells which key the store holds
+
+
+def test_tokens_of_pixels_are_found_for_files_in_another_order(tokenizer, paths, tmp_path):
+    run([np.array(Image.open(path)) for path in paths], tokenizer, tmp_path / "t")
+    dataset = SubobjectDataset(paths[::-1], tokens=tmp_path / "t")
+    assert [sample.token_maps[0].shape for sample in dataset[:]] == [
+        sample.token_maps[0].shape for sample in SubobjectDataset(paths, tokens=tmp_path / "t")[:]
+    ][::-1]
+
+
+def test_a_grown_folder_names_the_image_without_tokens(tokenizer, folder, tmp_path):
+    run(folder, tokenizer, tmp_path / "t")
+    Image.fromarray(photo(9)).save(folder / "2b.png")
+    dataset = SubobjectDataset(folder, tokens=tmp_path / "t")
+    assert [dataset[index].token_maps is not None for index in (0, 2, 4, 6)] == [True] * 4
+    with pytest.raises(SampleError) as caught:
+        dataset[3]
+    words = str(caught.value)
+    assert words.startswith(f"sample 3 ({str(folder / '2b.png')!r}) failed in decode: the stored")
+    assert "has grown since, or is another one: 6 rows were tokenized, it has 7: " in words
+    assert f"`subtok tokenize {folder} --out DIR`" in words
+
+
+def test_without_keys_rows_go_by_number(tokenizer, paths, tmp_path):
+    run(paths, tokenizer, tmp_path / "t")
+    options = {"tokens": tmp_path / "t", "check_keys": False}
+    assert SubobjectDataset(paths[::-1], **options)[0].token_maps is not None
+    with pytest.raises(ConfigError, match="has 5 rows, but .* holds tokens of 6, and here row k"):
+        SubobjectDataset(paths[:5], **options)
 
 
 @pytest.mark.parametrize("kind", ["paths", "bytes", "pixels", "pillow", "tensors", "folder", "hf"])
@@ -108,7 +175,7 @@ def test_the_same_image_in_another_file_or_as_pixels_is_the_same(tokenizer, path
     assert SubobjectDataset(paths, tokens=tmp_path / "t")[2].token_maps is not None
     run(paths, tokenizer, tmp_path / "u")
     arrays = [np.array(Image.open(path)) for path in paths]
-    with pytest.raises(SampleError, match="or gives pixels where it gave files"):
+    with pytest.raises(SampleError, match="the dataset gives pixels where it gave files"):
         SubobjectDataset(arrays, tokens=tmp_path / "u")[2]
 
 
@@ -121,8 +188,6 @@ def test_rows_of_several_images_are_compared_together(tokenizer, paths, tmp_path
 
 def test_an_extended_dataset_is_noticed(tokenizer, paths, tmp_path):
     run(paths, tokenizer, tmp_path / "t")
-    with pytest.raises(ConfigError, match="has 7 rows, but .* holds tokens of 6"):
-        SubobjectDataset([*paths, paths[0]], tokens=tmp_path / "t")
     with pytest.raises(ConfigError, match="rows 6, asked for rows 7"):
         run([*paths, paths[0]], tokenizer, tmp_path / "t")
 
@@ -139,9 +204,10 @@ def test_a_replaced_sample_says_why(tokenizer, paths, tmp_path):
     assert "belong to another image" in replaced.reason
 
 
-def test_a_reversed_dataset_ends_in_an_error_under_replace_too(tokenizer, paths, tmp_path):
+def test_another_dataset_ends_in_an_error_under_replace_too(tokenizer, paths, tmp_path):
     run(paths, tokenizer, tmp_path / "t")
-    dataset = SubobjectDataset(paths[::-1], tokens=tmp_path / "t", on_error="replace")
+    others = [photo(number, seed=1) for number in range(6)]
+    dataset = SubobjectDataset(others, tokens=tmp_path / "t", on_error="replace")
     with pytest.raises(SampleError, match="samples tried in its place are bad too"):
         dataset[0]
 
