@@ -19,13 +19,67 @@ __all__ = [
     "WorkerCrashError",
 ]
 
+_TRACEBACK = "Traceback (most recent call last):"
+_WRAPPED = re.compile(r"Caught (?P<kind>\w+) (?P<where>in .*)\.\nOriginal (?=Traceback )")
+"""How ``torch._utils.ExceptionWrapper`` begins the message of what a worker raised."""
 _PLACE = re.compile(
     r"sample(?: (?P<index>\d+))?(?: \('(?P<path>[^']*)'\))? failed(?: in (?P<stage>\w+))?: "
 )
 
 
 class SubtokError(Exception):
-    """Base class of all errors that the library raises on purpose."""
+    """Base class of all errors that the library raises on purpose.
+
+    One that torch hands over from a DataLoader worker has the message that it was raised with, and
+    the traceback of the worker as its cause.
+
+    Parameters
+    ----------
+    *args : object
+        The message.
+
+    Examples
+    --------
+    >>> from torch._utils import ExceptionWrapper
+    >>> try:
+    ...     raise ConfigError("size=0: give at least 1")
+    ... except ConfigError:
+    ...     wrapped = ExceptionWrapper(where="in DataLoader worker process 1")
+    >>> try:
+    ...     wrapped.reraise()
+    ... except ConfigError as error:
+    ...     print(error)
+    ...     print(str(error.__cause__).splitlines()[0])
+    size=0: give at least 1
+    in DataLoader worker process 1: size=0: give at least 1
+    """
+
+    def __init__(self, *args: object) -> None:
+        if len(args) == 1 and isinstance(args[0], str):
+            own, cause = _from_worker(args[0])
+            args = (own,)
+            if cause is not None:
+                self.__cause__ = cause
+        super().__init__(*args)
+
+
+class WorkerTracebackError(Exception):
+    """Where an error came up in a DataLoader worker: the cause of the error in this process."""
+
+
+def _from_worker(message: str) -> tuple[str, WorkerTracebackError | None]:
+    """Find the message of an error in the text that torch makes of it and of its traceback."""
+    wrapped = _WRAPPED.match(message)
+    if wrapped is None:
+        return message, None
+    trace = message[wrapped.end() :].rstrip()
+    # Errors that caused it come first, each with a traceback of its own.
+    last = trace[max(0, trace.rfind(f"\n{_TRACEBACK}")) :]
+    own = re.search(rf"^(?:[\w.]+\.)?{wrapped['kind']}(?:: |$)", last, re.MULTILINE)
+    if own is None:
+        return message, None
+    text = last[own.end() :]
+    return text, WorkerTracebackError(f"{wrapped['where']}: {text}\n{trace}")
 
 
 class ConfigError(SubtokError, ValueError):
@@ -89,8 +143,8 @@ class SampleError(SubtokError, RuntimeError):
         self.path = path
         self.stage = stage
         if index is None and path is None and not stage:
-            self._read_place(message)
             super().__init__(message)
+            self._read_place(str(self))
             return
         where = "sample" if index is None else f"sample {index}"
         if path is not None:
@@ -112,7 +166,7 @@ class SampleError(SubtokError, RuntimeError):
         return named
 
     def _read_place(self, message: str) -> None:
-        """Parse the place from a message that torch's workers wrapped in a traceback."""
+        """Parse the place from the finished message, which is all that torch's workers pass on."""
         found = _PLACE.search(message)
         if found is not None:
             self.index = None if found["index"] is None else int(found["index"])

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_REPLACEMENTS",
     "Replacement",
     "ReplacementSource",
+    "advise_replacement",
     "candidates",
     "check_on_error",
     "find_source",
@@ -68,6 +69,18 @@ def check_on_error(on_error: str) -> str:
     """Refuse an unknown policy for bad samples."""
     check_choice("on_error", on_error, ("raise", "replace"))
     return on_error
+
+
+def advise_replacement(error: SampleError) -> SampleError:
+    """Add to the message of an error that another sample can be taken instead.
+
+    Examples
+    --------
+    >>> print(advise_replacement(SampleError("file ends early", index=7)))
+    sample 7 failed: file ends early; on_error="replace" takes another sample instead
+    """
+    error.args = (f'{error}; on_error="replace" takes another sample instead',)
+    return error
 
 
 def candidates(seed: int, index: int, num_samples: int) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import similar_names
 from subtok_data.errors import SampleError
 from subtok_data.text.chat import Spans, flatten_messages, render_chat
 from subtok_data.text.config import TextConfig
@@ -92,7 +93,10 @@ class TextEncoder:
 
     def _column(self, row: Mapping[str, Any], name: str) -> Any:
         if name not in row:
-            raise SampleError(f"no column {name!r}; the row has {sorted(row)}")
+            raise SampleError(
+                f"no column {name!r} for the text: beside the image the row has {sorted(row)}"
+                f"{similar_names(name, row)}"
+            )
         return row[name]
 
     def _text(self, row: Mapping[str, Any], name: str) -> str:

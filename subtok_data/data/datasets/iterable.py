@@ -20,7 +20,7 @@ from subtok_data.data.datasets.prompt_columns import PromptColumns
 from subtok_data.data.datasets.sample import Sample, decode_row
 from subtok_data.data.datasets.sources import as_stream, check_options, name_dataset, open_options
 from subtok_data.data.position import STREAM_PLACEHOLDER, LoaderState, StreamPosition
-from subtok_data.data.replacement import Replacement
+from subtok_data.data.replacement import Replacement, advise_replacement
 from subtok_data.data.store import Storage, StoredTokens, TokenCursor
 from subtok_data.errors import ConfigError, SampleError
 from subtok_data.images import DEFAULT_MAX_PIXELS
@@ -245,6 +245,7 @@ class SubobjectIterableDataset(IterableDataset[Sample]):
                 sample = self._load(row, index, cursor)
             except SampleError as error:
                 if self.on_error == "raise":
+                    advise_replacement(error)
                     raise
                 bad.append(error)
                 continue

@@ -21,6 +21,7 @@ from subtok_data.data.datasets.sources import as_rows, check_options, name_datas
 from subtok_data.data.replacement import (
     MAX_REPLACEMENTS,
     Replacement,
+    advise_replacement,
     candidates,
     register_source,
 )
@@ -227,11 +228,13 @@ class SubobjectDataset(Dataset[Sample]):
 
     def get(self, index: int) -> Sample:
         """Return the sample at an index from 0 on, or what stands in for it."""
-        if self.on_error == "raise":
-            return self.load(index)
+        replace = self.on_error == "replace"
         try:
-            return self._load_good(index)
+            return self._load_good(index) if replace else self.load(index)
         except SampleError as error:
+            if not replace:
+                advise_replacement(error)
+                raise
             return self.replacement(index, str(error))
 
     def _load_good(self, index: int) -> Sample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -371,4 +372,7 @@ def _named(index: int, path: str | None) -> Generator[None]:
         yield
     except (OSError, ValueError, TypeError) as error:
         cause = str(error).removeprefix(f"image {path!r}: ")  # SampleError names the file
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        if missing and path is not None and not os.path.isabs(path):
+            cause = f"{cause}, looked for in {os.getcwd()!r}"
         raise SampleError(cause, index=index, path=path, stage="decode") from error
