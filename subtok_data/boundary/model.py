@@ -17,7 +17,15 @@ from torch import nn
 
 from subtok_data.boundary.maps import DeviceMaps, PendingMaps
 from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
-from subtok_data.boundary.padding import CANVAS_MULTIPLE, Pixels, checked, chunked, group, stack
+from subtok_data.boundary.padding import (
+    CANVAS_MULTIPLE,
+    Pixels,
+    balanced,
+    check_canvas_step,
+    checked,
+    group,
+    stack,
+)
 from subtok_data.boundary.scales import check_scales, resized_map, scaled_image, scaled_size
 from subtok_data.boundary.tiles import TilePlan, check_tiling, plan_tiles
 from subtok_data.boundary.weights_io import (
@@ -28,7 +36,13 @@ from subtok_data.boundary.weights_io import (
     load_network,
     save_network,
 )
-from subtok_data.devices import Precision, refuse_in_worker, refuse_to_pickle, resolve_device
+from subtok_data.devices import (
+    DeviceMemoryError,
+    Precision,
+    refuse_in_worker,
+    refuse_to_pickle,
+    resolve_device,
+)
 from subtok_data.errors import ConfigError
 from subtok_data.hub import model_card, upload_folder
 from subtok_data.images import to_rgb
@@ -37,14 +51,21 @@ __all__ = ["BoundaryModel"]
 
 Triple = tuple[float, float, float]
 
-# A batch of batch_size images holds at most as many pixels as batch_size images of this side.
+# A batch may always hold as many pixels as batch_size images of this side ...
 _BATCH_SIDE = 512
+
+# ... and more where the device's free memory, divided by this, is more. SegFormer-b0 in float16 is
+# reckoned to take some 700 bytes a pixel, lite0 a third of that: most is left to others.
+_BYTES_A_PIXEL = 4096
+
+#: Probabilities (H, W) of each image, and a bool scalar: whether all of its logits are finite.
+_Probabilities = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 class BoundaryModel:
     """A one-channel segmentation network that gives boundary probabilities as uint8 maps.
 
-    Each image is padded by itself to multiples of 32 pixels (mirrored), the
+    Each image is padded by itself to multiples of ``canvas_step`` pixels (mirrored), the
     logits are upsampled bicubically to that canvas, and the sigmoid times 255, rounded half to
     even, is cropped to the image. With several scales this is done with the image resized to each,
     and the mean of the probabilities is rounded. So a map depends on its image and on the
@@ -65,15 +86,20 @@ class BoundaryModel:
     compile : bool, default False
         Run the network through ``torch.compile``: pays after minutes of images of few sizes.
     tile : int, optional
-        Side in pixels above which an image is run in overlapping, blended tiles; a multiple of 32.
+        Side in pixels above which an image is run in overlapping, blended tiles; a multiple of
+        ``canvas_step``.
     overlap : int, default 128
         Least overlap of neighbouring tiles in pixels; a multiple of 32, at most half a tile.
     scales : sequence of float, default (1.0,)
         Multiples of the image's size, above 0 and at most 4, in any order: the map is the mean of
         those at these sizes. Time grows with the sum of their squares. Tiles apply to each size.
+    canvas_step : int, default 32
+        Multiple of 32 to which the sides of an image are padded. Images of equal canvas run
+        together on an accelerator, so photos of many sizes make larger batches with 128, for a few
+        per cent more pixels; maps differ, most near the lower and the right frame.
     batch_size : int, default 16
-        Images of 512 x 512 that run together on an accelerator, fewer if larger; a CPU takes one
-        or two.
+        Most images that run together on an accelerator, fewer if its memory asks for it; a CPU
+        takes one or two.
     name : str, optional
         For messages; the class of the module by default.
 
@@ -98,10 +124,12 @@ class BoundaryModel:
         tile: int | None = None,
         overlap: int = DEFAULT_OVERLAP,
         scales: Sequence[float] = (1.0,),
+        canvas_step: int = CANVAS_MULTIPLE,
         batch_size: int = 16,
         name: str | None = None,
     ) -> None:
-        check_tiling(tile, overlap, CANVAS_MULTIPLE)
+        self.canvas_step = check_canvas_step(canvas_step)
+        check_tiling(tile, overlap, CANVAS_MULTIPLE, canvas_step)
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         self.tile = tile
@@ -113,6 +141,7 @@ class BoundaryModel:
         )
         self._stream: torch.cuda.Stream | None = None
         self._hash: str | None = None
+        self._most_pixels: int | None = None  # that run together; known when the first image comes
         if device is None:
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self.to(device)
@@ -128,6 +157,7 @@ class BoundaryModel:
         tile: int | Literal["saved"] | None = "saved",
         overlap: int | Literal["saved"] = "saved",
         scales: Sequence[float] | Literal["saved"] = "saved",
+        canvas_step: int | Literal["saved"] = "saved",
         batch_size: int = 16,
     ) -> BoundaryModel:
         """Load a model; safetensors only.
@@ -143,7 +173,7 @@ class BoundaryModel:
             None takes a CUDA device if there is one.
         dtype, compile, batch_size
             See the class.
-        tile, overlap, scales : optional
+        tile, overlap, scales, canvas_step : optional
             See the class; ``"saved"`` takes what :meth:`save_pretrained` wrote.
 
         Raises
@@ -167,6 +197,7 @@ class BoundaryModel:
             tile=loaded.options.tile if tile == "saved" else tile,
             overlap=loaded.options.overlap if overlap == "saved" else overlap,
             scales=loaded.options.scales if scales == "saved" else scales,
+            canvas_step=loaded.options.canvas_step if canvas_step == "saved" else canvas_step,
             batch_size=batch_size,
             name=loaded.name,
         )
@@ -174,10 +205,11 @@ class BoundaryModel:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write all that decides about a map into a folder for :meth:`from_pretrained`.
 
-        That is the network, its normalisation, tiles and scales; device, dtype, compilation and
-        batch size are chosen anew where the model is loaded.
+        That is the network, its normalisation, tiles, scales and canvas step; device, dtype,
+        compilation and batch size are chosen anew where the model is loaded.
         """
-        network, options = self._network, MapOptions(self.tile, self.overlap, self.scales)
+        network = self._network
+        options = MapOptions(self.tile, self.overlap, self.scales, self.canvas_step)
         save_network(network.module, network.normalisation, Path(folder), options)
 
     def push_to_hub(self, name: str, **options: Any) -> str:
@@ -210,6 +242,7 @@ class BoundaryModel:
                 "tile": self.tile,
                 "overlap": self.overlap,
                 "scales": list(self.scales),
+                "canvas_step": self.canvas_step,
                 "config_hash": self.config_hash,
             },
         )
@@ -227,6 +260,7 @@ class BoundaryModel:
         """
         self._network.to(resolve_device(device))
         self._stream = None
+        self._most_pixels = None
         return self
 
     @property
@@ -261,13 +295,13 @@ class BoundaryModel:
     def config_hash(self) -> str:
         """SHA-256 of all that decides about a map, up to rounding; computed once.
 
-        Architecture, weights (as float32), normalisation, upsampling, tiles and scales are in it;
-        device, precision and batch size are not. Stored tokens carry it.
+        Architecture, weights (as float32), normalisation, upsampling, tiles, scales and canvas step
+        are in it; device, precision and batch size are not. Stored tokens carry it.
         """
         if self._hash is None:
             digest = hashlib.sha256()
             tiling = (self.tile, self.overlap) if self.tile else None
-            digest.update(repr((UPSAMPLING, CANVAS_MULTIPLE, tiling)).encode())
+            digest.update(repr((UPSAMPLING, self.canvas_step, tiling)).encode())
             if self.scales != (1.0,):
                 digest.update(repr(self.scales).encode())
             self._network.update(digest)
@@ -333,18 +367,24 @@ class BoundaryModel:
         -------
         DeviceMaps
             A list of contiguous uint8 tensors (H, W), with ``finite`` to be checked later.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device's memory does not hold what one image needs; images that do not fit together
+            run in halves.
         """
         refuse_in_worker(self.device)
         found = checked(images)
         # What leaves here may be used in autograd later, even if the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            finite = torch.ones(len(found), dtype=torch.bool, device=self.device)
             if self.scales == (1.0,):
-                means = self._probabilities(found, finite)
+                means, good = self._probabilities(found)
             else:
-                means = self._mean_over_scales(found, finite)
+                means, good = self._mean_over_scales(found)
             maps = [one.mul(255).round_().to(torch.uint8) for one in means]
-        return DeviceMaps(maps, finite, self.name)
+            finite = torch.stack(good) if good else torch.empty(0, dtype=torch.bool)
+        return DeviceMaps(maps, finite.to(self.device), self.name)
 
     def launch(self, images: Sequence[Pixels] | Pixels) -> PendingMaps:
         """Start :meth:`predict` on the model's own CUDA stream, copies included; wait for nothing.
@@ -365,8 +405,8 @@ class BoundaryModel:
         with torch.cuda.stream(self.stream) if cuda else nullcontext():
             return PendingMaps(self.predict_on_device(images))
 
-    def _mean_over_scales(self, images: list[Pixels], finite: torch.Tensor) -> list[torch.Tensor]:
-        """Mean over the scales of the probabilities (H, W) of each image."""
+    def _mean_over_scales(self, images: list[Pixels]) -> _Probabilities:
+        """Mean over the scales of the probabilities of each image; finite if all scales are."""
         count = len(images)
         sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
         scaled_sizes = [
@@ -378,29 +418,76 @@ class BoundaryModel:
             stack([image], size, self.device)[0] for image, size in zip(images, sizes, strict=True)
         ]
         totals = [torch.zeros(size, device=self.device) for size in sizes]
+        finite = [torch.ones((), dtype=torch.bool, device=self.device) for _ in sizes]
         for wanted in scaled_sizes:
             resized: list[Pixels] = [
                 image if size == goal else scaled_image(image, goal)
                 for image, size, goal in zip(placed, sizes, wanted, strict=True)
             ]
-            for total, found in zip(totals, self._probabilities(resized, finite), strict=True):
+            for total, all_good, found, good in zip(
+                totals, finite, *self._probabilities(resized), strict=True
+            ):
                 total += resized_map(found, (total.shape[0], total.shape[1]))
-        return [total.div_(len(self.scales)) for total in totals]
+                all_good &= good
+        return [total.div_(len(self.scales)) for total in totals], finite
 
-    def _probabilities(self, images: list[Pixels], finite: torch.Tensor) -> list[torch.Tensor]:
-        """Probabilities (H, W) of each image as it is; clears `finite` where they mean nothing."""
+    def _probabilities(self, images: list[Pixels]) -> _Probabilities:
+        """Probabilities of each image as it is."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(images)
-        for canvas, members in group(images).items():
+        finite = list(found)
+        for canvas, members in group(images, self.canvas_step).items():
             plan = self._plan(canvas)
-            length = self._batch_length(canvas if plan is None else plan.tile)
-            for chunk in chunked(members, length if plan is None else 1):
-                pixels = stack([images[at] for at in chunk], canvas, self.device)
-                rows, good = self._network.probabilities(pixels, plan, length)
+            together = self._batch_length(canvas if plan is None else plan.tile)
+            for chunk in balanced(members, together if plan is None else 1):
+                rows, good = self._run([images[at] for at in chunk], canvas, plan, together)
                 for row, at in enumerate(chunk):
                     height, width = images[at].shape[:2]
-                    found[at] = rows[row, :height, :width]
-                    finite[at] &= good[row]
+                    found[at] = rows[row][:height, :width]
+                    finite[at] = good[row]
+        return found, finite
+
+    def _run(
+        self, images: list[Pixels], canvas: tuple[int, int], plan: TilePlan | None, together: int
+    ) -> _Probabilities:
+        """Probabilities of the canvas of each image; in halves if memory does not hold them all.
+
+        ``together`` is how many canvases, or tiles of one, run in a forward.
+        """
+        try:
+            pixels = stack(images, canvas, self.device)
+            rows, good = self._network.probabilities(pixels, plan, together)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        else:
+            return list(rows), list(good)
+        # Only here has the failed attempt, which the exception kept alive, given its memory back.
+        failed, forward = (len(images), canvas) if plan is None else (together, plan.tile)
+        if failed == 1:
+            raise self._memory_error(images[0], canvas, plan, reason)
+        half = failed // 2
+        self._most_pixels = half * forward[0] * forward[1]  # the next batch does not try again
+        if plan is not None:
+            return self._run(images, canvas, plan, half)
+        found: _Probabilities = ([], [])
+        for part in balanced(range(failed), half):
+            rows, good = self._run([images[at] for at in part], canvas, None, half)
+            found[0].extend(rows)
+            found[1].extend(good)
         return found
+
+    def _memory_error(
+        self, image: Pixels, canvas: tuple[int, int], plan: TilePlan | None, reason: str
+    ) -> DeviceMemoryError:
+        height, width = image.shape[:2]
+        remedy = "tile=512, say" if self.tile is None else "a smaller tile"
+        alone = "this image" if plan is None else "one tile of this image"
+        return DeviceMemoryError(
+            f"boundary model {self.name!r} on {str(self.device)!r}: no memory for an image of "
+            f"{height} x {width} pixels (height x width; canvas {canvas[0]} x {canvas[1]}, "
+            f"tile={self.tile}). Already {alone} alone does not fit: batch_size="
+            f"{self.batch_size} is not to blame. Give the tokenizer a smaller size, the model "
+            f"{remedy}, or free memory of the device. Torch says: {reason}"
+        )
 
     def _plan(self, canvas: tuple[int, int]) -> TilePlan | None:
         if self.tile is None or max(canvas) <= self.tile:
@@ -408,10 +495,14 @@ class BoundaryModel:
         return plan_tiles(canvas, self.tile, self.overlap, CANVAS_MULTIPLE)
 
     def _batch_length(self, canvas: tuple[int, int]) -> int:
+        """Canvases that run together."""
         if self.device.type == "cpu":
             return min(self.batch_size, self._network.cpu_batch)
-        pixels = canvas[0] * canvas[1]
-        return max(1, min(self.batch_size, self.batch_size * _BATCH_SIDE**2 // pixels))
+        if self._most_pixels is None:
+            self._most_pixels = max(
+                self.batch_size * _BATCH_SIDE**2, _free_memory(self.device) // _BYTES_A_PIXEL
+            )
+        return max(1, min(self.batch_size, self._most_pixels // (canvas[0] * canvas[1])))
 
     def __getstate__(self) -> dict[str, Any]:
         refuse_to_pickle(self, self.device)
@@ -420,8 +511,15 @@ class BoundaryModel:
     def __repr__(self) -> str:
         tiling = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
         scales = f", scales={self.scales}" if self.scales != (1.0,) else ""
+        coarse = self.canvas_step != CANVAS_MULTIPLE
+        step = f", canvas_step={self.canvas_step}" if coarse else ""
         dtype = str(self._network.dtype).removeprefix("torch.")
         return (
             f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
-            f"device={str(self.device)!r}, dtype={dtype!r}{tiling}{scales})"
+            f"device={str(self.device)!r}, dtype={dtype!r}{tiling}{scales}{step})"
         )
+
+
+def _free_memory(device: torch.device) -> int:
+    """Free bytes of a CUDA device; 0 for any other, whose memory is not asked."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

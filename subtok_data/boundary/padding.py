@@ -1,25 +1,52 @@
 """One canvas per image: what the network sees depends on the image alone.
 
 Attention has no mask, so an image padded to the largest of its batch would get another map in every
-batch. Here each image is padded by itself, to the next multiple of the network's stride, and only
-images of equal canvas are run together.
+batch. Here each image is padded by itself, to the next multiples of a step, and only images of
+equal canvas are run together: a coarser step makes fewer canvases, and larger batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from subtok_data.errors import ImageError
+from subtok_data.errors import ConfigError, ImageError
 
-__all__ = ["CANVAS_MULTIPLE", "Pixels", "canvas_of", "checked", "chunked", "group", "stack"]
+__all__ = [
+    "CANVAS_MULTIPLE",
+    "Pixels",
+    "balanced",
+    "canvas_of",
+    "check_canvas_step",
+    "checked",
+    "group",
+    "stack",
+]
 
 #: Sides of a canvas are multiples of this many pixels: the coarsest stride of the networks.
 CANVAS_MULTIPLE = 32
 Pixels = NDArray[np.uint8] | torch.Tensor
+
+
+def check_canvas_step(step: int) -> int:
+    """Return the step, or refuse what is no positive multiple of `CANVAS_MULTIPLE`.
+
+    Examples
+    --------
+    >>> check_canvas_step(128)
+    128
+    """
+    given: object = step
+    if type(given) is not int or given < CANVAS_MULTIPLE or given % CANVAS_MULTIPLE:
+        raise ConfigError(
+            f"canvas_step={given!r} must be a positive multiple of {CANVAS_MULTIPLE} "
+            "pixels, such as 32 (least padding) or 128 (fewer, larger batches)"
+        )
+    return given
 
 
 def checked(images: Sequence[Pixels] | Pixels) -> list[Pixels]:
@@ -49,42 +76,43 @@ def checked(images: Sequence[Pixels] | Pixels) -> list[Pixels]:
     return found
 
 
-def canvas_of(image: Pixels) -> tuple[int, int]:
-    """Height and width of the image's canvas in pixels.
+def canvas_of(image: Pixels, step: int) -> tuple[int, int]:
+    """Height and width of the image's canvas in pixels: the next multiples of the step.
 
     Examples
     --------
-    >>> canvas_of(np.zeros((33, 64, 3), np.uint8))
+    >>> canvas_of(np.zeros((33, 64, 3), np.uint8), 32)
     (64, 64)
     """
     height, width = image.shape[:2]
-    step = CANVAS_MULTIPLE
     return -(-height // step) * step, -(-width // step) * step
 
 
-def group(images: Sequence[Pixels]) -> dict[tuple[int, int], list[int]]:
+def group(images: Sequence[Pixels], step: int) -> dict[tuple[int, int], list[int]]:
     """Positions of the images by canvas, both in order of appearance.
 
     Examples
     --------
-    >>> group([np.zeros((h, 32, 3), np.uint8) for h in (32, 64, 20)])
+    >>> group([np.zeros((h, 32, 3), np.uint8) for h in (32, 64, 20)], 32)
     {(32, 32): [0, 2], (64, 32): [1]}
     """
     members: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
-        members.setdefault(canvas_of(image), []).append(index)
+        members.setdefault(canvas_of(image, step), []).append(index)
     return members
 
 
-def chunked(members: Sequence[int], length: int) -> list[list[int]]:
-    """Cut a sequence into lists of at most `length`.
+def balanced(members: Sequence[int], most: int) -> list[list[int]]:
+    """Cut a sequence into as few lists of at most `most` as will do, of about equal length.
 
     Examples
     --------
-    >>> chunked([3, 1, 4, 1, 5], 2)
-    [[3, 1], [4, 1], [5]]
+    >>> balanced([3, 1, 4, 1, 5, 9, 2, 6], 7)
+    [[3, 1, 4, 1], [5, 9, 2, 6]]
     """
-    return [list(members[at : at + length]) for at in range(0, len(members), length)]
+    total, count = len(members), -(-len(members) // most)
+    ends = [-(-total * part // count) for part in range(count + 1)] if total else []
+    return [list(members[start:end]) for start, end in pairwise(ends)]
 
 
 def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -18,22 +18,38 @@ from subtok_data.errors import ConfigError
 __all__ = ["TilePlan", "axis_starts", "axis_weights", "check_tiling", "plan_tiles"]
 
 
-def check_tiling(tile: int | None, overlap: int, multiple: int) -> None:
+def check_tiling(tile: int | None, overlap: int, multiple: int, step: int) -> None:
     """Refuse a tile side or an overlap that cannot work.
+
+    Parameters
+    ----------
+    tile, overlap : int or None, int
+        Pixels.
+    multiple : int
+        Of which starts of tiles are multiples.
+    step : int
+        Of which canvases are multiples: then an image that is no larger than a tile has a canvas
+        that is no larger.
 
     Raises
     ------
     ConfigError
-        Sides that are no multiples of `multiple`, or an overlap above half a tile.
+        A tile that is no multiple of `step`, an overlap that is none of `multiple`, or one above
+        half a tile.
 
     Examples
     --------
-    >>> check_tiling(512, 128, 32)
+    >>> check_tiling(512, 128, 32, 32)
     """
     if tile is None:
         return
     if tile < multiple or tile % multiple:
         raise ConfigError(f"tile={tile} must be None or a positive multiple of {multiple} pixels")
+    if tile % step:
+        raise ConfigError(
+            f"tile={tile} must be a multiple of canvas_step={step}, so that an image of one tile "
+            "has a canvas of one tile"
+        )
     if overlap % multiple or not multiple <= overlap <= tile // 2:
         raise ConfigError(
             f"overlap={overlap} must be a multiple of {multiple} from {multiple} to tile // 2 = "

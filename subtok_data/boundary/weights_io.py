@@ -1,7 +1,7 @@
 """Boundary networks in folders: ``config.json``, safetensors, ``preprocessor_config.json``.
 
-A model that runs large images in tiles, or images at several scales, also has ``maps.json``: maps
-depend on both.
+A model that runs large images in tiles, images at several scales or on coarser canvases also has
+``maps.json``: maps depend on all of them.
 
 Weights are read from safetensors only. A pickle can run any code when it is opened, so it is
 refused, and from a hub it is not even downloaded.
@@ -14,12 +14,13 @@ import math
 import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
+from subtok_data.boundary.padding import CANVAS_MULTIPLE
 from subtok_data.errors import WeightsError
 from subtok_data.hub import download_folder, is_hub_id
 from subtok_data.transformers_io import read_model, read_pretrained
@@ -85,11 +86,14 @@ class MapOptions:
         Least overlap of neighbouring tiles in pixels.
     scales : tuple of float
         Multiples of the image's size.
+    canvas_step : int
+        Of which the sides of a canvas are multiples, in pixels.
     """
 
     tile: int | None = None
     overlap: int = DEFAULT_OVERLAP
     scales: tuple[float, ...] = (1.0,)
+    canvas_step: int = CANVAS_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -276,19 +280,21 @@ def _read_options(folder: Path, name: str) -> MapOptions:
     if not file.exists():
         return MapOptions()
     values = _read_json(file, name)
-    tile, overlap, scales = (values.get(key) for key in ("tile", "overlap", "scales"))
+    keys = [field.name for field in fields(MapOptions)]
+    tile, overlap, scales, canvas_step = (values.get(key) for key in keys)
     if (
-        set(values) != {"tile", "overlap", "scales"}
+        set(values) != set(keys)
         or not (tile is None or type(tile) is int)
         or type(overlap) is not int
+        or type(canvas_step) is not int
         or not isinstance(scales, list)
         or any(type(scale) is not float for scale in cast("list[object]", scales))
     ):
         raise WeightsError(
-            f"{name}: {file.name} holds {values}, expected whole tile (or null) and overlap, and "
-            "scales, a list of decimal numbers"
+            f"{name}: {file.name} holds {values}, expected whole tile (or null), overlap and "
+            "canvas_step, and scales, a list of decimal numbers"
         )
-    return MapOptions(tile, overlap, tuple(cast("list[float]", scales)))
+    return MapOptions(tile, overlap, tuple(cast("list[float]", scales)), canvas_step)
 
 
 @contextmanager

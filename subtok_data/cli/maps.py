@@ -41,6 +41,12 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         help="multiples of the image's size; the map is the mean of theirs (default: 1)",
     )
     parser.add_argument(
+        "--canvas-step",
+        type=int,
+        metavar="PIXELS",
+        help="pad images to multiples of it, itself one of 32 (default: that of the weights)",
+    )
+    parser.add_argument(
         "--only-with", type=Path, metavar="DIR", help="only images with a file of this name there"
     )
     parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
@@ -70,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
         files = {stem: path for stem, path in files.items() if stem in wanted}
     if not files:
         raise ConfigError(f"no image to make a map of in {str(args.images)!r}")
-    model = BoundaryModel.from_pretrained(args.weights, device=args.device, scales=scales)
+    step = "saved" if args.canvas_step is None else args.canvas_step
+    model = BoundaryModel.from_pretrained(
+        args.weights, device=args.device, scales=scales, canvas_step=step
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for stem, path in tqdm(files.items(), unit=" images", disable=not sys.stderr.isatty()):

@@ -18,8 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from subtok_data.boundary import BoundaryModel, load_network
-from subtok_data.boundary.padding import canvas_of
-from subtok_data.devices import DeviceError, compute_dtype, resolve_device
+from subtok_data.boundary.network import BoundaryNetwork
+from subtok_data.boundary.padding import balanced, canvas_of
+from subtok_data.devices import DeviceError, DeviceMemoryError, compute_dtype, resolve_device
 from subtok_data.errors import ConfigError, ImageError, SubtokError
 
 
@@ -57,21 +58,24 @@ def test_one_image_gives_one_map(packaged):
     assert np.array_equal(stacked[1], expected)
 
 
-def test_against_the_definition():
+@pytest.mark.parametrize(("step", "canvas"), [(32, (64, 96)), (64, (64, 128)), (128, (128, 128))])
+def test_against_the_definition(step, canvas):
     """One image through the network by hand: pad, normalise, upsample the logits, round."""
     image = pictures((50, 90))[0]
     loaded = load_network(None)
-    padded = np.pad(image, ((0, 14), (0, 6), (0, 0)), mode="reflect")
+    padded = np.pad(image, ((0, canvas[0] - 50), (0, canvas[1] - 90), (0, 0)), mode="reflect")
     pixels = torch.from_numpy(padded).permute(2, 0, 1)[None] / 255
     norm = loaded.normalisation
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (norm.mean, norm.std))
     with torch.no_grad():
         logits = loaded.module.eval()((pixels - mean) / std)
         probability = F.interpolate(
-            logits, size=(64, 96), mode="bicubic", align_corners=False
+            logits, size=canvas, mode="bicubic", align_corners=False
         ).sigmoid()
     expected = (probability[0, 0, :50, :90] * 255).round().numpy()
-    model = BoundaryModel(loaded.module, mean=norm.mean, std=norm.std, dtype="float32")
+    model = BoundaryModel(
+        loaded.module, mean=norm.mean, std=norm.std, dtype="float32", canvas_step=step
+    )
     found = model.predict([image])[0]
     assert np.abs(found - expected).max() <= 1
     assert (found != expected).mean() < 1e-3
@@ -101,12 +105,20 @@ def test_real_photo(packaged, data_dir: Path):
         assert boundary[drawn > 0.5].mean() > 1.5 * boundary[drawn == 0].mean()
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000))
-def test_canvas(height, width):
+@given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([32, 64, 128, 256]))
+def test_canvas(height, width, step):
     image = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
-    for side, padded in zip((height, width), canvas_of(image), strict=True):
-        assert padded % 32 == 0
-        assert 0 <= padded - side < 32
+    for side, padded in zip((height, width), canvas_of(image, step), strict=True):
+        assert padded % step == 0
+        assert 0 <= padded - side < step
+
+
+@given(st.lists(st.integers(), max_size=40), st.integers(1, 16))
+def test_balanced_batches_are_few_and_even(members, most):
+    parts = balanced(members, most)
+    assert [one for part in parts for one in part] == members
+    assert len(parts) == -(-len(members) // most)
+    assert not parts or max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -174,6 +186,60 @@ def test_batches_are_formed_by_canvas(monkeypatch):
     monkeypatch.setattr(BoundaryModel, "device", torch.device("meta"))
     for canvas, length in (((512, 512), 16), ((32, 32), 16), ((1024, 1024), 4), ((8192, 8192), 1)):
         assert model._batch_length(canvas) == length
+    # With much free memory more of them, so that 8 images of 768 x 768 are not 7 and 1.
+    for free, length in ((2 << 30, 7), (24 << 30, 10), (100 << 30, 16)):
+        monkeypatch.setattr("subtok_data.boundary.model._free_memory", lambda _, free=free: free)
+        model = BoundaryModel(Constant(), dtype="float32")
+        assert model._batch_length((768, 768)) == length
+
+
+@pytest.mark.parametrize("step", [32, 128])
+def test_images_share_a_canvas_more_often_with_a_coarser_step(step):
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(Constant):
+        config = SimpleNamespace(model_type="segformer")
+
+        def forward(self, pixels):
+            seen.append(tuple(pixels.shape))
+            return super().forward(pixels)
+
+    images = pictures((100, 128), (128, 70), (20, 120), (129, 128))
+    BoundaryModel(Spy(), dtype="float32", canvas_step=step).predict(images)
+    if step == 32:
+        assert [shape[2:] for shape in seen] == [(128, 128), (128, 96), (32, 128), (160, 128)]
+    else:
+        assert [shape[2:] for shape in seen] == [(128, 128), (128, 128), (256, 128)]
+
+
+def test_canvas_step_is_part_of_what_a_map_is(tmp_path):
+    images = pictures((50, 90), (1, 200), (64, 64))
+    plain = BoundaryModel.from_pretrained(device="cpu")
+    # Of tokens that are stored: neither may change with what the option adds.
+    assert plain.config_hash.startswith("8cc76f072efb")
+    same = BoundaryModel.from_pretrained(device="cpu", canvas_step=32)
+    assert same.config_hash == plain.config_hash
+    coarse = BoundaryModel.from_pretrained(device="cpu", canvas_step=128)
+    assert coarse.config_hash != plain.config_hash
+    assert "canvas_step=128" in repr(coarse)
+    coarse.save_pretrained(tmp_path)
+    again = BoundaryModel.from_pretrained(tmp_path, device="cpu")
+    assert again.canvas_step == 128
+    assert again.config_hash == coarse.config_hash
+    for one, two in zip(coarse.predict(images), again.predict(images), strict=True):
+        assert np.array_equal(one, two)
+    assert BoundaryModel.from_pretrained(tmp_path, canvas_step=32).canvas_step == 32
+
+
+@pytest.mark.parametrize("options", [{"tile": 128, "overlap": 32}, {"scales": (1.0, 1.5)}])
+def test_canvas_step_with_tiles_and_scales(options):
+    options = {"mean": (0.5, 0, 0), "std": (0.25, 1, 1), "dtype": "float32", **options}
+    images = pictures((100, 300), (70, 90))
+    fine = BoundaryModel(Red(), **options).predict(images)
+    coarse = BoundaryModel(Red(), canvas_step=128, **options).predict(images)
+    # A network that sees 4 x 4 pixels knows nothing of the canvas, but where it is upsampled.
+    for one, two in zip(fine, coarse, strict=True):
+        assert np.abs(one.astype(int) - two)[:-4, :-4].max() <= 1
 
 
 def test_padding_mirrors_the_image():
@@ -271,6 +337,83 @@ def test_not_finite_logits_name_the_model(value):
         maps.raise_unless_finite(maps.finite.cpu())
 
 
+# --- memory ------------------------------------------------------------------------------------
+
+
+class Small(Constant):
+    """A device whose memory holds `room` pixels of a forward, and says so as CUDA does."""
+
+    room = 0
+
+    def forward(self, pixels):
+        seen.append(len(pixels))
+        if pixels.shape[0] * pixels.shape[2] * pixels.shape[3] > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return super().forward(pixels) + pixels[:, :1, ::4, ::4]
+
+
+seen: list[int] = []
+
+
+def small_model(monkeypatch, room: int, **options) -> BoundaryModel:
+    monkeypatch.setattr(BoundaryNetwork, "cpu_batch", 8)
+    model = BoundaryModel(Small(), dtype="float32", name="small", **options)
+    model._network.module.room = room
+    seen.clear()
+    return model
+
+
+def test_images_that_do_not_fit_together_run_in_halves(monkeypatch):
+    images = pictures(*[(64, 64)] * 7, (32, 64))
+    expected = small_model(monkeypatch, 8 * 64 * 64).predict(images)
+    assert seen == [7, 1]
+    found = small_model(monkeypatch, 2 * 64 * 64).predict(images)
+    assert seen[:3] == [7, 3, 1]
+    assert seen[-1] == 1
+    for one, two in zip(found, expected, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_what_did_not_fit_is_not_tried_again(monkeypatch):
+    images = pictures(*[(64, 64)] * 8)
+    model = small_model(monkeypatch, 4 * 64 * 64)
+    monkeypatch.setattr(
+        BoundaryModel,
+        "_batch_length",
+        lambda self, canvas: (self._most_pixels or 8 * 64 * 64) // (canvas[0] * canvas[1]),
+    )
+    model.predict(images)
+    model.predict(images)
+    assert seen == [8, 4, 4, 4, 4]
+    model.to("cpu")  # memory may be another now
+    model.predict(images)
+    assert seen[5:] == [8, 4, 4]
+
+
+def test_tiles_that_do_not_fit_together_run_in_halves(monkeypatch):
+    images = pictures((128, 256))
+    options = {"tile": 64, "overlap": 32}
+    expected = small_model(monkeypatch, 8 * 64 * 64, **options).predict(images)
+    assert max(seen) == 8
+    found = small_model(monkeypatch, 3 * 64 * 64, **options).predict(images)
+    assert seen[:3] == [8, 4, 2]
+    assert np.array_equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 64, "overlap": 32}])
+def test_an_image_that_does_not_fit_alone_says_what_would_help(monkeypatch, options):
+    model = small_model(monkeypatch, 10, **options)
+    words = (
+        r"'small' on 'cpu': no memory for an image of 90 x 120 pixels.*canvas 96 x 128, tile="
+        r".*batch_size=16 .*smaller size.* tile.*CUDA out of memory"
+    )
+    with pytest.raises(DeviceMemoryError, match=words):
+        model.predict(pictures((90, 120), (90, 120)))
+
+
+# --- networks of other shapes ------------------------------------------------------------------
+
+
 def test_wrong_output_shape():
     class TwoChannels(Constant):
         def forward(self, pixels):
@@ -290,6 +433,10 @@ def test_wrong_output_shape():
         ({"tile": 512, "overlap": 33}, "overlap=33"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"dtype": "int8"}, "dtype='int8'"),
+        ({"canvas_step": 48}, "canvas_step=48 must be a positive multiple of 32"),
+        ({"canvas_step": 0}, "canvas_step=0"),
+        ({"canvas_step": 64.0}, "canvas_step=64.0"),
+        ({"tile": 96, "overlap": 32, "canvas_step": 64}, "tile=96 must be a multiple of canvas_st"),
     ],
 )
 def test_refused_options(options, message):

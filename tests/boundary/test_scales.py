@@ -117,10 +117,11 @@ def test_scales_are_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     "values",
     [
-        {"tile": None, "overlap": 128, "scales": "1"},
-        {"tile": None, "overlap": 128, "scales": [1]},
-        {"tile": None, "overlap": 128},
-        {"tile": 1.5, "overlap": 128, "scales": [1.0]},
+        {"tile": None, "overlap": 128, "scales": "1", "canvas_step": 32},
+        {"tile": None, "overlap": 128, "scales": [1], "canvas_step": 32},
+        {"tile": None, "overlap": 128, "canvas_step": 32},
+        {"tile": 1.5, "overlap": 128, "scales": [1.0], "canvas_step": 32},
+        {"tile": None, "overlap": 128, "scales": [1.0], "canvas_step": "32"},
     ],
 )
 def test_damaged_options_are_refused(tmp_path, values):
@@ -128,7 +129,8 @@ def test_damaged_options_are_refused(tmp_path, values):
     (tmp_path / "maps.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=r"maps\.json holds .*scales"):
         BoundaryModel.from_pretrained(tmp_path, device="cpu")
-    (tmp_path / "maps.json").write_text('{"tile": null, "overlap": 128, "scales": [9.0]}')
+    values = {"tile": None, "overlap": 128, "scales": [9.0], "canvas_step": 32}
+    (tmp_path / "maps.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"scales\[0\]=9"):
         BoundaryModel.from_pretrained(tmp_path, device="cpu")
 

@@ -96,10 +96,11 @@ def test_python_m_is_the_same_command():
 
 def test_maps_of_a_folder_are_those_of_the_model(photos, tmp_path, capsys):
     out = tmp_path / "maps"
-    arguments = ["maps", str(photos), str(out), "--scales", "1,1.5", "--device", "cpu"]
+    options = ["--scales", "1,1.5", "--canvas-step", "64", "--device", "cpu"]
+    arguments = ["maps", str(photos), str(out), *options]
     assert main(arguments) == 0
     assert "6 maps in" in capsys.readouterr().err
-    model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5))
+    model = BoundaryModel.from_pretrained(device="cpu", scales=(1.0, 1.5), canvas_step=64)
     for number in range(6):
         image = np.asarray(Image.open(photos / f"{number:02d}.png"))
         written = np.asarray(Image.open(out / f"{number:02d}.png"))
@@ -129,6 +130,7 @@ def test_maps_of_some_images_and_of_bad_ones(photos, tmp_path, capsys):
     [
         (["--scales", "1,x"], "numbers separated by commas"),
         (["--scales", "0"], "above 0"),
+        (["--canvas-step", "100"], "canvas_step=100 must be a positive multiple of 32"),
         (["--only-with", "nowhere"], "'nowhere' is not a folder"),
         (["--weights", "nowhere"], "no folder 'nowhere'"),
     ],
