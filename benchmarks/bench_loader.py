@@ -2,10 +2,15 @@
 
     python benchmarks/bench_loader.py --model emulated --plot docs/images/loader_emulated.png
     python benchmarks/bench_loader.py --model real --images 160 --plot docs/images/loader_real.png
+    python benchmarks/bench_loader.py --canvas-steps 32 64 128 256
 
 ``--model emulated`` replaces the boundary model by an asynchronous device: maps that were computed
-before, ready after a delay, without CPU time. It shows what the loader adds where a GPU does the
-inference. ``--model real`` runs the packaged model on this machine.
+before, at the host time that a GPU's launches cost and ready after its device time
+(``emulated_device.py``; ``--host-us 0`` launches for free). It shows what the loader adds where a
+GPU does the inference. ``--model real`` runs the packaged model on this machine.
+
+``--canvas-steps`` measures instead what coarser canvases gain beside the emulated device: images a
+forward, and images per second of the queueing thread alone and of the loader, for several batches.
 
 Efficiency is images per second over the bound ``1 / max(slowest stage alone, core-seconds /
 cores)`` per image: no schedule can be faster than its slowest stage, or than its work spread over
@@ -16,12 +21,10 @@ medians.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
 import statistics
-import threading
 import time
 
 # Idle threads of torch sleep instead of spinning on cores that other stages need.
@@ -34,13 +37,14 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
+from emulated_device import DeviceCosts, EmulatedDevice
 from today import CollateInWorker, CollateOriginal
 from torch.utils.data import DataLoader
 
 from subtok_data import (
     EPOCSegmenter,
     ImageFiles,
+    PatchSegmenter,
     SubobjectCollator,
     SubobjectDataset,
     SubobjectLoader,
@@ -52,42 +56,6 @@ BATCH = 8
 PHOTOS = 40
 AHEAD = 12
 """More batches than look-ahead and DataLoader workers prepare."""
-
-
-class EmulatedDevice:
-    """Knows the maps of its images, and gives them after a delay, one batch after the other."""
-
-    def __init__(self, tokenizer: SubobjectTokenizer, delay_s: float) -> None:
-        self.partitioner = tokenizer.segmenter.partitioner
-        self.is_asynchronous = True
-        self.delay_s = delay_s
-        self.free_at = 0.0
-        self.maps: dict[bytes, NDArray[np.uint8]] = {}
-        self._lock = threading.Lock()
-
-    @staticmethod
-    def key(image: NDArray[np.uint8]) -> bytes:
-        return hashlib.blake2b(image[::37, ::37].tobytes()).digest()
-
-    def launch(self, images, sizes, prompts=None):
-        with self._lock:
-            self.free_at = max(self.free_at, time.perf_counter()) + self.delay_s * len(images)
-            return _Launch(self.free_at, [self.maps[self.key(image)] for image in images])
-
-    def infer(self, images, sizes, prompts=None):
-        return self.launch(images, sizes).result()
-
-    def config(self) -> dict[str, Any]:
-        return {"segmenter": "emulated"}
-
-
-class _Launch:
-    def __init__(self, ready_at: float, maps: list[NDArray[np.uint8]]) -> None:
-        self.ready_at, self.maps = ready_at, maps
-
-    def result(self):
-        time.sleep(max(0.0, self.ready_at - time.perf_counter()))
-        return [{"boundary_map": boundary} for boundary in self.maps]
 
 
 class Rows:
@@ -103,13 +71,14 @@ class Rows:
         return self.dataset[index % len(self.dataset)]
 
 
-def photos() -> Any:
+def photos(folder: str = "photos/open", count: int = PHOTOS) -> Any:
     """Real photos: SUBTOK_TEST_DATA, shared/data beside the checkout, or scikit-image's own."""
     named = os.environ.get("SUBTOK_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
-    if (folder / "photos" / "open").is_dir():
-        files = ImageFiles(folder / "photos" / "open")
-        return torch.utils.data.Subset(files, range(0, len(files), len(files) // PHOTOS))
+    data_dir = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+    if (data_dir / folder).is_dir():
+        files = ImageFiles(data_dir / folder)
+        places = range(0, len(files), max(1, len(files) // count))[:count]
+        return torch.utils.data.Subset(files, places)
     from skimage import data
 
     return [{"image": getattr(data, n)()} for n in ("astronaut", "chelsea", "coffee", "rocket")]
@@ -140,9 +109,16 @@ def stage_times(tokenizer: SubobjectTokenizer, rows: Any, emulated: bool) -> dic
     batches = [stages.open(raw) for raw in raws]
     torch.set_num_threads(os.cpu_count() or 1 if not emulated else 1)
 
-    def infer() -> None:
+    def queue() -> None:
         for batch in batches:
             stages.infer(batch)
+
+    def infer() -> None:
+        if emulated:  # the host's part; the device works meanwhile
+            found["queue"] = per_image(queue, PHOTOS, time.thread_time)
+        else:
+            queue()
+        for batch in batches:
             if batch.inference is not None:
                 batch.take_evidence(batch.inference.result())
                 batch.inference = None
@@ -310,6 +286,79 @@ def overlap(tokenizer: SubobjectTokenizer, rows: Any, workers: int, interval_s: 
     }
 
 
+def known_maps(tokenizer: SubobjectTokenizer, source: Any, device: EmulatedDevice) -> None:
+    """Compute the maps of all photos by the real model, for a device that only knows them."""
+    for index in range(len(source)):
+        image = tokenizer.canvas.fit(SubobjectDataset(source)[index].image)
+        (found,) = tokenizer.segmenter.infer([image], [image.shape[:2]])
+        device.maps[device.key(image)] = found["boundary_map"]
+
+
+def canvas_table(args: argparse.Namespace, costs: DeviceCosts) -> None:
+    """Print what coarser canvases gain, for several batch sizes, all in one run.
+
+    Images are decoded before and partitioned into patches, so that the machine's cores are not the
+    limit: what is left is the loader and the launches.
+    """
+    torch.set_num_threads(1)
+    canvas = SubobjectTokenizer(PatchSegmenter(64), size=args.size).canvas
+    dataset = SubobjectDataset(photos("coco/images", 200))
+    images = [canvas.fit(dataset[i].image) for i in range(len(dataset))]
+    rows = SubobjectDataset(Rows([{"image": image} for image in images], args.images))
+    exact = sum(image.shape[0] * image.shape[1] for image in images) / len(images)
+    cases = [(batch, step) for batch in args.batches for step in args.canvas_steps]
+    found: dict[tuple[int, int], dict[str, list[float]]] = {case: {} for case in cases}
+
+    def measure(batch: int, step: int) -> dict[str, float]:
+        device = EmulatedDevice(PatchSegmenter(64).partitioner, costs, step)
+        device.maps = {device.key(image): np.zeros((1, 1), np.uint8) for image in images}
+
+        def queue() -> None:
+            for at in range(0, len(images), batch):
+                device.launch(images[at : at + batch], None)
+
+        queue_s = per_image(queue, len(images), time.thread_time)  # whatever core it gets
+        figures = {
+            "images a forward": device.images / device.forwards,
+            "pixels": device.pixels / device.images / exact,
+            "queueing, ms": 1000 * queue_s,
+            "queueing, images/s": 1 / queue_s,
+        }
+        with SubobjectLoader(
+            rows,
+            SubobjectTokenizer(device, size=args.size),
+            batch_size=batch,
+            num_workers=1,
+            segment_workers=1,
+        ) as loader:
+            started = time.process_time()
+            figures["loader, images/s"] = epoch_rate(iter(loader), max(2, 48 // batch))
+            figures["main process, ms"] = 1000 * (time.process_time() - started) / len(rows)
+        return figures
+
+    for _ in range(args.rounds):
+        for case in cases:
+            for name, value in measure(*case).items():
+                found[case].setdefault(name, []).append(value)
+    names = list(found[cases[0]])
+    print(
+        f"emulated device, {costs.operations} operations of {costs.host_us} us, {args.size} px, "
+        f"{len(images)} photos, {os.cpu_count()} cores, medians of {args.rounds} rounds\n"
+    )
+    print("| batch | canvas step | " + " | ".join(names) + " | loader, ratio |")
+    print("|---" * (len(names) + 3) + "|")
+    for (batch, step), of in found.items():
+        # Rounds in pairs: other load on the machine meets both.
+        base = found[batch, args.canvas_steps[0]]["loader, images/s"]
+        ratios = [a / b for a, b in zip(of["loader, images/s"], base, strict=True)]
+        middle = [statistics.median(of[name]) for name in names]
+        cells = [f"{value:.0f}" if value >= 100 else f"{value:.2f}" for value in middle]
+        print(f"| {batch} | {step} | {' | '.join(cells)} | {statistics.median(ratios):.2f} |")
+    if args.json:
+        figures = [{"batch": b, "step": s, **of} for (b, s), of in found.items()]
+        args.json.write_text(json.dumps(figures, indent=2))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=("emulated", "real"), default="emulated")
@@ -317,21 +366,31 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=480, help="images per epoch and contender")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=3, help="DataLoader workers")
-    parser.add_argument("--device-ms", type=float, default=2.0, help="emulated, per image")
+    costs = DeviceCosts()
+    parser.add_argument(
+        "--device-ms", type=float, default=costs.device_ms, help="emulated, per 512 x 512 pixels"
+    )
+    parser.add_argument(
+        "--host-us", type=float, default=costs.host_us, help="emulated, of each operation launched"
+    )
+    parser.add_argument("--canvas-steps", type=int, nargs="+", help="compare these instead, in px")
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="with canvas steps")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--plot", type=Path, help="also draw them here")
     args = parser.parse_args()
+    costs = DeviceCosts(host_us=args.host_us, device_ms=args.device_ms)
+    if args.canvas_steps:
+        if bad := [step for step in args.canvas_steps if step < 32 or step % 32]:
+            parser.error(f"--canvas-steps {bad[0]}: give multiples of 32")
+        canvas_table(args, costs)
+        return
     emulated = args.model == "emulated"
     source = photos()
     rows = Rows(source, args.images)
     tokenizer = SubobjectTokenizer(EPOCSegmenter(device="cpu"), size=args.size)
     if emulated:
-        device = EmulatedDevice(tokenizer, args.device_ms / 1000)
-        for index in range(len(source)):
-            sample = SubobjectDataset(source)[index]
-            image = tokenizer.canvas.fit(sample.image)
-            (boundary,) = tokenizer.segmenter.infer([image], [image.shape[:2]])
-            device.maps[device.key(image)] = boundary["boundary_map"]
+        device = EmulatedDevice(tokenizer.segmenter.partitioner, costs)
+        known_maps(tokenizer, source, device)
         tokenizer = SubobjectTokenizer(device, size=args.size)
     cores = os.cpu_count() or 1
     stage_times(tokenizer, rows, emulated)  # loads compiled code, fills caches
