@@ -188,6 +188,12 @@ class StoreMeta:
                 )
 
     @classmethod
+    def read_if_begun(cls, storage: Storage) -> StoreMeta | None:
+        """Read ``subtok.json`` if tokens were begun there; as :meth:`read`."""
+        begun = any(storage.size(name) is not None for name in (META, _OLD_META))
+        return cls.read(storage) if begun else None
+
+    @classmethod
     def read(cls, storage: Storage) -> StoreMeta:
         """Read ``subtok.json``.
 
