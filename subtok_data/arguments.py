@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "check_share",
     "check_text",
     "check_type",
+    "compare_options",
     "describe",
     "similar_names",
 ]
@@ -241,3 +242,29 @@ def similar_names(name: str, known: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def compare_options(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str] | None:
+    """List the options that two configurations do not share, as each has them, if there are any.
+
+    Examples
+    --------
+    >>> compare_options({"size": 64, "budget": {"order": "area"}}, {"size": 32, "order": "area"})
+    ('size 64', 'size 32')
+    """
+    old, new = _flat(found), _flat(wanted)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return None
+    have, want = (
+        ", ".join(f"{name} {options.get(name)!r}" for name in names) for options in (old, new)
+    )
+    return have, want
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = cast("Mapping[str, Any]", value)
+        flat.update(_flat(inner) if isinstance(value, dict) else {name: value})
+    return flat

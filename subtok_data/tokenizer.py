@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from subtok_data.arguments import check_type
+from subtok_data.arguments import check_type, compare_options
 from subtok_data.boundary import BoundaryModel
 from subtok_data.errors import ConfigError
 from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
@@ -42,6 +42,7 @@ from subtok_data.segmenters import (
     SegmenterLike,
     as_segmenter,
     build_segmenter,
+    build_without_weights,
 )
 from subtok_data.tokenized_image import TokenizedImage
 
@@ -474,16 +475,61 @@ class SubobjectTokenizer:
                 f"EPOCSegmenter({str(name_or_folder)!r})"
             )
         config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if config["format_version"] != FORMAT_VERSION:
-            raise ConfigError(
-                f"{str(file)!r} has format version {config['format_version']}, this version of "
-                f"subtok_data reads {FORMAT_VERSION}"
-            )
-        if segmenter is None:
-            try:
+        try:
+            _refuse_other_format(config)
+            if segmenter is None:
                 segmenter = build_segmenter(config, folder, device)
-            except ConfigError as error:
-                raise ConfigError(f"{str(file)!r}: {error}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{str(file)!r}: {error}") from error
+        return cls._of(config, segmenter)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        segmenter: SegmenterLike | None = None,
+        device: str | torch.device | None = None,
+    ) -> SubobjectTokenizer:
+        """Build the tokenizer that a configuration describes, such as that of stored tokens.
+
+        Parameters
+        ----------
+        config : mapping
+            What :meth:`config` returned.
+        segmenter : Segmenter, optional
+            The one that the configuration is of; needed where that has weights other than the
+            packaged ones, or is none of the library's.
+        device : str or torch.device, optional
+            Where the boundary model runs.
+
+        Raises
+        ------
+        ConfigError
+            If the tokenizer would make other tokens: a configuration of another format version, or
+            other weights or options of the segmenter.
+
+        Examples
+        --------
+        >>> from subtok_data import PatchSegmenter, SubobjectTokenizer
+        >>> config = SubobjectTokenizer(PatchSegmenter(16), size=64).config()
+        >>> SubobjectTokenizer.from_config(config).config() == config
+        True
+        """
+        _refuse_other_format(config)
+        if segmenter is None:
+            segmenter = build_without_weights(config, device)
+        made = cls._of(config, segmenter)
+        differing = compare_options(config, made.config())
+        if differing is not None:
+            raise ConfigError(
+                f"the configuration has {differing[0]}, the segmenter {differing[1]}: give the one "
+                "that it is of as segmenter=…"
+            )
+        return made
+
+    @classmethod
+    def _of(cls, config: Mapping[str, Any], segmenter: SegmenterLike) -> SubobjectTokenizer:
         return cls(
             segmenter,
             order=config["order"],
@@ -497,4 +543,13 @@ class SubobjectTokenizer:
         return (
             f"SubobjectTokenizer({self.segmenter!r}, {self.budget}, order={self.order!r}, "
             f"{self.canvas})"
+        )
+
+
+def _refuse_other_format(config: Mapping[str, Any]) -> None:
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"a configuration of format version {version}: this version of subtok_data reads "
+            f"{FORMAT_VERSION}"
         )

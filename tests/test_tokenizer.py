@@ -237,6 +237,27 @@ def test_from_pretrained_refuses_what_it_cannot_read(tmp_path):
         SubobjectTokenizer.from_pretrained(tmp_path)
 
 
+def test_a_configuration_alone_makes_the_tokenizer_again(tmp_path):
+    for tokenizer in (
+        SubobjectTokenizer(max_tokens=9, order="raster"),
+        SubobjectTokenizer(EPOCSegmenter(threshold=0.3), size=128, square=True),
+        SubobjectTokenizer(PatchSegmenter(8), num_tokens=5),
+    ):
+        config = json.loads(json.dumps(tokenizer.config()))
+        again = SubobjectTokenizer.from_config(config)
+        assert again.config_hash == tokenizer.config_hash
+        with pytest.raises(ConfigError, match="format version 99"):
+            SubobjectTokenizer.from_config({**config, "format_version": 99})
+    other = {**SubobjectTokenizer().config(), "model": "0123456789abcdef"}
+    with pytest.raises(ConfigError, match="has model '0123456789abcdef', the segmenter model"):
+        SubobjectTokenizer.from_config(other)
+    with pytest.raises(ConfigError, match="the weights of 'sam' are not in a configuration"):
+        SubobjectTokenizer.from_config({**other, "segmenter": "sam"})
+    own = {**other, "segmenter": "OwnSegmenter"}
+    with pytest.raises(ConfigError, match="give its segmenter as segmenter=…"):
+        SubobjectTokenizer.from_config(own)
+
+
 def test_prompts_are_refused_by_segmenters_without_them(photo):
     with pytest.raises(ConfigError, match="takes no prompts"):
         PatchSegmenter().infer([photo], [photo.shape[:2]], prompts=[[(0, 0, 4, 4)]])

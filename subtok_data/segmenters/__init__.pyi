@@ -19,6 +19,7 @@ from .registry import (
     SEGMENTERS as SEGMENTERS,
     build_prompter as build_prompter,
     build_segmenter as build_segmenter,
+    build_without_weights as build_without_weights,
 )
 from .sam import (
     DEFAULT_OPTIONS as DEFAULT_OPTIONS,

@@ -22,7 +22,13 @@ from subtok_data.segmenters.sam import (
     SAMSegmenter,
 )
 
-__all__ = ["PROMPTERS", "SEGMENTERS", "build_prompter", "build_segmenter"]
+__all__ = [
+    "PROMPTERS",
+    "SEGMENTERS",
+    "build_prompter",
+    "build_segmenter",
+    "build_without_weights",
+]
 
 C = TypeVar("C", bound=Component)
 
@@ -81,6 +87,34 @@ def build_segmenter(
         build_segmenter(config["base"], folder, device),
         None if prompter is None else build_prompter(prompter, folder, device),
     )
+
+
+def build_without_weights(
+    config: Mapping[str, Any], device: str | torch.device | None = None
+) -> Segmenter:
+    """Build a segmenter from its configuration alone: without a model, or with the packaged one.
+
+    Raises
+    ------
+    ConfigError
+        A segmenter that the library does not know, or whose weights are elsewhere.
+
+    Examples
+    --------
+    >>> build_without_weights({"segmenter": "patch", "partitioner": {"patch": 16}})
+    PatchSegmenter(GridPartitioner(patch=16, num_tokens=None))
+    """
+    kind = _known(SEGMENTERS, config["segmenter"])
+    if issubclass(kind, EPOCSegmenter):
+        options = config["partitioner"]
+        threshold, backend = options.get("threshold"), options["backend"]
+        return EPOCSegmenter(threshold=threshold, backend=backend, device=device)
+    if not issubclass(kind, PatchSegmenter | SuperpixelSegmenter):
+        raise ConfigError(
+            f"the weights of {config['segmenter']!r} are not in a configuration: give its "
+            "segmenter as segmenter=…"
+        )
+    return kind.from_config(config, Path(), device)
 
 
 def build_prompter(

@@ -348,7 +348,10 @@ def test_another_configuration_is_refused(photos, tmp_path, capsys):
     assert words.count("\n") == 1
     save_photos(photos / "more", 1)
     assert main(arguments) == 2
-    assert "rows 6, asked for rows 7" in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert "holds tokens of 6 rows, the dataset has 7: it has grown since" in words
+    assert "but all its images have tokens" in words  # they are the same photos
+    assert words.count("\n") == 1
 
 
 def test_sources_are_files_and_tokens_lie_where_a_uri_says(photos, tmp_path, capsys, monkeypatch):

@@ -106,8 +106,8 @@ class BatchStages:
         if raw.tokens_hash is not None and raw.tokens_hash != self.tokenizer.config_hash:
             raise ConfigError(
                 f"stored tokens have configuration {raw.tokens_hash}, the tokenizer "
-                f"{self.tokenizer.config_hash}: give the tokenizer that made them, or tokenize "
-                "again"
+                f"{self.tokenizer.config_hash}: give the tokenizer that made them "
+                "(SubobjectTokenizer.from_config(StoredTokens(DIR).config)), or tokenize again"
             )
         if self.cache is not None:
             for notice in raw.notices:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from subtok_data.arguments import (
     check_count,
     check_number,
     check_type,
+    compare_options,
     describe,
     similar_names,
 )
@@ -23,6 +24,7 @@ from subtok_data.data.collation import SubobjectCollator, WorkerCollator
 from subtok_data.data.datasets import MixedDataset, SubobjectDataset, SubobjectIterableDataset
 from subtok_data.data.loader.batch_plan import BatchPlan
 from subtok_data.data.loader.batch_sampler import SubobjectBatchSampler
+from subtok_data.data.store import StoredTokens
 from subtok_data.errors import ConfigError
 from subtok_data.segmenters import Segmenter
 from subtok_data.text import TextConfig
@@ -34,6 +36,8 @@ __all__ = [
     "check_shared_memory",
     "choose_collator",
     "make_cache",
+    "refuse_other_tokens",
+    "stored_tokenizer",
     "wrap_dataset",
 ]
 
@@ -99,6 +103,52 @@ def choose_collator(
                 f"collator, SubobjectCollator(…, {name}=…), or leave it out"
             )
     return collator
+
+
+def stored_tokenizer(dataset: object) -> SubobjectTokenizer | None:
+    """Build the tokenizer that made the stored tokens of a dataset; None if it has none.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be built from its configuration alone.
+    """
+    for tokens in _stored_tokens(dataset):
+        try:
+            return SubobjectTokenizer.from_config(tokens.config)
+        except ConfigError as error:
+            raise ConfigError(
+                f"no tokenizer was given, and that of the tokens in {str(tokens.folder)!r} cannot "
+                f"be built from their configuration ({error}): give the one that made them, "
+                f"{_TOKENIZER_REMEDY}"
+            ) from error
+    return None
+
+
+def refuse_other_tokens(dataset: object, tokenizer: SubobjectTokenizer) -> None:
+    """Raise ConfigError if a dataset has stored tokens that another tokenizer has made."""
+    for tokens in _stored_tokens(dataset):
+        if tokens.config_hash == tokenizer.config_hash:
+            continue
+        have, want = compare_options(tokens.config, tokenizer.config()) or ("other options",) * 2
+        raise ConfigError(
+            f"{str(tokens.folder)!r} holds tokens with {have}, the tokenizer has {want}: leave the "
+            "tokenizer out, and it is that of the tokens, or tokenize again. A collator takes "
+            f"SubobjectTokenizer.from_config(StoredTokens({str(tokens.folder)!r}).config)"
+        )
+
+
+def _stored_tokens(dataset: object) -> Iterator[StoredTokens]:
+    """Yield the stored tokens of a dataset, or of the parts of a mixture."""
+    if isinstance(dataset, MixedDataset):
+        for part in dataset.datasets:
+            yield from _stored_tokens(part)
+        return
+    tokens: StoredTokens | None = None
+    if isinstance(dataset, SubobjectDataset | SubobjectIterableDataset):
+        tokens = dataset.tokens
+    if tokens is not None:
+        yield tokens
 
 
 def wrap_dataset(

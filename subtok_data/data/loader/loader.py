@@ -24,6 +24,8 @@ from subtok_data.data.loader.defaults import (
     check_shared_memory,
     choose_collator,
     make_cache,
+    refuse_other_tokens,
+    stored_tokenizer,
     wrap_dataset,
 )
 from subtok_data.data.loader.look_ahead import (
@@ -63,7 +65,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         A folder of images, or anything that :class:`~subtok_data.SubobjectDataset` or
         :class:`~subtok_data.SubobjectIterableDataset` wraps, or one of these.
     tokenizer : SubobjectTokenizer, optional
-        How images become tokens; the default tokenizer if neither this nor ``collator`` is given.
+        How images become tokens. If neither this nor ``collator`` is given, it is that of the
+        dataset's stored tokens, else the default tokenizer.
     collator : SubobjectCollator, optional
         For options beyond ``tokenizer`` and ``text``: encoder size, columns, packing, shapes … It
         then decides ``text``, ``on_error`` and ``image_column`` too, also for a dataset that is
@@ -186,10 +189,13 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         )
         if not kwargs.get("in_order", True):
             raise ConfigError("in_order=False would give other batches in each run: leave it out")
+        collate_fn = kwargs.pop("collate_fn", None)
+        if tokenizer is None and collator is None and collate_fn is None:
+            tokenizer = stored_tokenizer(dataset)
         collator = choose_collator(
             tokenizer,
             collator,
-            kwargs.pop("collate_fn", None),
+            collate_fn,
             text=text,
             image_column=image_column,
             on_error=on_error,
@@ -197,6 +203,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         dataset = wrap_dataset(
             dataset, image_column=collator.image_column, on_error=collator.on_error, seed=seed
         )
+        refuse_other_tokens(dataset, collator.tokenizer)
         dataset, tokens = make_cache(cache, cache_gb, dataset, collator.tokenizer)
         if tokens is not None:
             collator = collator.with_cache(tokens)

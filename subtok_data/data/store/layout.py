@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from subtok_data.arguments import compare_options
 from subtok_data.data.store.shard import ShardInfo
 from subtok_data.data.store.storage import Storage
 from subtok_data.errors import ConfigError, StoreError
@@ -188,6 +189,12 @@ class StoreMeta:
                 )
 
     @classmethod
+    def read_if_begun(cls, storage: Storage) -> StoreMeta | None:
+        """Read ``subtok.json`` if tokens were begun there; as :meth:`read`."""
+        begun = any(storage.size(name) is not None for name in (META, _OLD_META))
+        return cls.read(storage) if begun else None
+
+    @classmethod
     def read(cls, storage: Storage) -> StoreMeta:
         """Read ``subtok.json``.
 
@@ -254,12 +261,12 @@ class StoreMeta:
         for name in ("config_hash", "rows", "shard_rows", "shard_lengths"):
             if getattr(self, name) == getattr(wanted, name):
                 continue
-            have, want = {name: getattr(self, name)}, {name: getattr(wanted, name)}
+            values = f"{name} {getattr(self, name)!r}", f"{name} {getattr(wanted, name)!r}"
             if name == "config_hash":  # options say more than their hash
-                have, want = _differing(self.config, wanted.config) or (have, want)
+                values = compare_options(self.config, wanted.config) or values
             raise ConfigError(
-                f"{where!r} holds tokens with {_listed(have)}, asked for {_listed(want)}: "
-                "give another folder, or delete this one"
+                f"{where!r} holds tokens with {values[0]}, asked for {values[1]}: give "
+                "another folder, or delete this one"
             )
         mixed = self.mixed or wanted.mixed
         if (self.device, self.dtype) != (wanted.device, wanted.dtype) and not mixed:
@@ -301,27 +308,3 @@ def write_json(storage: Storage, name: str, value: Mapping[str, Any]) -> None:
 
 def _check(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _differing(
-    found: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Options that two configurations do not share, with the value in each."""
-    old, new = _flat(found), _flat(wanted)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if not names:
-        return None
-    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat.update(
-            _flat(cast("Mapping[str, Any]", value)) if isinstance(value, dict) else {name: value}
-        )
-    return flat
-
-
-def _listed(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value!r}" for name, value in options.items())

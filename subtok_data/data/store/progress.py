@@ -1,7 +1,7 @@
 """What a run leaves while a shard is made: its rows so far, and how each shard was made.
 
-Rows go to a journal as soon as they are done, so that an interruption loses some seconds, not a
-shard. A shard that is made from a journal and the rest has the bytes of one made in one go, since
+Rows go to a journal as soon as they are done, so that an interruption loses a batch or two, not
+a shard. A shard that is made from a journal and the rest has the bytes of one made in one go, since
 batches begin at the same rows.
 """
 

@@ -102,15 +102,15 @@ class TokenWriter:
     def __init__(self, storage: Storage | str | Path, meta: StoreMeta) -> None:
         self.storage = open_storage(storage, cached=False)
         self.meta = meta
-        self._begun = self.storage.size(META) is None and self.storage.size("tokens.json") is None
+        found = StoreMeta.read_if_begun(self.storage)
+        self._begun = found is None
         self._made_folder: Path | None = None
         if isinstance(self.storage, LocalStorage) and not self.storage.folder.exists():
             self._made_folder = self.storage.folder
-        if self._begun:
+        if found is None:
             meta.write(self.storage)
             found = meta
         else:
-            found = StoreMeta.read(self.storage)
             self.meta = found.refuse_other(meta, str(self.storage))
             if self.meta.mixed and not found.mixed:
                 replace(found, mixed=True).write(self.storage)

@@ -31,6 +31,7 @@ from subtok_data.data.tokenize.source import (
     describe_source,
     find_changed_rows,
     refuse_changed_rows,
+    refuse_other_length,
 )
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.images import DEFAULT_MAX_PIXELS
@@ -285,10 +286,9 @@ def open_job(
     samples = SubobjectDataset(dataset, image_column=image_column, max_pixels=max_pixels)
     samples.with_keys = True
     storage = open_storage(out, cached=False)
-    if not begin:
-        found = StoreMeta.read(storage)
-        if found.shard_lengths is None:
-            shard_rows = shard_rows or found.shard_rows
+    found = StoreMeta.read_if_begun(storage) if begin else StoreMeta.read(storage)
+    if found is not None and not begin and found.shard_lengths is None:
+        shard_rows = shard_rows or found.shard_rows
     lengths = getattr(samples.dataset, "shard_lengths", None) if shard_rows is None else None
     meta = StoreMeta(
         config=tokenizer.config(),
@@ -301,6 +301,8 @@ def open_job(
         mixed=mixed,
         source=describe_source(samples),
     )
+    if found is not None and found.config_hash == meta.config_hash:
+        refuse_other_length(samples, found, storage)
     return ShardJob(
         samples=samples,
         tokenizer=tokenizer,

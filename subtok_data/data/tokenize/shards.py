@@ -6,6 +6,7 @@ that compute it, so it does not matter who makes it, how often, or after how man
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -16,11 +17,13 @@ from subtok_data.data.datasets import SubobjectDataset
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.store import Journal, ShardReport, StoredRow, TokenWriter
 from subtok_data.data.tokenize.decoding import ResizedRows, decode_ahead
+from subtok_data.errors import SubtokError
 from subtok_data.tokenizer import SubobjectTokenizer
 
 __all__ = ["OnRows", "ShardJob", "make_shards", "tokenize_rows"]
 
 _AHEAD = 3  # batches whose images may wait in the segment pool
+_SLOW_S = 2.0  # batches that take longer do not wait: so a kill costs some seconds of work
 
 OnRows = Callable[[int, int], None]
 """Called with the number of rows that are done, and of those among them that failed."""
@@ -118,7 +121,10 @@ def make_shards(
 def tokenize_rows(
     job: ShardJob, ranges: Sequence[range], pool: SegmentPool | None = None
 ) -> Generator[list[StoredRow]]:
-    """Tokenize ranges of rows, batch by batch, in order."""
+    """Tokenize ranges of rows, batch by batch, in order.
+
+    An interruption or an error is raised once the batches before it are yielded.
+    """
     ranges = [one for one in ranges if len(one)]
     if not ranges:
         return
@@ -127,13 +133,20 @@ def tokenize_rows(
     with make_pool(job.executor, job.segment_workers) if pool is None else nullcontext(pool) as own:
         stages = BatchStages(tokenizer=job.tokenizer, options=BatchOptions(), pool=own)
         waiting: deque[BatchInProgress] = deque()
-        for samples in decoded:
-            batch = BatchInProgress(samples=samples)
-            stages.infer(batch)
-            stages.segment(batch)
-            waiting.append(batch)
-            if len(waiting) > _AHEAD:
+        try:
+            for samples in decoded:
+                started = time.monotonic()
+                batch = BatchInProgress(samples=samples)
+                stages.infer(batch)
+                stages.segment(batch)
+                waiting.append(batch)
+                slow = time.monotonic() - started > _SLOW_S
+                while waiting and (slow or len(waiting) > _AHEAD):
+                    yield _stored_rows(waiting.popleft(), stages)
+        except (KeyboardInterrupt, SubtokError):
+            while waiting:  # what is inferred is kept: the caller asks for more until it raises
                 yield _stored_rows(waiting.popleft(), stages)
+            raise
         while waiting:
             yield _stored_rows(waiting.popleft(), stages)
 

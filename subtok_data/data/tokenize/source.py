@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from subtok_data.data.datasets import ImageFiles, ShardedImages, SubobjectDataset, row_key
-from subtok_data.data.store import TokenWriter
-from subtok_data.errors import ConfigError
+from subtok_data.data.store import Storage, StoredTokens, StoreMeta, TokenFinder, TokenWriter
+from subtok_data.errors import ConfigError, SampleError, StoreError
 
-__all__ = ["describe_source", "find_changed_rows", "refuse_changed_rows"]
+__all__ = ["describe_source", "find_changed_rows", "refuse_changed_rows", "refuse_other_length"]
 
 _CHECKED = 1024
 _LISTED = 5
@@ -89,3 +90,64 @@ def refuse_changed_rows(changed: list[ChangedRow], where: str) -> None:
         "dataset was changed or reordered since. Give the one that was tokenized, or another "
         "folder; or make the shards of these rows anew, with redo_changed=True (--redo-changed)"
     )
+
+
+def refuse_other_length(samples: SubobjectDataset, found: StoreMeta, storage: Storage) -> None:
+    """Raise ConfigError for a dataset that has more or fewer rows than a store.
+
+    Parameters
+    ----------
+    samples : SubobjectDataset
+        The dataset as it is now.
+    found : StoreMeta
+        Of the store.
+    storage : Storage
+        Where that is.
+    """
+    where, rows = str(storage), len(samples)
+    if rows == found.rows:
+        return
+    what = f"{where!r} holds tokens of {found.rows} rows, the dataset has {rows}: "
+    read = f"SubobjectDataset(dataset, tokens={where!r})"
+    if rows < found.rows:
+        raise ConfigError(
+            f"{what}a part of what was tokenized needs no tokens of its own, {read} finds them by "
+            "image; for another dataset give another folder"
+        )
+    raise ConfigError(
+        f"{what}it has grown since, or is another one{_without_tokens(samples, storage)}. {read} "
+        "finds the tokens of those that have some; give another folder to tokenize all"
+    )
+
+
+def _without_tokens(samples: SubobjectDataset, storage: Storage) -> str:
+    """Say which image is the first that has no stored tokens, if that is soon found."""
+    try:
+        finder = TokenFinder(StoredTokens(storage), len(samples))
+        rows = _rows_to_compare(samples, finder.tokens)
+        for row in islice(rows, _CHECKED):
+            key = row_key(samples, row)
+            try:
+                if key is not None:
+                    finder.at(row, [key])
+                    continue
+            except SampleError:
+                pass
+            files = isinstance(samples.dataset, ImageFiles)
+            name = repr(samples.dataset[row]["image"]) if files else f"row {row}"
+            return f"; the first image without tokens is {name}"
+        return "" if any(True for _ in rows) else ", but all its images have tokens"
+    except (ConfigError, StoreError):  # unfinished, or damaged: the length says enough
+        return ""
+
+
+def _rows_to_compare(samples: SubobjectDataset, tokens: StoredTokens) -> Iterator[int]:
+    """Rows whose file is new, where files are known; else those behind the stored ones first."""
+    dataset = samples.dataset
+    if not isinstance(dataset, ImageFiles):
+        yield from chain(range(len(tokens), len(samples)), range(len(tokens)))
+        return
+    known = {path for table in tokens.index("path") for path in table.column(0).to_pylist()}
+    for row in range(len(dataset)):
+        if dataset[row]["image"] not in known:
+            yield row

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers.batches import assert_same_batches
+from helpers.stores import store_rows
 from helpers.streams import StatefulStream
 from helpers.tiny_tokenizers import byte_tokenizer
 from PIL import Image
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from subtok_data import (
+    MixedDataset,
     PatchSegmenter,
     SubobjectCollator,
     SubobjectDataset,
@@ -27,6 +29,7 @@ from subtok_data import (
 )
 from subtok_data.data import StoredTokens, tokenize_dataset
 from subtok_data.data.position import LoaderState
+from subtok_data.data.store import StoredRow
 from subtok_data.errors import ConfigError, SampleError
 
 COUNT = 21
@@ -95,6 +98,36 @@ def test_stored_tokens_give_the_batches_of_live_tokens(tokens, tokenizer, packin
     live = batches_of(SubobjectIterableDataset(shards), tokenizer, **options)
     stream = SubobjectIterableDataset(shards, tokens=StoredTokens(tokens))
     assert_same_batches(batches_of(stream, tokenizer, **options), live)
+
+
+def test_a_loader_without_a_tokenizer_takes_that_of_the_tokens(tokens, tokenizer):
+    for kind in (SubobjectDataset, SubobjectIterableDataset):
+        expected = batches_of(kind(make_rows(), tokens=tokens), tokenizer)
+        assert_same_batches(batches_of(kind(make_rows(), tokens=tokens), None), expected)
+    mixed = MixedDataset([SubobjectDataset(make_rows(), tokens=tokens)] * 2, [1, 1])
+    with SubobjectLoader(mixed) as loader:
+        assert loader.tokenizer.config_hash == tokenizer.config_hash
+
+
+def test_another_tokenizer_is_told_what_differs(tokens, tmp_path):
+    other = SubobjectTokenizer(SuperpixelSegmenter(n_segments=12), size=32)
+    dataset = SubobjectDataset(make_rows(), tokens=tokens)
+    for options in ({"tokenizer": other}, {"collator": SubobjectCollator(other)}):
+        with pytest.raises(
+            ConfigError, match="holds tokens with size 64, the tokenizer has size 32"
+        ):
+            SubobjectLoader(dataset, **options)
+    with pytest.raises(ConfigError, match=r"the tokenizer .*: give .*from_config\(StoredTokens"):
+        next(iter(DataLoader(dataset, collate_fn=SubobjectCollator(other))))
+
+
+def test_a_tokenizer_that_cannot_be_built_is_to_be_given(tmp_path):
+    row = StoredRow.of(0, [np.zeros((8, 8), np.int16)])
+    config = SubobjectTokenizer(PatchSegmenter(8), size=32).config()
+    store_rows(tmp_path / "own", [row], config={**config, "segmenter": "my.Segmenter"})
+    dataset = SubobjectDataset([np.zeros((8, 8, 3), np.uint8)], tokens=tmp_path / "own")
+    with pytest.raises(ConfigError, match=r"no tokenizer was given.*'my\.Segmenter'.*give the one"):
+        SubobjectLoader(dataset)
 
 
 def test_augmentation_moves_stored_tokens_of_a_stream_as_of_a_dataset(tokens, tokenizer):

@@ -186,10 +186,23 @@ def test_rows_of_several_images_are_compared_together(tokenizer, paths, tmp_path
     refused(SubobjectDataset([rows[0][::-1], rows[1]], tokens=tmp_path / "t"), 0)
 
 
-def test_an_extended_dataset_is_noticed(tokenizer, paths, tmp_path):
-    run(paths, tokenizer, tmp_path / "t")
-    with pytest.raises(ConfigError, match="rows 6, asked for rows 7"):
-        run([*paths, paths[0]], tokenizer, tmp_path / "t")
+def test_tokenizing_a_grown_dataset_names_the_first_image_without_tokens(
+    tokenizer, folder, paths, tmp_path
+):
+    run(folder, tokenizer, tmp_path / "t")
+    with pytest.raises(ConfigError, match=r"tokens of 6 rows, the dataset has 5: a part of what"):
+        run(paths[:5], tokenizer, tmp_path / "t")
+    images = [np.array(Image.open(path)) for path in paths]
+    run(images, tokenizer, tmp_path / "u")
+    with pytest.raises(ConfigError, match=r"the first image without tokens is row 6\. "):
+        run([*images, photo(9)], tokenizer, tmp_path / "u")
+    with pytest.raises(
+        ConfigError, match=r"it has grown since, or is another one, but all its images have"
+    ):
+        run([*images, images[0]], tokenizer, tmp_path / "u")  # which has tokens
+    Image.fromarray(photo(9)).save(folder / "2b.png")
+    with pytest.raises(ConfigError, match=r"has 7: it has grown .* is '.*2b\.png'\. Subobject"):
+        run(folder, tokenizer, tmp_path / "t")
 
 
 def test_a_replaced_sample_says_why(tokenizer, paths, tmp_path):
