@@ -29,6 +29,7 @@ __all__ = ["CodeFiles", "compile_in_turn", "private_temporary_folder"]
 _DIGEST_BYTES = 32
 _WAIT_S = 300.0
 _POLL_S = 0.1
+_SAID_S = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +61,11 @@ class CodeFiles:
         Before it is None, the process waits for its turn to compile: see :func:`compile_in_turn`.
         """
         found = self._read(key)
-        return self._read(key) if found is None and _TURN.take(self._folder) else found
+        if found is None and _TURN.take(self._folder):
+            found = self._read(key)
+            if found is None:
+                _TURN.announce(self._folder)
+        return found
 
     def _read(self, key: object) -> Any:
         file = self._file(key)
@@ -145,6 +150,25 @@ class _Turn:
             except OSError:
                 break  # a file system without locks
         return True
+
+    def announce(self, folder: Path) -> None:
+        """Say that this process compiles, unless it or another one said so minutes ago."""
+        if self._descriptor is None:
+            return
+        now = time.time()
+        try:
+            file = os.fstat(self._descriptor)
+            if file.st_size and now - file.st_mtime < _SAID_S:
+                return
+            os.pwrite(self._descriptor, b"1", 0)  # which also sets the time
+        except OSError:  # a file system that is full: rather twice than never
+            pass
+        # A warning, since it explains a silence of half a minute and nobody has set up logging.
+        _log.warning(
+            "compiling the kernels that segment images: half a minute or so, once per machine; "
+            "their code is kept in %s",
+            folder,
+        )
 
     def give_back(self) -> None:
         """Let the next process compile."""
