@@ -13,6 +13,7 @@ import os
 import pickle
 import stat
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Generator
@@ -24,7 +25,7 @@ import numba
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
-__all__ = ["CodeFiles", "compile_in_turn", "private_temporary_folder"]
+__all__ = ["CodeFiles", "compile_in_turn", "compile_seconds", "private_temporary_folder"]
 
 _DIGEST_BYTES = 32
 _WAIT_S = 300.0
@@ -124,6 +125,7 @@ class _Turn:
 
     def __init__(self) -> None:
         self.depth = 0
+        self.seconds = 0.0
         self._descriptor: int | None = None
 
     def take(self, folder: Path) -> bool:
@@ -191,11 +193,43 @@ def compile_in_turn() -> Generator[None]:
 
     Kernels that it calls are compiled in the same turn.
     """
-    with cast("Any", global_compiler_lock):
-        _TURN.depth += 1
-        try:
-            yield
-        finally:
-            _TURN.depth -= 1
-            if not _TURN.depth:
-                _TURN.give_back()
+    asked = time.perf_counter()
+    is_outermost = False
+    try:
+        with cast("Any", global_compiler_lock):
+            began = time.perf_counter()
+            is_outermost = not _TURN.depth
+            _TURN.depth += 1
+            try:
+                yield
+            finally:
+                _TURN.depth -= 1
+                if not _TURN.depth:
+                    _TURN.give_back()
+                    _TURN.seconds += time.perf_counter() - began
+    finally:
+        if is_outermost:
+            _OWN.seconds += time.perf_counter() - asked
+
+
+class _Own(threading.local):
+    seconds = 0.0
+
+
+_OWN = _Own()
+
+
+def compile_seconds(*, of_thread: bool = False) -> float:
+    """Tell how long this process compiled kernels so far, or read their code from the disk.
+
+    Parameters
+    ----------
+    of_thread : bool, optional
+        How long the calling thread did, or waited for another one that did.
+
+    Examples
+    --------
+    >>> compile_seconds() >= 0
+    True
+    """
+    return _OWN.seconds if of_thread else _TURN.seconds
