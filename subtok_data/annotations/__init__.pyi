@@ -12,7 +12,11 @@ from .coco import (
     read_coco as read_coco,
     read_json as read_json,
 )
-from .image_pairs import images_by_stem as images_by_stem, pair_by_stem as pair_by_stem
+from .image_pairs import (
+    check_pair_of_folders as check_pair_of_folders,
+    images_by_stem as images_by_stem,
+    pair_by_stem as pair_by_stem,
+)
 from .label_png import read_label_png as read_label_png
 from .panoptic import (
     TOKEN_CATEGORY as TOKEN_CATEGORY,

@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from subtok_data.errors import ConfigError
 from subtok_data.images import IMAGE_SUFFIXES
 
-__all__ = ["images_by_stem", "pair_by_stem"]
+__all__ = ["check_pair_of_folders", "images_by_stem", "pair_by_stem"]
+
+
+_LOOKED_AT = 20
+
+
+def check_pair_of_folders(
+    images: str | Path, maps: str | Path, pairs: Iterable[tuple[str, str]]
+) -> None:
+    """Check the folders that an annotation file speaks of, by the first files that it names.
+
+    Parameters
+    ----------
+    images, maps : path
+        Folder of images, folder of their label maps.
+    pairs : iterable of (str, str)
+        Names of an image and of its map, in these folders; some are looked at.
+
+    Raises
+    ------
+    ConfigError
+        There is no folder of images, or each has what the other should have.
+
+    Examples
+    --------
+    >>> check_pair_of_folders("no-photos", ".", [])
+    Traceback (most recent call last):
+    ...
+    subtok_data.errors.ConfigError: images: 'no-photos' is not a folder
+    """
+    if not Path(images).is_dir():
+        raise ConfigError(f"images: {str(images)!r} is not a folder")
+    for image, label in itertools.islice(pairs, _LOOKED_AT):
+        if (Path(images) / image).is_file() or (Path(maps) / label).is_file():
+            return
+        # Where both have one name, either would do in either place.
+        swapped = [(Path(maps) / image).is_file(), (Path(images) / label).is_file()]
+        if any(swapped):
+            found = f"the image {image!r}" if swapped[0] else f"the map {label!r}"
+            where = "maps" if swapped[0] else "images"
+            raise ConfigError(
+                f"images and maps seem swapped: {found} is in {where}="
+                f"{str(maps if swapped[0] else images)!r}. Give images={str(maps)!r}, "
+                f"maps={str(images)!r}"
+            )
 
 
 def images_by_stem(folder: str | Path) -> dict[str, Path]:

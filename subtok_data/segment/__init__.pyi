@@ -9,6 +9,7 @@ from .geometry import (
     token_shapes as token_shapes,
 )
 from .kernels import (
+    compile_seconds as compile_seconds,
     normalise_planes as normalise_planes,
     relabel as relabel,
     split_planes as split_planes,

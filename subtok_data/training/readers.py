@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from subtok_data.annotations import (
     OPEN_LICENCES,
+    check_pair_of_folders,
     images_by_stem,
     list_bsds,
     pair_by_stem,
@@ -131,11 +132,13 @@ class CocoPanopticSource(_FileSource):
         licences: Collection[int] | None = None,
     ) -> None:
         file = read_coco(annotations).with_licences(licences)
-        pairs = [
-            (Path(images) / file.images[image].file_name, Path(maps) / one.file_name)
+        names = [
+            (file.images[image].file_name, one.file_name)
             for image, one in file.panoptic_maps()
             if image in file.images
         ]
+        check_pair_of_folders(images, maps, names)
+        pairs = [(Path(images) / image, Path(maps) / label) for image, label in names]
         super().__init__(pairs, soft, str(annotations))
 
     def _label(self, label: Any, _size: tuple[int, int], /) -> tuple[NDArray[np.uint8], bool]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from subtok_data.data.replacement import Replacement
+from subtok_data.segment import compile_seconds
 
 __all__ = ["LoaderStats", "StatsRecorder"]
 
@@ -60,6 +61,9 @@ class LoaderStats:
         Segment workers that died and were replaced.
     cache_hits, cache_misses : int
         Images whose tokens were in the cache, and those that were tokenized; 0 without a cache.
+    compile_s : float
+        Time that this process compiled kernels or read their code from the disk, which happens once
+        and is in none of the stages.
     """
 
     batches: int
@@ -82,6 +86,7 @@ class LoaderStats:
     restarts: int
     cache_hits: int = 0
     cache_misses: int = 0
+    compile_s: float = 0.0
 
     @property
     def images_per_s(self) -> float:
@@ -116,6 +121,10 @@ class LoaderStats:
             f"  training waited            {self.consumer_wait_s * per_image:8.2f} ms per image; "
             f"{self.ready_mean:.1f} batches ready on average",
         ]
+        if self.compile_s > _WORTH_TELLING_S:
+            lines.append(
+                f"  kernels were compiled for {self.compile_s:.1f} s, once, and all of these waited"
+            )
         if looked_up := self.cache_hits + self.cache_misses:
             lines.append(f"  {self.cache_hits} of {looked_up} images were in the cache")
         if self.short:
@@ -127,6 +136,7 @@ class LoaderStats:
         return "\n".join([*lines, f"Limited by: {self.bottleneck}. {_ADVICE[self.bottleneck]}"])
 
 
+_WORTH_TELLING_S = 1.0
 _ADVICE = {
     "training step": "The loader keeps up; nothing to change here.",
     "decode": "Raise num_workers, or store smaller images.",
@@ -162,16 +172,18 @@ class StatsRecorder:
     histogram: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(len(_HISTOGRAM) - 1, np.int64)
     )
+    compiled_before: float = field(default_factory=compile_seconds)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def timed(self, stage: str) -> Generator[None]:
-        """Add the time inside to a stage."""
-        started = time.perf_counter()
+        """Add the time inside to a stage, without that of compiling kernels."""
+        started, compiled = time.perf_counter(), compile_seconds(of_thread=True)
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
+            compiled = compile_seconds(of_thread=True) - compiled
+            self.add(stage, time.perf_counter() - started - compiled)
 
     def add(self, stage: str, seconds: float) -> None:
         """Add seconds to a stage."""
@@ -227,4 +239,5 @@ class StatsRecorder:
             restarts=restarts,
             cache_hits=self.cache_hits,
             cache_misses=self.cache_misses,
+            compile_s=compile_seconds() - self.compiled_before,
         )

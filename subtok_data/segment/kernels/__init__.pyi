@@ -1,3 +1,4 @@
+from .cache import compile_seconds as compile_seconds
 from .components import label_runs as label_runs, paint_runs as paint_runs
 from .flood import flood_pixels as flood_pixels, scratch_slots as scratch_slots
 from .graph import gather_cracks as gather_cracks

@@ -13,6 +13,7 @@ import os
 import pickle
 import stat
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Generator
@@ -24,11 +25,12 @@ import numba
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
-__all__ = ["CodeFiles", "compile_in_turn", "private_temporary_folder"]
+__all__ = ["CodeFiles", "compile_in_turn", "compile_seconds", "private_temporary_folder"]
 
 _DIGEST_BYTES = 32
 _WAIT_S = 300.0
 _POLL_S = 0.1
+_SAID_S = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,11 @@ class CodeFiles:
         Before it is None, the process waits for its turn to compile: see :func:`compile_in_turn`.
         """
         found = self._read(key)
-        return self._read(key) if found is None and _TURN.take(self._folder) else found
+        if found is None and _TURN.take(self._folder):
+            found = self._read(key)
+            if found is None:
+                _TURN.announce(self._folder)
+        return found
 
     def _read(self, key: object) -> Any:
         file = self._file(key)
@@ -119,6 +125,7 @@ class _Turn:
 
     def __init__(self) -> None:
         self.depth = 0
+        self.seconds = 0.0
         self._descriptor: int | None = None
 
     def take(self, folder: Path) -> bool:
@@ -146,6 +153,25 @@ class _Turn:
                 break  # a file system without locks
         return True
 
+    def announce(self, folder: Path) -> None:
+        """Say that this process compiles, unless it or another one said so minutes ago."""
+        if self._descriptor is None:
+            return
+        now = time.time()
+        try:
+            file = os.fstat(self._descriptor)
+            if file.st_size and now - file.st_mtime < _SAID_S:
+                return
+            os.pwrite(self._descriptor, b"1", 0)  # which also sets the time
+        except OSError:  # a file system that is full: rather twice than never
+            pass
+        # A warning, since it explains a silence of half a minute and nobody has set up logging.
+        _log.warning(
+            "compiling the kernels that segment images: half a minute or so, once per machine; "
+            "their code is kept in %s",
+            folder,
+        )
+
     def give_back(self) -> None:
         """Let the next process compile."""
         if self._descriptor is None:
@@ -167,11 +193,43 @@ def compile_in_turn() -> Generator[None]:
 
     Kernels that it calls are compiled in the same turn.
     """
-    with cast("Any", global_compiler_lock):
-        _TURN.depth += 1
-        try:
-            yield
-        finally:
-            _TURN.depth -= 1
-            if not _TURN.depth:
-                _TURN.give_back()
+    asked = time.perf_counter()
+    is_outermost = False
+    try:
+        with cast("Any", global_compiler_lock):
+            began = time.perf_counter()
+            is_outermost = not _TURN.depth
+            _TURN.depth += 1
+            try:
+                yield
+            finally:
+                _TURN.depth -= 1
+                if not _TURN.depth:
+                    _TURN.give_back()
+                    _TURN.seconds += time.perf_counter() - began
+    finally:
+        if is_outermost:
+            _OWN.seconds += time.perf_counter() - asked
+
+
+class _Own(threading.local):
+    seconds = 0.0
+
+
+_OWN = _Own()
+
+
+def compile_seconds(*, of_thread: bool = False) -> float:
+    """Tell how long this process compiled kernels so far, or read their code from the disk.
+
+    Parameters
+    ----------
+    of_thread : bool, optional
+        How long the calling thread did, or waited for another one that did.
+
+    Examples
+    --------
+    >>> compile_seconds() >= 0
+    True
+    """
+    return _OWN.seconds if of_thread else _TURN.seconds

@@ -26,6 +26,7 @@ from subtok_data.data import (
 from subtok_data.data.datasets.sample import ColumnError
 from subtok_data.errors import ConfigError, PromptError, SampleError
 from subtok_data.segment import RLEMasks
+from subtok_data.training.readers import CocoPanopticSource
 
 ROWS = [coloured_row(seed) for seed in range(6)]
 TOTAL = sum(len(row["regions"]) for row in ROWS)
@@ -201,6 +202,30 @@ def test_panoptic_segments_cover_each_pixel_once(tmp_path):
         for region, text in enumerate(sample.prompts[0].texts):
             expected = (128, 128, 128) if text == "grey" else colour_of(text)
             assert (sample.image[masks.mask(region)] == expected).all()
+
+
+def test_swapped_folders_of_images_and_maps_are_named(tmp_path):
+    photos, maps = tmp_path / "photos", tmp_path / "maps"
+    photos.mkdir()
+    maps.mkdir()
+    file = panoptic(photos)
+    for path in sorted(photos.glob("map*.png")):
+        path.rename(maps / path.name)
+    assert len(PanopticRegions(file, maps, photos)) == len(ROWS)
+    source = CocoPanopticSource(photos, file, maps)
+    assert len(source) == len(ROWS)
+    said = rf"seem swapped: the image '0.png' is in maps='.*photos'. Give images='{photos}', maps="
+    for wrong in (
+        lambda: PanopticRegions(file, photos, maps),
+        lambda: CocoPanopticSource(maps, file, photos),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            wrong()
+    (photos / "0.png").unlink()
+    with pytest.raises(ConfigError, match="seem swapped: the map 'map0.png' is in images="):
+        PanopticRegions(file, photos, maps)
+    with pytest.raises(ConfigError, match="images: 'nowhere' is not a folder"):
+        PanopticRegions(file, maps, "nowhere")
 
 
 def test_panoptic_maps_that_do_not_fit_are_errors_of_their_sample(tmp_path):

@@ -123,20 +123,32 @@ def test_damaged_cache_is_compiled_anew(installed: Path, tmp_path: Path, damage:
 
 
 def test_one_process_compiles_and_the_others_wait(tmp_path: Path) -> None:
-    """Eight processes without a cache, which all call a kernel that calls another."""
+    """Eight processes without a cache, which all call a kernel; one of them says so."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", COLD],
             env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(8)
     ]
-    said = [p.communicate()[0].split() for p in processes]
+    printed = [p.communicate() for p in processes]
+    said = [out.split() for out, _ in printed]
     assert [words[0] for words in said] == ["[0,"] * 8
     # Two signatures, by one process or by one each.
     assert sum(int(words[2]) for words in said) == 2
+    (line,) = "".join(words for _, words in printed).splitlines()
+    assert line.startswith("compiling the kernels that segment images: half a minute or so, once")
+    again = subprocess.run(
+        [sys.executable, "-c", COLD],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (again.stdout, again.stderr) == ("[0, 0] 0\n", "")
 
 
 COLD = (

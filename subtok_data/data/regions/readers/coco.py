@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtok_data.annotations import CocoFile, read_coco, read_label_png
+from subtok_data.annotations import CocoFile, check_pair_of_folders, read_coco, read_label_png
 from subtok_data.data.regions.readers.table import ImageEntry, RegionEntry, RegionRows
 from subtok_data.errors import ConfigError, PromptError
 from subtok_data.segment import label_runs
@@ -109,7 +109,8 @@ class PanopticRegions(RegionRows):
     Raises
     ------
     ConfigError
-        If the file is not of this layout; the message names the file and the annotation.
+        If the file is not of this layout; the message names the file and the annotation. If there
+        is no folder of images, or the two are swapped.
     """
 
     def __init__(
@@ -124,6 +125,12 @@ class PanopticRegions(RegionRows):
         keep_empty: bool = False,
     ) -> None:
         file = read_coco(annotations)
+        names = (
+            (file.images[image].file_name, one.file_name)
+            for image, one in file.panoptic_maps()
+            if image in file.images
+        )
+        check_pair_of_folders(images, maps, names)
         taken = file.with_licences(licences)
         left_out = Counter({_LICENCE: len(file.images) - len(taken.images)})
         self._maps: dict[Any, str] = {}
