@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subtok_data.arguments import check_choice, check_count, check_type
 from subtok_data.batch.recycled import RecycledArrays
+from subtok_data.device_streams import move_to
 from subtok_data.errors import ConfigError
 from subtok_data.images import SourceImage, canvas_size, decode_whole, fit_image, image_size
 
@@ -168,8 +169,10 @@ def stack_pixels(
     shape = (len(images), 3, height, width)
     arrays = arrays or RecycledArrays()
     if device is not None and device.type != "cpu":
-        raw = torch.from_numpy(_split(images, arrays.empty(shape, np.uint8))).pin_memory()
-        return _normalise_on(raw.to(device, non_blocking=True), images, config)
+        raw = torch.from_numpy(_split(images, arrays.empty(shape, np.uint8)))
+        if device.type == "cuda":
+            raw = raw.pin_memory()
+        return _normalise_on(move_to(raw, device), images, config)
     if config.dtype == "uint8":
         return torch.from_numpy(_split(images, arrays.empty(shape, np.uint8)))
     from subtok_data.segment import normalise_planes  # compiled code, loaded when it is needed

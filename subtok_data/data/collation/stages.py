@@ -29,6 +29,7 @@ from subtok_data.data.collation.pending_batch import RawBatch
 from subtok_data.data.collation.worker import BatchOptions, WorkerCollator
 from subtok_data.data.pool import InlineSegmentPool, SegmentPool
 from subtok_data.data.replacement import Replacement, find_source, next_good
+from subtok_data.device_streams import move_to
 from subtok_data.devices import DEVICE_FAILURES
 from subtok_data.errors import ConfigError, SampleError, SubtokError
 from subtok_data.images import image_size
@@ -328,9 +329,7 @@ class BatchStages:
             batch.finished = {**self._with_text(batch.samples, visual), **batch.columns}
             if self.device is not None and self.device.type != "cpu":
                 batch.finished = {
-                    key: value.to(self.device, non_blocking=True)
-                    if isinstance(value, torch.Tensor)
-                    else value
+                    key: move_to(value, self.device) if isinstance(value, torch.Tensor) else value
                     for key, value in batch.finished.items()
                 }
         return batch.finished
