@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["DeviceStream", "set_thread_device"]
+__all__ = ["DeviceStream", "move_to", "set_thread_device"]
 
 
 def set_thread_device(device: torch.device) -> None:
@@ -21,6 +21,23 @@ def set_thread_device(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def move_to(
+    tensor: torch.Tensor, device: torch.device, *, non_blocking: bool = True
+) -> torch.Tensor:
+    """Copy a tensor to a device, without waiting where that is safe.
+
+    Only from pinned memory to CUDA: MPS copies later from memory that the host may have changed or
+    given back by then (pytorch#139550, pytorch#189690), CUDA would wait before it copies.
+
+    Examples
+    --------
+    >>> move_to(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
+    """
+    safe = non_blocking and device.type == "cuda" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=safe)
 
 
 class DeviceStream:

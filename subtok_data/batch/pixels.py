@@ -13,10 +13,11 @@ from torch import Tensor
 
 from subtok_data.arguments import check_choice, check_count, check_type
 from subtok_data.batch.recycled import RecycledArrays
+from subtok_data.device_streams import move_to
 from subtok_data.errors import ConfigError
 from subtok_data.images import SourceImage, canvas_size, decode_whole, fit_image, image_size
 
-__all__ = ["PixelConfig", "stack_pixels"]
+__all__ = ["PixelConfig", "normalise_bytes", "stack_pixels"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
@@ -154,7 +155,8 @@ def stack_pixels(
     config : PixelConfig
         Mean, std and dtype.
     device : torch.device or None
-        With a device, bytes travel and floats are made there: four times less to move.
+        With a device, bytes travel and floats are made there: four times less to move. On CUDA the
+        current stream of this thread is used, and nothing waits.
     arrays : RecycledArrays, optional
         Where the memory of the result comes from; from the system by default.
 
@@ -165,11 +167,11 @@ def stack_pixels(
     """
     height = max((image.shape[0] for image in images), default=1)
     width = max((image.shape[1] for image in images), default=1)
+    if device is not None and device.type != "cpu":
+        raw = _send_bytes(images, (height, width), device)
+        return normalise_bytes(raw, [image_size(image) for image in images], config)
     shape = (len(images), 3, height, width)
     arrays = arrays or RecycledArrays()
-    if device is not None and device.type != "cpu":
-        raw = torch.from_numpy(_split(images, arrays.empty(shape, np.uint8))).pin_memory()
-        return _normalise_on(raw.to(device, non_blocking=True), images, config)
     if config.dtype == "uint8":
         return torch.from_numpy(_split(images, arrays.empty(shape, np.uint8)))
     from subtok_data.segment import normalise_planes  # compiled code, loaded when it is needed
@@ -199,12 +201,54 @@ def _clear_padding(slot: NDArray[Any], image: NDArray[np.uint8]) -> None:
     slot[:, :rows, columns:] = 0
 
 
-def _normalise_on(raw: Tensor, images: Sequence[NDArray[np.uint8]], config: PixelConfig) -> Tensor:
+def _send_bytes(
+    images: Sequence[NDArray[np.uint8]], canvas: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Bytes (I, H, W, 3) on the device; what is beside an image is anything."""
+    # Of torch's pinned memory: it hands a block out again when the copies from it are done.
+    raw = torch.empty(
+        (len(images), *canvas, 3), dtype=torch.uint8, pin_memory=device.type == "cuda"
+    )
+    for row, image in zip(raw.numpy(), images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return move_to(raw, device)
+
+
+def normalise_bytes(raw: Tensor, sizes: Sequence[tuple[int, int]], config: PixelConfig) -> Tensor:
+    """Make ``pixel_values`` of bytes, on their device and with the bits of :func:`stack_pixels`.
+
+    Parameters
+    ----------
+    raw : (I, H, W, 3) uint8 tensor
+        Images in the upper left, anything beside them.
+    sizes : sequence of (int, int)
+        Height and width of each.
+    config : PixelConfig
+        Mean, std and dtype.
+
+    Returns
+    -------
+    Tensor
+        (I, 3, H, W); padding is 0.
+
+    Examples
+    --------
+    >>> grey = torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)
+    >>> normalise_bytes(grey, [(2, 1)], PixelConfig(dtype="uint8"))[0, 0].tolist()
+    [[255, 0], [255, 0]]
+    """
+    planes = raw.permute(0, 3, 1, 2)
     if config.dtype == "uint8":
-        return raw
-    stacked = raw.float()
-    scale, shift = (torch.tensor(values, device=raw.device) for values in config.affine)
-    for slot, image in zip(stacked, images, strict=True):
-        inside = slot[:, : image.shape[0], : image.shape[1]]  # padding stays 0
-        inside.mul_(scale[:, None, None]).add_(shift[:, None, None])
+        stacked = planes.clone(memory_format=torch.contiguous_format)
+    else:
+        stacked = torch.empty(planes.shape, dtype=torch.float32, device=raw.device)
+        stacked.copy_(planes)
+        # Two roundings, as on the CPU; numbers of Python need no copy to the device.
+        for channel, (scale, shift) in enumerate(zip(*config.affine, strict=True)):
+            stacked[:, channel].mul_(scale).add_(shift)
+    for slot, (height, width) in zip(stacked, sizes, strict=True):
+        if height < slot.shape[1]:
+            slot[:, height:] = 0
+        if width < slot.shape[2]:
+            slot[:, :height, width:] = 0
     return stacked.to(_DTYPES[config.dtype])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from subtok_data.device_streams import move_to
 from subtok_data.errors import ConfigError, ImageError
 
 __all__ = [
@@ -144,7 +145,7 @@ def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.devic
         target = torch.empty(shape, dtype=torch.uint8, device=device)
         for row, image in zip(target, images, strict=True):
             height, width = image.shape[:2]
-            row[:height, :width] = torch.as_tensor(image).to(device, non_blocking=True)
+            row[:height, :width] = move_to(torch.as_tensor(image), device)
             row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
             row[height:] = row[_mirrored(height, canvas[0])]
         return target
@@ -155,7 +156,7 @@ def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.devic
         row[:height, :width] = image.numpy() if isinstance(image, torch.Tensor) else image
         row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
         row[height:] = row[_mirrored(height, canvas[0])]
-    return host.to(device, non_blocking=True)
+    return move_to(host, device)
 
 
 def _mirrored(size: int, total: int) -> list[int]:

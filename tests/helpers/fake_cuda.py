@@ -144,6 +144,8 @@ class FakeCuda:
         return tensor
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
+        if tensor.layout != torch.strided:
+            return False
         return tensor.untyped_storage().data_ptr() in self.pinned
 
     def empty(
@@ -160,7 +162,6 @@ class FakeCuda:
             return self._to(tensor, *args, **options)
         self.note(
             "upload",
-            nbytes=tensor.nbytes,
             pinned=self.is_pinned(tensor),
             non_blocking=non_blocking,
             device=torch.device(first),
@@ -171,5 +172,5 @@ class FakeCuda:
     def copy(self, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> Any:
         if non_blocking:
             pinned = self.is_pinned(source) or self.is_pinned(target)
-            self.note("copy", nbytes=source.nbytes, pinned=pinned, non_blocking=True)
+            self.note("copy", pinned=pinned, non_blocking=True)
         return self._copy(target, source)

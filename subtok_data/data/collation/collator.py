@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from subtok_data.arguments import check_type
-from subtok_data.batch import Batch, PixelConfig
+from subtok_data.batch import Batch, BatchUpload, PixelConfig
 from subtok_data.data.cache import TokenCache
 from subtok_data.data.collation.pending_batch import COLLATORS, RawBatch
 from subtok_data.data.collation.stages import BatchStages
@@ -178,8 +178,9 @@ class SubobjectCollator:
 
     def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
         """Infer, segment and pad a raw batch, one stage after the other, in this thread."""
-        target = None if device is None else resolve_device(device)
-        stages = self.stages(device=target)
+        target = resolve_device("cpu" if device is None else device)
+        upload = None if target.type == "cpu" else BatchUpload(target)
+        stages = self.stages(upload=upload)
         return stages.finish(stages.run(raw))
 
     def stages(self, **options: Any) -> BatchStages:
@@ -188,7 +189,7 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-            ``pool``, ``device``, ``timed`` and ``cache`` of ``BatchStages``; ``logs``, beside
+            ``pool``, ``upload``, ``timed`` and ``cache`` of ``BatchStages``; ``logs``, beside
             the collator's own.
         """
         logs = (self.replaced, *options.pop("logs", ()))

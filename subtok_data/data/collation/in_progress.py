@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from subtok_data.data.collation.pending_batch import RawBatch, RawSample
@@ -129,6 +130,10 @@ class BatchInProgress:
         Inference under way on a device.
     finished : dict or None
         The batch, once it is padded.
+    sent : torch.cuda.Event or None
+        Comes when the finished batch is on its device.
+    text_tokens : int
+        Places of ``input_ids`` that are no padding; 0 without text.
     """
 
     samples: list[SampleInProgress]
@@ -139,6 +144,8 @@ class BatchInProgress:
     nbytes: int = 0
     inference: PendingInference | None = None
     finished: dict[str, Any] | None = None
+    sent: torch.cuda.Event | None = None
+    text_tokens: int = 0
 
     @classmethod
     def of(cls, raw: RawBatch) -> BatchInProgress:

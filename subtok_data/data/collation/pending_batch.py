@@ -21,6 +21,7 @@ from torch import Tensor
 
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.replacement import Replacement
+from subtok_data.device_streams import move_to
 from subtok_data.devices import resolve_device
 from subtok_data.errors import SubtokError
 from subtok_data.segment import Prompts
@@ -273,7 +274,9 @@ class PendingBatch(MutableMapping[str, Any]):
         target = resolve_device(device)
         batch = self.finish(target)
         return {
-            key: value.to(target, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            key: move_to(value, target, non_blocking=non_blocking)
+            if isinstance(value, Tensor)
+            else value
             for key, value in batch.items()
         }
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.batch import (
+    BatchUpload,
     RecycledArrays,
     list_regions,
     pad_tokens,
@@ -66,8 +67,8 @@ class BatchStages:
         How batches look.
     pool : SegmentPool, optional
         Partitions images; in the calling thread by default.
-    device : torch.device, optional
-        Where finished batches shall be; the CPU by default.
+    upload : BatchUpload, optional
+        Brings finished batches to a device; they stay on the CPU by default.
     timed : callable, optional
         ``timed(stage)`` is a context in which that stage runs; ``stage`` is "infer" or "finish".
     logs : tuple of list of Replacement, optional
@@ -81,7 +82,7 @@ class BatchStages:
     tokenizer: SubobjectTokenizer
     options: BatchOptions
     pool: SegmentPool = field(default_factory=InlineSegmentPool)
-    device: torch.device | None = None
+    upload: BatchUpload | None = None
     timed: Callable[[str], AbstractContextManager[Any]] = _untimed
     logs: tuple[list[Replacement], ...] = ()
     arrays: RecycledArrays = field(default_factory=RecycledArrays)
@@ -175,6 +176,8 @@ class BatchStages:
         self.augment(batch)
         self.replace_failures(batch)
         finished = batch.finished or self.build(batch)
+        if self.upload is not None:
+            self.upload.receive(finished, batch.sent)
         for log in self.logs:
             log += batch.replaced
         return finished
@@ -322,25 +325,30 @@ class BatchStages:
     # --- the finished batch -------------------------------------------------------------------
 
     def build(self, batch: BatchInProgress) -> dict[str, Any]:
-        """Pad what was collected into ``batch.finished``, and return it."""
-        with self.timed("finish"):
+        """Pad what was collected into ``batch.finished``, and return it.
+
+        On a device of its own stream, it is there when ``batch.sent`` has come.
+        """
+        upload = self.upload
+        with self.timed("finish"), nullcontext() if upload is None else upload.entered():
             visual = self._visual(batch)
-            batch.finished = {**self._with_text(batch.samples, visual), **batch.columns}
-            if self.device is not None and self.device.type != "cpu":
-                batch.finished = {
-                    key: value.to(self.device, non_blocking=True)
-                    if isinstance(value, torch.Tensor)
-                    else value
-                    for key, value in batch.finished.items()
-                }
-        return batch.finished
+            finished = {**self._with_text(batch.samples, visual), **batch.columns}
+            # Here, since to count on a device would wait for it.
+            batch.text_tokens = _count_text(finished)
+            if upload is not None:
+                made_there = {"pixel_values": visual["pixel_values"]}
+                finished = upload.send(finished, made_there=made_there)
+                batch.sent = upload.sent()
+        batch.finished = finished
+        return finished
 
     def _visual(self, batch: BatchInProgress) -> dict[str, Any]:
         samples = batch.samples
         segmented = [one for sample in samples for one in sample.segmented]
         images = [image for sample in samples for image in sample.encoder_images]
+        device = None if self.upload is None else self.upload.device
         visual: dict[str, Any] = {
-            "pixel_values": stack_pixels(images, self.options.pixels, self.device, self.arrays),
+            "pixel_values": stack_pixels(images, self.options.pixels, device, self.arrays),
             "valid_sizes": _sizes([image_size(image) for image in images]),
             **pad_tokens(
                 segmented,
@@ -392,6 +400,14 @@ def _refuse_total_failure(batch: BatchInProgress, error: Exception | None = None
     if all(failed):
         first = error or failed[0]
         raise SubtokError(f"inference failed on every image of a batch: {first}") from first
+
+
+def _count_text(batch: dict[str, Any]) -> int:
+    """Count the places of ``input_ids`` that are no padding."""
+    if "input_ids" not in batch:
+        return 0
+    mask = batch.get("attention_mask")  # absent when packed: then nothing is padded
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 import torch
 
 from subtok_data.arguments import check_choice
-from subtok_data.batch import Batch
+from subtok_data.batch import Batch, BatchUpload
 from subtok_data.data.collation import SubobjectCollator
 from subtok_data.data.datasets import SubobjectIterableDataset
 from subtok_data.data.loader.accelerate import AccelerateState, accelerate_device
@@ -245,6 +245,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             weakref.finalize(self, tokens.close)
         self._recorder = StatsRecorder()
         self._model_stream: DeviceStream | None = None
+        self._upload: BatchUpload | None = None
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
 
@@ -315,7 +316,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         self.tokenizer.segmenter.load()
         stages = self.collator.stages(
             pool=self._segment_pool(),
-            device=device,
+            upload=self._upload_to(device),
             timed=stats.timed,
             logs=(stats.replaced,),
         )
@@ -329,6 +330,14 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             model_stream=self._stream_of_model(),
         )
         return run_ahead(raws, stages, stats, ahead)
+
+    def _upload_to(self, device: torch.device | None) -> BatchUpload | None:
+        """What brings batches to a device, for all epochs; None for the CPU."""
+        if device is None or device.type == "cpu":
+            return None
+        if self._upload is None or self._upload.device != device:
+            self._upload = BatchUpload(device, own_stream=self.prefetch_batches > 0)
+        return self._upload
 
     def _stream_of_model(self) -> DeviceStream:
         """The stream on which models run beside training, ready for what they are by now."""

@@ -210,7 +210,7 @@ def _hand_over(
     """Finish and count a batch; runs in the user's thread."""
     finished = stages.finish(batch)
     counts = [one.num_tokens for sample in batch.samples for one in sample.segmented]
-    stats.count(np.array(counts, np.int64), finished)
+    stats.count(np.array(counts, np.int64), finished, batch.text_tokens)
     stats.short += sum(one.shortfall > 0 for sample in batch.samples for one in sample.segmented)
     if stages.cache is not None:
         for raw in (sample.raw for sample in batch.samples):
@@ -234,7 +234,8 @@ class _Threads:
         self._decoded, self._inferring, self._segmenting, self._ready = (
             queue.SimpleQueue[Any]() for _ in range(4)
         )
-        models, batches = ahead.model_stream.device, stages.device or torch.device("cpu")
+        models = ahead.model_stream.device
+        batches = torch.device("cpu") if stages.upload is None else stages.upload.device
         feed = self._feed_decoded if ahead.decode_in_caller else self._decode_and_feed
         self._threads = [
             self._start("subtok-feeder", feed, self._inferring, models),

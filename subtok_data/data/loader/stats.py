@@ -196,8 +196,18 @@ class StatsRecorder:
             self.bytes_in_flight += size
             self.peak_bytes = max(self.peak_bytes, self.bytes_in_flight)
 
-    def count(self, counts: NDArray[np.int64], batch: dict[str, Any]) -> None:
-        """Count a batch and the tokens of each of its images when the user gets it."""
+    def count(self, counts: NDArray[np.int64], batch: dict[str, Any], text_tokens: int = 0) -> None:
+        """Count a batch when the user gets it, without a look at what may be on a device.
+
+        Parameters
+        ----------
+        counts : (I,) int64
+            Tokens of each image.
+        batch : dict
+            Only the shapes of its tensors are read.
+        text_tokens : int, optional
+            Places of ``input_ids`` that are no padding.
+        """
         self.batches += 1
         self.images += counts.size
         self.tokens += int(counts.sum())
@@ -205,8 +215,7 @@ class StatsRecorder:
         self.places += int(counts.sum()) if mask is None else mask.numel()
         if "input_ids" in batch:
             self.text_places += batch["input_ids"].numel()
-            mask = batch.get("attention_mask")
-            self.text_tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
+            self.text_tokens += text_tokens
         self.histogram += np.histogram(counts, _HISTOGRAM)[0]
 
     def stats(self, *, segment_s: float, segment_workers: int, restarts: int) -> LoaderStats:
