@@ -61,6 +61,15 @@ def test_adjacency_of_very_many_tokens() -> None:
         region_adjacency(token_map, np.zeros((1, 1), np.uint8))
 
 
+def test_adjacency_of_scattered_tokens_that_touch_all_others() -> None:
+    """More pairs than connected tokens could have."""
+    token_map = np.random.default_rng(0).integers(0, 80, (150, 130)).astype(np.int16)
+    borders = region_adjacency(token_map)
+    assert len(borders.pairs) == 80 * 79 // 2
+    rows, columns = token_map[1:] != token_map[:-1], token_map[:, 1:] != token_map[:, :-1]
+    assert borders.lengths.sum() == rows.sum() + columns.sum()
+
+
 def cut_up(rng: np.random.Generator, side: int = 24) -> Partition:
     levels = random_map(rng, side)
     token_map, count = flood_from(levels, minima_seeds(levels, 10_000))

@@ -165,9 +165,9 @@ class _Turn:
             os.pwrite(self._descriptor, b"1", 0)  # which also sets the time
         except OSError:  # a file system that is full: rather twice than never
             pass
-        # A warning, since it explains a silence of half a minute and nobody has set up logging.
+        # A warning, since it explains a silence of many seconds and nobody has set up logging.
         _log.warning(
-            "compiling the kernels that segment images: half a minute or so, once per machine; "
+            "compiling the kernels that segment images: some ten seconds, once per machine; "
             "their code is kept in %s",
             folder,
         )

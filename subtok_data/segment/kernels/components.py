@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, kernel, leaf_kernel
-from subtok_data.segment.kernels.marks import empty_marks, list_marks
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, inner_kernel, kernel
+from subtok_data.segment.kernels.marks import Marks, empty_marks, list_marks
 
 __all__ = ["label_runs", "paint_runs"]
 
 
-@leaf_kernel
+@inner_kernel
 def find_root(parent: Ints, item: Scalar) -> int:
     """Find the root of an item; halve the path on the way."""
     at = np.uint64(item)
@@ -23,7 +23,7 @@ def find_root(parent: Ints, item: Scalar) -> int:
     return int(at)
 
 
-@leaf_kernel
+@inner_kernel
 def unite(parent: Ints, one: int, other: int) -> None:
     """Unite the sets of two items; the smaller root becomes the root of both."""
     a = find_root(parent, one)
@@ -34,7 +34,7 @@ def unite(parent: Ints, one: int, other: int) -> None:
         parent[a] = b
 
 
-@leaf_kernel
+@inner_kernel
 def number_sets(parent: Ints) -> int:
     """Number the sets in the order of their roots, in place; return how many there are."""
     count = 0
@@ -49,34 +49,35 @@ def number_sets(parent: Ints) -> int:
 
 
 @kernel
-def find_runs(levels: Bytes, limit: Scalar, runs: Ints, first_run: Ints) -> int:
+def find_runs(levels: Bytes, limit: Scalar, marks: Marks, runs: Ints, first_run: Ints) -> int:
     """Split every row into its maximal runs of pixels below ``limit``.
 
     ``runs[i]`` becomes (first column, column after the last); the runs of row y are
-    ``first_run[y]`` to ``first_run[y + 1]``. Returns the number of runs.
+    ``first_run[y]`` to ``first_run[y + 1]``. Returns the number of runs. ``marks`` have room for a
+    pixel more than a row.
     """
     height, width = levels.shape
-    marks, places = empty_marks(width + 1)
-    ends = runs.ravel()
-    turn = 0
+    flags, places = marks.flags, marks.places
+    turn = np.uint64(0)
+    one = np.uint64(1)
     for y in range(height):
-        first_run[y] = turn >> 1
+        first_run[y] = turn >> one
         row = levels[y]
-        marks[0] = row[0] < limit
+        flags[0] = row[0] < limit
         for x in range(1, width):
-            marks[x] = (row[x] < limit) != (row[x - 1] < limit)
-        marks[width] = row[width - 1] < limit
+            flags[x] = (row[x] < limit) != (row[x - 1] < limit)
+        flags[width] = row[width - 1] < limit
         # Runs begin and end in turn, and none goes on into the next row.
-        for i in range(list_marks(marks, places)):
-            ends[turn] = places[i]
-            turn += 1
-    first_run[height] = turn >> 1
-    return turn >> 1
+        for i in range(list_marks(marks)):
+            runs[turn >> one, turn & one] = places[i]
+            turn += one
+    first_run[height] = turn >> one
+    return int(turn >> one)
 
 
-@leaf_kernel
-def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> None:
-    """Unite the runs of neighbouring rows that share a column; the smaller index is the root."""
+@kernel
+def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> int:
+    """Number the sets of runs that share columns of neighbouring rows; return how many they are."""
     for i in range(first_run[-1]):
         parent[i] = i
     for y in range(1, first_run.size - 1):
@@ -89,9 +90,9 @@ def join_rows(runs: Ints, first_run: Ints, parent: Ints) -> None:
                 above += 1
             else:
                 here += 1
+    return int(number_sets(parent))
 
 
-@kernel
 def label_runs(levels: Bytes, limit: Scalar, scratch: Ints) -> tuple[Ints, Ints, Ints, int]:
     """Label the 4-connected components of the pixels below a limit.
 
@@ -116,11 +117,10 @@ def label_runs(levels: Bytes, limit: Scalar, scratch: Ints) -> tuple[Ints, Ints,
         K.
     """
     first_run = np.empty(levels.shape[0] + 1, np.int32)
-    size = find_runs(levels, limit, scratch, first_run)
+    size = find_runs(levels, limit, empty_marks(levels.shape[1] + 1), scratch, first_run)
     runs = scratch[:size].copy()
     labels = np.empty(size, np.int32)
-    join_rows(runs, first_run, labels)
-    count = number_sets(labels)
+    count = join_rows(runs, first_run, labels)
     return runs, first_run, labels, count
 
 

@@ -7,16 +7,17 @@ its level as ``-1 - level``. So one read tells whether a neighbour waits, and fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, Words, kernel, leaf_kernel
-from subtok_data.segment.kernels.marks import empty_marks, list_marks
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Scalar, Words, inner_kernel, kernel
+from subtok_data.segment.kernels.marks import Marks, empty_marks, list_marks
 
 __all__ = ["flood_pixels", "prefetch", "scratch_slots"]
 
@@ -41,9 +42,48 @@ def scratch_slots(pixels: int) -> int:
     return (pixels // CHUNK + 2 * 258 + 2) * CHUNK
 
 
-@leaf_kernel
-def next_chunk(links: Ints, spare: Ints, full: Scalar) -> int:
+class Queues(NamedTuple):
+    """Waiting pixels by level, each queue a chain of chunks of slots."""
+
+    slots: Ints  # pixels, CHUNK to a chunk
+    links: Ints  # of each chunk, the next one in its chain
+    spare: Ints  # (2,) first chunk of the chain of emptied ones, -1 for none; first unused chunk
+    tails: Ints  # of each queue the slot for its next pixel; the last is for what is thrown away
+
+
+class Steps(NamedTuple):
+    """Steps to each set of neighbours, with the bits 1, 2, 4, 8 for up, left, right and down."""
+
+    steps: Ints  # (64,) four places for each set
+    counts: Words  # (16,)
+
+
+def empty_queues(depth: int, slots: Ints) -> Queues:
+    """Lay out some queues in the slots, and one more for what is thrown away."""
+    return Queues(
+        slots,
+        np.empty(slots.size >> SHIFT, np.int32),
+        np.array([-1, depth + 1], np.int32),
+        np.arange(0, (depth + 1) << SHIFT, CHUNK, dtype=np.int32),
+    )
+
+
+@functools.lru_cache(64)
+def neighbour_steps(stride: int) -> Steps:
+    """List the steps to neighbours in an image with rows of ``stride`` pixels."""
+    steps = np.zeros((16, 4), np.int32)
+    counts = np.zeros(16, np.uint64)
+    for some in range(16):
+        chosen = [step for bit, step in enumerate((-stride, -1, 1, stride)) if some >> bit & 1]
+        steps[some, : len(chosen)] = chosen
+        counts[some] = len(chosen)
+    return Steps(steps.ravel(), counts)
+
+
+@inner_kernel
+def next_chunk(queues: Queues, full: Scalar) -> int:
     """Append a chunk behind the chunk ``full``; return its first slot."""
+    links, spare = queues.links, queues.spare
     chunk = spare[0]
     if chunk >= 0:
         spare[0] = links[chunk]
@@ -55,69 +95,65 @@ def next_chunk(links: Ints, spare: Ints, full: Scalar) -> int:
 
 
 @kernel
-def queue_seeds(
-    state: Labels,
-    levels: Bytes,
-    imposed: bool,
-    slots: Ints,
-    links: Ints,
-    spare: Ints,
-    tails: Ints,
+def paint_seeds(
+    levels: Bytes, runs: Ints, first_run: Ints, labels: Ints, base: Scalar, state: Labels
 ) -> None:
+    """Write the labels of seeds, and -base - level of all other pixels, inside a frame of 0."""
+    height, width = levels.shape
+    for x in range(width + 2):
+        state[0, x] = 0
+        state[height + 1, x] = 0
+    for y in range(height):
+        row = state[y + 1]
+        row[0] = 0
+        row[width + 1] = 0
+        for x in range(width):
+            row[x + 1] = -base - np.int64(levels[y, x])
+        for i in range(first_run[y], first_run[y + 1]):
+            label = labels[i]
+            if label >= 0:
+                for x in range(runs[i, 0] + 1, runs[i, 1] + 1):
+                    row[x] = label
+
+
+@kernel
+def queue_seeds(state: Labels, levels: Bytes, imposed: bool, marks: Marks, queues: Queues) -> None:
     """Queue the seed pixels that have a neighbour to flood, in raster order.
 
     The others would find nothing to do when their turn comes, so leaving them out changes nothing.
     """
     height, width = levels.shape
-    marks, places = empty_marks(width)
+    flags, places = marks.flags, marks.places
+    slots, tails = queues.slots, queues.tails
     for y in range(height):
         above, here, below = state[y], state[y + 1], state[y + 2]
         for x in range(width):
             waits = (above[x + 1] < 0) | (here[x] < 0) | (here[x + 2] < 0) | (below[x + 1] < 0)
-            marks[x] = waits & (here[x + 1] >= 0)
-        for i in range(list_marks(marks, places)):
+            flags[x] = waits & (here[x + 1] >= 0)
+        for i in range(list_marks(marks)):
             x = np.int64(places[i])
             level = 0 if imposed else np.int64(levels[y, x])
-            slot = tails[level]
+            slot = np.int64(tails[level])
             slots[slot] = (y + 1) * (width + 2) + x + 1
             slot += 1
             if slot & (CHUNK - 1) == 0:
-                slot = next_chunk(links, spare, (slot - 1) >> SHIFT)
+                slot = np.int64(next_chunk(queues, (slot - 1) >> SHIFT))
             tails[level] = slot
 
 
 @kernel
-def neighbour_steps(stride: int) -> tuple[Ints, Words]:
-    """List the steps to each set of neighbours, four places for each set, and count them.
-
-    Sets have the bits 1, 2, 4 and 8 for up, left, right and down.
-    """
-    steps = np.zeros(4 * 16, np.int32)
-    counts = np.zeros(16, np.uint64)
-    for some in range(16):
-        count = 0
-        for bit, step in enumerate((-stride, -1, 1, stride)):
-            if some >> bit & 1:
-                steps[4 * some + count] = step
-                count += 1
-        counts[some] = count
-    return steps, counts
-
-
-@kernel
 def run_queues(
-    pixels: Labels, stride: int, slots: Ints, links: Ints, spare: Ints, tails: Ints
+    pixels: Labels, stride: Scalar, queues: Queues, steps: Steps, listed: Ints, labels: Labels
 ) -> None:
     """Empty the queues from the lowest level up, labelling and queueing unlabelled neighbours.
 
     What is in a chunk already comes before all that is to be queued, so it is taken at once: first
     the waiting neighbours of all these pixels are listed, then labelled and queued in this order,
-    unless one that came before was the same. Neither loop has a branch that is hard to guess. The
-    last of ``tails`` is that of a queue for what is thrown away.
+    unless one that came before was the same. Neither loop has a branch that is hard to guess.
+    ``listed`` and ``labels`` are scratch memory, four places for a pixel of a chunk and one more.
     """
-    steps, counts = neighbour_steps(stride)
-    listed = np.empty(4 * CHUNK + 4, np.int32)
-    labels = np.empty(4 * CHUNK + 4, pixels.dtype)
+    slots, links, spare, tails = queues
+    around, counts = steps
     # Unsigned, because numba would test every signed index for being negative: a sixth of the time.
     row, one, shift, low = np.uint64(stride), np.uint64(1), np.uint64(SHIFT), np.uint64(CHUNK - 1)
     nowhere = np.uint64(tails.size - 1)
@@ -148,7 +184,7 @@ def run_queues(
                 # Always four; the next pixel overwrites those that do not count.
                 for i in range(4):
                     listed[count + np.uint64(i)] = (
-                        place + steps[(waiting << np.uint64(2)) + np.uint64(i)]
+                        place + around[(waiting << np.uint64(2)) + np.uint64(i)]
                     )
                     labels[count + np.uint64(i)] = label
                 count += counts[waiting]
@@ -167,11 +203,10 @@ def run_queues(
                 slots[slot] = place
                 slot += np.uint64(waits)
                 if slot & low == 0 and waits:
-                    slot = np.uint64(next_chunk(links, spare, np.int64((slot - one) >> shift)))
+                    slot = np.uint64(next_chunk(queues, np.int64((slot - one) >> shift)))
                 tails[target] = slot
 
 
-@kernel
 def flood_pixels(
     levels: Bytes,
     runs: Ints,
@@ -202,31 +237,15 @@ def flood_pixels(
     token_map : (H, W) int16 or int32
         Filled with the labels of the flood.
     """
-    height, width = levels.shape
-    base = 2 if imposed else 1
-    state[0] = 0
-    state[height + 1] = 0
-    for y in range(height):
-        row = state[y + 1]
-        row[0] = 0
-        row[width + 1] = 0
-        for x in range(width):
-            row[x + 1] = -base - np.int64(levels[y, x])
-        for i in range(first_run[y], first_run[y + 1]):
-            label = labels[i]
-            if label >= 0:
-                for x in range(runs[i, 0] + 1, runs[i, 1] + 1):
-                    row[x] = label
-    depth = 258 if imposed else 257  # with the queue for what is thrown away
-    links = np.empty(slots.size >> SHIFT, np.int32)
-    spare = np.array([-1, depth], np.int32)
-    tails = (np.arange(depth) << SHIFT).astype(np.int32)
-    queue_seeds(state, levels, imposed, slots, links, spare, tails)
-    run_queues(state.ravel(), width + 2, slots, links, spare, tails)
-    for y in range(height):
-        row, flooded = token_map[y], state[y + 1]
-        for x in range(width):
-            row[x] = flooded[x + 1]
+    width = levels.shape[1]
+    paint_seeds(levels, runs, first_run, labels, 2 if imposed else 1, state)
+    queues = empty_queues(257 if imposed else 256, slots)
+    queue_seeds(state, levels, imposed, empty_marks(width), queues)
+    listed = np.empty(4 * CHUNK + 4, np.int32)
+    listed_labels = np.empty(4 * CHUNK + 4, state.dtype)
+    steps = neighbour_steps(width + 2)
+    run_queues(state.ravel(), width + 2, queues, steps, listed, listed_labels)
+    np.copyto(token_map, state[1:-1, 1:-1])
 
 
 FOR_WRITING, KEEP_IN_ALL_CACHES, DATA = 1, 3, 1

@@ -17,10 +17,10 @@ from subtok_data.segment.kernels.jit import (
     Labels,
     Longs,
     Scalar,
+    inner_kernel,
     kernel,
-    leaf_kernel,
 )
-from subtok_data.segment.kernels.marks import empty_marks, list_marks
+from subtok_data.segment.kernels.marks import Marks, empty_marks, list_marks
 
 __all__ = ["Graph", "build_graph", "contract", "find_slot", "free_slot", "gather_cracks"]
 
@@ -30,7 +30,7 @@ EMPTY = -1
 SPREAD = -7046029254386353131
 
 
-@leaf_kernel
+@inner_kernel
 def add_areas(row: Labels, ends: Ints, count: Scalar, areas: Longs) -> bool:
     """Add the runs of a row, which end at some pixels and at the last; False for a wrong label."""
     start = np.int64(0)
@@ -45,7 +45,7 @@ def add_areas(row: Labels, ends: Ints, count: Scalar, areas: Longs) -> bool:
     return True
 
 
-@leaf_kernel
+@inner_kernel
 def add_cracks(
     places: Ints,
     count: Scalar,
@@ -88,6 +88,57 @@ def add_cracks(
 
 
 @kernel
+def gather_rows(
+    token_map: Labels,
+    cost_map: Bytes,
+    start: Scalar,
+    beside: Marks,
+    below: Marks,
+    table: Table,
+    used: Longs,
+    areas: Longs,
+) -> int:
+    """Add areas and cracks of the rows from ``start`` on, while the table has room for them.
+
+    Half of its slots stay free. ``used`` counts its keys. Returns the first row that was left out,
+    or -1 for a wrong label.
+    """
+    height, width = token_map.shape
+    num_tokens = areas.size
+    right, under = beside.flags, below.flags
+    for y in range(start, height):
+        row, costs = token_map[y], cost_map[y]
+        for x in range(width - 1):
+            right[x] = row[x] != row[x + 1]
+        count = list_marks(beside)
+        count_below = 0
+        if y + 1 < height:
+            row_below = token_map[y + 1]
+            for x in range(width):
+                under[x] = row[x] != row_below[x]
+            count_below = list_marks(below)
+        if 2 * (used[0] + count + count_below) > table.keys.size:
+            return y
+        if not add_areas(row, beside.places, count, areas):
+            return -1
+        used[0] = add_cracks(
+            beside.places, count, row, row[1:], costs, costs[1:], num_tokens, table, used[0]
+        )
+        if count_below > 0:
+            used[0] = add_cracks(
+                below.places,
+                count_below,
+                row,
+                token_map[y + 1],
+                costs,
+                cost_map[y + 1],
+                num_tokens,
+                table,
+                used[0],
+            )
+    return height
+
+
 def gather_cracks(token_map: Labels, cost_map: Bytes, areas: Longs) -> tuple[Longs, Longs, bool]:
     """Measure border length, sum and lowest crack value of every pair of touching tokens.
 
@@ -112,33 +163,19 @@ def gather_cracks(token_map: Labels, cost_map: Bytes, areas: Longs) -> tuple[Lon
         False where a label of N or more ended the search.
     """
     height, width = token_map.shape
-    num_tokens = areas.size
-    table = empty_table(64)
-    used = np.int64(0)
-    marks, places = empty_marks(width)
-    for y in range(height):
-        row, costs = token_map[y], cost_map[y]
-        for x in range(width - 1):
-            marks[x] = row[x] != row[x + 1]
-        marks[width - 1] = 0
-        count = list_marks(marks, places)
-        if not add_areas(row, places, count, areas):
+    beside, below = empty_marks(width), empty_marks(width)
+    # Room for the pairs of N tokens that are connected, fewer than 3 N, and for a row.
+    table = empty_table(6 * areas.size + 4 * width)
+    used = np.zeros(1, np.int64)
+    row = 0
+    while row < height:
+        row = gather_rows(token_map, cost_map, row, beside, below, table, used, areas)
+        if row < 0:
             return table.keys[:0], table.values[:0], False
-        table = make_room(table, used + count)
-        used = np.int64(
-            add_cracks(places, count, row, row[1:], costs, costs[1:], num_tokens, table, used)
-        )
-    for y in range(height - 1):
-        row, below = token_map[y], token_map[y + 1]
-        for x in range(width):
-            marks[x] = row[x] != below[x]
-        count = list_marks(marks, places)
-        table = make_room(table, used + count)
-        used = np.int64(
-            add_cracks(
-                places, count, row, below, cost_map[y], cost_map[y + 1], num_tokens, table, used
-            )
-        )
+        if row < height:
+            larger = empty_table(table.keys.size + 1)
+            move_entries(table, larger)
+            table = larger
     taken = np.flatnonzero(table.keys != EMPTY)
     return table.keys[taken], table.values[taken], True
 
@@ -164,13 +201,13 @@ class Graph(NamedTuple):
     edges: Ints  # ... -> edge
 
 
-@leaf_kernel
+@inner_kernel
 def pair_key(graph: Graph, a: Scalar, b: Scalar) -> int:
     """Compute the key of a token pair, in any order."""
     return int(np.int64(min(a, b)) * graph.areas.size + max(a, b))
 
 
-@leaf_kernel
+@inner_kernel
 def append(graph: Graph, token: Scalar, entry: Scalar) -> None:
     """Add an entry to the end of a token's neighbour list."""
     graph.following[entry] = -1
@@ -182,13 +219,10 @@ def append(graph: Graph, token: Scalar, entry: Scalar) -> None:
     graph.degree[token] += 1
 
 
-@kernel
 def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protected: Flags) -> Graph:
     """Build the graph of some edges; the arrays are copied."""
     num_tokens, num_edges = areas.size, lengths.size
-    size = 64
-    while size < 2 * num_edges:
-        size *= 2
+    size = slots_for(2 * num_edges)
     graph = Graph(
         areas.copy(),
         protected.copy(),
@@ -200,21 +234,27 @@ def build_graph(pairs: Ints, lengths: Longs, sums: Longs, areas: Longs, protecte
         np.full(num_tokens, -1, np.int32),
         np.full(num_tokens, -1, np.int32),
         np.zeros(num_tokens, np.int32),
-        np.full(size, -1, np.int64),
+        np.full(size, EMPTY, np.int64),
         np.empty(size, np.int32),
     )
-    for edge in range(num_edges):
-        a, b = np.int64(pairs[edge, 0]), np.int64(pairs[edge, 1])
+    enter_edges(graph)
+    return graph
+
+
+@kernel
+def enter_edges(graph: Graph) -> None:
+    """Enter all edges into the hash table and the neighbour lists of a new graph."""
+    for edge in range(graph.lengths.size):
+        a, b = np.int64(graph.ends[edge, 0]), np.int64(graph.ends[edge, 1])
         key = pair_key(graph, a, b)
         slot = find_slot(graph.keys, key)
         graph.keys[slot] = key
         graph.edges[slot] = edge
         append(graph, a, 2 * edge)
         append(graph, b, 2 * edge + 1)
-    return graph
 
 
-@leaf_kernel
+@inner_kernel
 def join_edges(graph: Graph, a: Scalar, b: Scalar) -> int:
     """Join two edges between the same tokens into the earlier one, and return it."""
     kept, dead = min(a, b), max(a, b)
@@ -224,7 +264,7 @@ def join_edges(graph: Graph, a: Scalar, b: Scalar) -> int:
     return int(kept)
 
 
-@leaf_kernel
+@inner_kernel
 def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     """Merge the two tokens of an edge into the one with the longer neighbour list.
 
@@ -261,14 +301,14 @@ def contract(graph: Graph, edge: Scalar, joined: Ints) -> tuple[int, int]:
     return int(keep), count
 
 
-@leaf_kernel
+@inner_kernel
 def first_slot(keys: Longs, key: Scalar) -> int:
     """Compute the slot at which the search for a key begins."""
     spread = np.int64(key) * np.int64(SPREAD)
     return int((spread ^ (spread >> 32)) & (keys.size - 1))
 
 
-@leaf_kernel
+@inner_kernel
 def find_slot(keys: Longs, key: Scalar) -> int:
     """Find the slot of a key, or the empty slot where it belongs."""
     slot = first_slot(keys, key)
@@ -277,7 +317,7 @@ def find_slot(keys: Longs, key: Scalar) -> int:
     return slot
 
 
-@leaf_kernel
+@inner_kernel
 def free_slot(keys: Longs, values: Ints, slot: int) -> None:
     """Empty a slot and close the gap in its chain, so that no markers of removed keys pile up."""
     mask = keys.size - 1
@@ -302,24 +342,23 @@ class Table(NamedTuple):
     values: Longs  # (slots, 3)
 
 
-@kernel
-def empty_table(slots: Scalar) -> Table:
-    """Allocate a table; the slots are a power of two."""
+def slots_for(least: int) -> int:
+    """Compute the slots of a hash table: a power of two, 64 or more."""
+    return 1 << max(int(least - 1).bit_length(), 6)
+
+
+def empty_table(least: int) -> Table:
+    """Allocate a table of so many slots or more."""
+    slots = slots_for(least)
     return Table(np.full(slots, EMPTY, np.int64), np.empty((slots, 3), np.int64))
 
 
 @kernel
-def make_room(table: Table, keys: Scalar) -> Table:
-    """Return a table with room for some keys in half of its slots: this one, or a larger one."""
-    slots = table.keys.size
-    while slots < 2 * keys:
-        slots *= 2
-    if slots == table.keys.size:
-        return table
-    larger = empty_table(slots)
+def move_entries(table: Table, larger: Table) -> None:
+    """Enter all that is in a table into an empty one."""
     for slot in range(table.keys.size):
         if table.keys[slot] != EMPTY:
             new_slot = find_slot(larger.keys, table.keys[slot])
             larger.keys[new_slot] = table.keys[slot]
-            larger.values[new_slot] = table.values[slot]
-    return larger
+            for i in range(3):
+                larger.values[new_slot, i] = table.values[slot, i]

@@ -31,8 +31,9 @@ __all__ = [
     "Longs",
     "Scalar",
     "Words",
+    "allocating_kernel",
+    "inner_kernel",
     "kernel",
-    "leaf_kernel",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -49,9 +50,19 @@ Scalar = Any
 """A Python number, or an element of an array."""
 _log = logging.getLogger(__name__)
 
+# A private option, which a later numba may drop: then it only takes longer.
+_UNCOUNTED: dict[str, Any] = (
+    {"_nrt": False} if hasattr(cast("Any", cpu_target).options, "_nrt") else {}
+)
+
 
 def kernel(function: Function) -> Function:
-    """Compile a function on its first call, and cache the machine code on disk.
+    """Compile a loop on its first call, and cache the machine code on disk.
+
+    It is given all memory that it needs, and returns a number or nothing: numpy's own functions
+    cost the compiler more than the loops themselves. It runs without counting references to its
+    arrays, which its caller holds; numba counts each array that is taken out of a named tuple, in
+    one atomic step up and one down, which took half of the time of all merging.
 
     The kernels release the GIL, so that a pool of threads scales. The code is kept beside the
     module, or in the user's cache folder where the package cannot be written, or else in a
@@ -77,29 +88,47 @@ def kernel(function: Function) -> Function:
     >>> double(21)
     42
     """
-    return _compile(function, {})
+    return _compile(function, _UNCOUNTED)
 
 
-def leaf_kernel(function: Function) -> Function:
-    """Compile a function that other kernels call often, and that allocates no array.
-
-    As :func:`kernel`, but without counting references to the arrays it is given. Numba counts each
-    array that is taken out of a named tuple, in one atomic step up and one down, which took half of
-    the time of all merging.
+def allocating_kernel(function: Function) -> Function:
+    """Compile a function that allocates arrays, or calls one that does; else as :func:`kernel`.
 
     Parameters
     ----------
     function : callable
-        A function that numba can compile in nopython mode. Its callers hold the arrays.
+        A function that numba can compile in nopython mode.
 
     Returns
     -------
     callable
         The compiled function.
     """
-    # A private option, which a later numba may drop: then it only takes longer.
-    known = hasattr(cast("Any", cpu_target).options, "_nrt")
-    return _compile(function, {"_nrt": False} if known else {})
+    return _compile(function, {})
+
+
+def inner_kernel(function: Function) -> Function:
+    """Compile a function that only kernels call, as a part of them.
+
+    It has no code of its own on disk, and none to call it from Python.
+
+    Parameters
+    ----------
+    function : callable
+        As for :func:`kernel`.
+
+    Returns
+    -------
+    callable
+        What a kernel calls.
+    """
+    options: dict[str, Any] = {
+        "nogil": True,
+        "no_cfunc_wrapper": True,
+        "no_cpython_wrapper": True,
+        **_UNCOUNTED,
+    }
+    return cast("Function", numba.njit(**options)(function))
 
 
 def _compile(function: Function, extra: dict[str, Any]) -> Function:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from subtok_data.segment.kernels.components import number_sets, unite
-from subtok_data.segment.kernels.jit import Flags, Ints, Longs, Scalar, kernel
+from subtok_data.segment.kernels.jit import Flags, Ints, Longs, Scalar, allocating_kernel
 
 __all__ = ["label_parts", "paint_masks"]
 
 
-@kernel
+@allocating_kernel
 def paint_masks(counts: Ints, offsets: Longs, order: Longs, canvas: Ints) -> None:
     """Paint masks over one another; a pixel keeps the number of the last one that covers it.
 
@@ -38,7 +38,7 @@ def paint_masks(counts: Ints, offsets: Longs, order: Longs, canvas: Ints) -> Non
             start = end
 
 
-@kernel
+@allocating_kernel
 def find_parts(painted: Ints, num_runs: Scalar, runs: Ints, values: Ints, first_run: Ints) -> None:
     """Split every row into its maximal runs of one value; ``num_runs`` is their number."""
     height, width = painted.shape
@@ -57,7 +57,7 @@ def find_parts(painted: Ints, num_runs: Scalar, runs: Ints, values: Ints, first_
     first_run[height] = num_runs
 
 
-@kernel
+@allocating_kernel
 def join_parts(runs: Ints, values: Ints, first_run: Ints, labels: Ints) -> int:
     """Number the 4-connected parts of equal value in raster order; return how many there are."""
     size = runs.shape[0]
@@ -84,7 +84,7 @@ def join_parts(runs: Ints, values: Ints, first_run: Ints, labels: Ints) -> int:
     return number_sets(labels)
 
 
-@kernel
+@allocating_kernel
 def measure_parts(runs: Ints, values: Ints, labels: Ints, areas: Longs, of: Ints) -> None:
     """Add up the area of each part, and note its value."""
     for i in range(runs.shape[0]):
@@ -92,7 +92,7 @@ def measure_parts(runs: Ints, values: Ints, labels: Ints, areas: Longs, of: Ints
         of[labels[i]] = values[i]
 
 
-@kernel
+@allocating_kernel
 def spare_parts(areas: Longs, of: Ints, spared: Longs) -> Flags:
     """Mark the parts that stay however small; see :func:`label_parts`."""
     stays = np.zeros(areas.size, np.bool_)
@@ -111,7 +111,7 @@ def spare_parts(areas: Longs, of: Ints, spared: Longs) -> Flags:
     return stays
 
 
-@kernel
+@allocating_kernel
 def label_parts(
     painted: Ints,
     num_runs: Scalar,

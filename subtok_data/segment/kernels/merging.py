@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from subtok_data.segment.kernels.graph import Graph, build_graph, contract
-from subtok_data.segment.kernels.jit import Flags, Floats, Ints, Longs, Scalar, kernel, leaf_kernel
+from subtok_data.segment.kernels.jit import Flags, Floats, Ints, Longs, Scalar, inner_kernel, kernel
 
 __all__ = [
     "AREA",
@@ -21,12 +21,8 @@ __all__ = [
     "BOUNDARY",
     "SHARE",
     "Cost",
-    "Heap",
     "cut_merges",
-    "empty_heap",
     "merge_neighbours",
-    "pop",
-    "push",
 ]
 
 
@@ -44,13 +40,13 @@ class Cost(NamedTuple):
     typical: float  # SHARE: number of tokens at which a merge costs that; of fewer, more
 
 
-@leaf_kernel
+@inner_kernel
 def smaller_area(graph: Graph, edge: Scalar) -> int:
     """Return the area of the smaller token of an edge."""
     return int(min(graph.areas[graph.ends[edge, 0]], graph.areas[graph.ends[edge, 1]]))
 
 
-@leaf_kernel
+@inner_kernel
 def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
     """Compute the cost of merging the two tokens of an edge."""
     length = graph.lengths[edge]
@@ -67,7 +63,7 @@ def edge_cost(graph: Graph, edge: Scalar, cost: Cost) -> float:
     return float(mean / cost.scale)
 
 
-@leaf_kernel
+@inner_kernel
 def price(highest: Scalar, cost: Cost, num_tokens: Scalar) -> float:
     """Compute what a merge costs among so many tokens, if pairs up to it cost ``highest``."""
     if cost.rule != SHARE:
@@ -75,7 +71,7 @@ def price(highest: Scalar, cost: Cost, num_tokens: Scalar) -> float:
     return float(highest * math.sqrt(cost.typical / num_tokens))
 
 
-@leaf_kernel
+@inner_kernel
 def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
     """Test for more than ``most`` protected tokens, or no other of an area ``below``.
 
@@ -90,7 +86,7 @@ def spares(graph: Graph, edge: Scalar, below: Scalar, most: Scalar) -> bool:
     return bool(graph.areas[b] >= below or graph.protected[b])
 
 
-@leaf_kernel
+@inner_kernel
 def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, cost: Cost) -> None:
     """Enter an edge at its cost, unless it has an entry at that cost or below."""
     key = edge_cost(graph, edge, cost)
@@ -99,7 +95,7 @@ def enter(graph: Graph, heap: Heap, queued: Floats, edge: Scalar, cost: Cost) ->
         push(heap, key, edge)
 
 
-@leaf_kernel
+@inner_kernel
 def cheapest(
     graph: Graph, heap: Heap, queued: Floats, cost: Cost, below: Scalar, most: Scalar
 ) -> int:
@@ -125,6 +121,7 @@ def merge_phase(
     merges: Longs,
     costs: Floats,
     done: Scalar,
+    room: Room,
     cost: Cost,
     below: Scalar,
     most: Scalar,
@@ -137,15 +134,14 @@ def merge_phase(
     tokens do not count as one of that area. With ``most`` 2, protection is not looked at. Few
     enough are ``num_tokens``; too much is more than ``limit``, by this merge or an earlier one.
 
-    ``node[t]`` is the number of the node that token ``t`` stands for. Returns the number of merges
-    done so far.
+    ``node[t]`` is the number of the node that token ``t`` stands for; ``room`` is scratch memory.
+    Returns the number of merges done so far.
     """
     finest, num_edges = node.size, graph.lengths.size
-    # Every edge once, and once more for each time that two edges become one.
-    heap = empty_heap(2 * num_edges + 1)
-    queued = np.full(num_edges, np.inf)
-    joined = np.empty(num_edges, np.int32)
+    heap, queued, joined = room
+    heap.size[0] = 0
     for edge in range(num_edges):
+        queued[edge] = np.inf
         if not graph.alive[edge] or smaller_area(graph, edge) >= below:
             continue
         if most == 2 or not spares(graph, edge, below, most):
@@ -175,7 +171,6 @@ def merge_phase(
     return int(done)
 
 
-@kernel
 def merge_neighbours(
     pairs: Ints,
     lengths: Longs,
@@ -225,65 +220,59 @@ def merge_neighbours(
         How many of the merges ``min_area`` made necessary.
     """
     graph = build_graph(pairs, lengths, sums, areas, protected)
+    room = empty_room(lengths.size)
     node = np.arange(areas.size)
     merges = np.empty((areas.size, 2), np.int64)
     costs = np.empty(areas.size, np.float64)
+
+    def merge(done: int, below: int, most: int, num_tokens: int, limit: float) -> int:
+        return merge_phase(
+            graph, node, merges, costs, done, room, cost, below, most, num_tokens, limit
+        )
+
     # Without protected tokens, nothing is to be asked about them.
-    first = 0 if protected.any() else 2
-    # Numbers of one type, so that the phase is compiled once.
-    forced, one, many, no_limit = np.int64(0), np.int64(1), np.int64(num_tokens), -1.0
+    phases = range(3) if protected.any() else range(2, 3)
+    forced = 0
     if min_area > 1:
-        below = np.int64(min_area)
-        for most in range(first, 2 if first == 0 else 3):
-            forced = np.int64(
-                merge_phase(
-                    graph, node, merges, costs, forced, cost, below, np.int64(most), one, no_limit
-                )
-            )
+        for most in phases[:2]:
+            forced = merge(forced, int(min_area), most, 1, -1.0)
         costs[:forced] = 0
     done = forced
-    for most in range(first, 3):
+    for most in phases:
         before = done
-        done = np.int64(
-            merge_phase(
-                graph,
-                node,
-                merges,
-                costs,
-                done,
-                cost,
-                np.int64(ANY),
-                np.int64(most),
-                many,
-                limit if most == first else no_limit,
-            )
-        )
-        if most > first:
+        at_most = float(limit) if most == phases[0] else -1.0
+        done = merge(done, ANY, most, int(num_tokens), at_most)
+        if most != phases[0]:
             costs[before:done] = np.inf
-    return merges[:done], costs[:done], int(forced)
+    return merges[:done], costs[:done], forced
 
 
-@kernel
-def cut_merges(num_tokens: Scalar, merges: Longs) -> tuple[Longs, int]:
+def cut_merges(num_tokens: int, merges: Longs) -> tuple[Longs, int]:
     """Compute the group of each token after some merges, numbered by their first tokens.
 
     Returns (N,) int64 groups, and how many there are.
     """
-    count = merges.shape[0]
-    top = np.arange(num_tokens + count)
+    nodes = num_tokens + len(merges)
+    top, names = np.arange(nodes), np.full(nodes, -1, np.int64)
+    groups = np.empty(num_tokens, np.int64)
+    return groups, name_groups(merges, top, names, groups)
+
+
+@kernel
+def name_groups(merges: Longs, top: Longs, names: Longs, groups: Longs) -> int:
+    """Number the groups that merges leave; ``top`` comes as 0, 1, …, and ``names`` as -1."""
+    num_tokens, count = groups.size, merges.shape[0]
     # Later merges come first, so the node that a merge made has its final group already.
     for i in range(count - 1, -1, -1):
         for side in range(2):
             top[merges[i, side]] = top[num_tokens + i]
-    names = np.full(num_tokens + count, -1, np.int64)
-    groups = np.empty(num_tokens, np.int64)
     used = 0
     for token in range(num_tokens):
         if names[top[token]] < 0:
             names[top[token]] = used
             used += 1
         groups[token] = names[top[token]]
-    return groups, used
+    return used
 
 
 class Heap(NamedTuple):
@@ -294,13 +283,23 @@ class Heap(NamedTuple):
     size: Longs
 
 
-@kernel
-def empty_heap(capacity: Scalar) -> Heap:
-    """Allocate a heap with room for ``capacity`` entries."""
-    return Heap(np.empty(capacity, np.float64), np.empty(capacity, np.int32), np.zeros(1, np.int64))
+class Room(NamedTuple):
+    """Scratch memory of merging, for E edges."""
+
+    heap: Heap
+    queued: Floats  # (E,) cost at which each edge is in the heap, infinity where it is not
+    joined: Ints  # (E,)
 
 
-@leaf_kernel
+def empty_room(num_edges: int) -> Room:
+    """Allocate the scratch memory."""
+    # Every edge once, and once more for each time that two edges become one.
+    capacity = 2 * num_edges + 1
+    heap = Heap(np.empty(capacity), np.empty(capacity, np.int32), np.zeros(1, np.int64))
+    return Room(heap, np.empty(num_edges), np.empty(num_edges, np.int32))
+
+
+@inner_kernel
 def push(heap: Heap, key: Scalar, item: Scalar) -> None:
     """Add an entry."""
     keys, items, size = heap
@@ -317,7 +316,7 @@ def push(heap: Heap, key: Scalar, item: Scalar) -> None:
     items[at] = item
 
 
-@leaf_kernel
+@inner_kernel
 def pop(heap: Heap) -> tuple[float, int]:
     """Remove and return the entry with the least (key, item); the heap must not be empty."""
     keys, items, size = heap

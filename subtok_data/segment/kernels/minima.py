@@ -13,21 +13,27 @@ from typing import NamedTuple
 import numpy as np
 
 from subtok_data.segment.kernels.components import find_root
-from subtok_data.segment.kernels.jit import Bytes, Ints, Scalar, kernel, leaf_kernel
-from subtok_data.segment.kernels.marks import empty_marks, list_marks
+from subtok_data.segment.kernels.jit import Bytes, Ints, Scalar, inner_kernel, kernel
+from subtok_data.segment.kernels.marks import Marks, empty_marks, list_marks
+from subtok_data.segment.kernels.scratch import borrow
 
 __all__ = ["regional_minima", "smooth"]
 
 
-@kernel
 def smooth(levels: Bytes) -> Bytes:
     """Smooth with the 5 x 5 binomial filter, edges repeated, rounded half up.
 
     In integers, so that every machine gets the same minima.
     """
+    smoothed = np.empty_like(levels)
+    smooth_rows(levels, np.empty(levels.shape[1] + 4, np.int32), smoothed)
+    return smoothed
+
+
+@kernel
+def smooth_rows(levels: Bytes, column: Ints, smoothed: Bytes) -> None:
+    """Smooth all rows; ``column`` is scratch memory for a row and two pixels on either side."""
     height, width = levels.shape
-    smoothed = np.empty((height, width), np.uint8)
-    column = np.empty(width + 4, np.int32)
     for y in range(height):
         a, b = levels[max(y - 2, 0)], levels[max(y - 1, 0)]
         d, e = levels[min(y + 1, height - 1)], levels[min(y + 2, height - 1)]
@@ -42,24 +48,24 @@ def smooth(levels: Bytes) -> Bytes:
             outer = column[x] + column[x + 4]
             inner = column[x + 1] + column[x + 3]
             smoothed[y, x] = (outer + 4 * inner + 6 * column[x + 2] + 128) >> 8
-    return smoothed
 
 
-@leaf_kernel
-def split_row(row: Bytes, starts: Ints, bottoms: Ints, marks: Bytes, places: Ints) -> int:
+@inner_kernel
+def split_row(row: Bytes, starts: Ints, bottoms: Ints, marks: Marks) -> int:
     """Split a row behind its peaks; return the number of valleys.
 
     Receives the first column of each, with the row's width behind the last one, and the first
-    column of each one's lowest pixels. ``marks`` and ``places`` are scratch memory.
+    column of each one's lowest pixels. ``marks`` is scratch memory.
     """
+    flags, places = marks.flags, marks.places
     for x in range(1, row.size):
-        marks[x] = row[x] != row[x - 1]
+        flags[x] = row[x] != row[x - 1]
     one = np.uint64(1)
     last, bottom = np.uint64(0), np.uint64(0)
     rising = False
     starts[0] = 0
     bottoms[0] = 0
-    for i in range(list_marks(marks, places)):
+    for i in range(list_marks(marks)):
         x = np.uint64(places[i])
         falls = row[x] < row[x - one]
         # Written at every change, and kept where a valley begins: a test would be guessed wrong.
@@ -72,7 +78,7 @@ def split_row(row: Bytes, starts: Ints, bottoms: Ints, marks: Bytes, places: Int
     return int(last) + 1
 
 
-@leaf_kernel
+@inner_kernel
 def lowest_crack(
     above: Bytes, here: Bytes, left: Scalar, right: Scalar, bottom: Scalar, other: Scalar
 ) -> int:
@@ -114,17 +120,7 @@ class Passes(NamedTuple):
     last: Ints  # (256,) where the chain of each level begins, -1 for none
 
 
-@kernel
-def make_room(passes: Passes, size: Scalar) -> Passes:
-    """Return passes with room for ``size`` of them at least."""
-    ends, before, last = passes
-    while size > before.size:
-        ends = np.concatenate((ends, np.empty_like(ends)))
-        before = np.concatenate((before, np.empty_like(before)))
-    return Passes(ends, before, last)
-
-
-@leaf_kernel
+@inner_kernel
 def add_pass(passes: Passes, size: Scalar, one: Scalar, other: Scalar, level: Scalar) -> None:
     """Write the pass number ``size``."""
     passes.ends[size, 0] = one
@@ -133,7 +129,7 @@ def add_pass(passes: Passes, size: Scalar, one: Scalar, other: Scalar, level: Sc
     passes.last[level] = size
 
 
-@leaf_kernel
+@inner_kernel
 def unite_under_lower(valleys: Valleys, one: Scalar, other: Scalar) -> int:
     """Unite two sets under the lower root, of equals the first; return the root that lost."""
     floors = valleys.floors
@@ -143,7 +139,7 @@ def unite_under_lower(valleys: Valleys, one: Scalar, other: Scalar) -> int:
     return int(other)
 
 
-@leaf_kernel
+@inner_kernel
 def join_with_row_above(
     levels: Bytes,
     y: Scalar,
@@ -170,17 +166,16 @@ def join_with_row_above(
             above_row, row, left, right - 1, np.int64(bottoms[above]), np.int64(bottoms[here])
         )
         highest = np.int64(max(floors[above], floors[here]))
-        if level < highest + deep:
-            united = False
-            if level == highest:
-                root, other = find_root(parent, above), find_root(parent, here)
-                united = root == other
-                if not united and level == max(floors[root], floors[other]):
-                    unite_under_lower(valleys, root, other)
-                    united = True
-            if not united:
-                add_pass(passes, size, above, here, level)
-                size += 1
+        united = False
+        if level == highest:
+            root, other = find_root(parent, above), find_root(parent, here)
+            united = root == other
+            if not united and level == max(floors[root], floors[other]):
+                unite_under_lower(valleys, root, other)
+                united = True
+        if level < highest + deep and not united:
+            add_pass(passes, size, above, here, level)
+            size += 1
         ends_above, ends_here = np.uint64(right_above == right), np.uint64(right_here == right)
         above += ends_above
         i += ends_above
@@ -190,32 +185,34 @@ def join_with_row_above(
 
 
 @kernel
-def join_valleys(levels: Bytes, deep: Scalar, valleys: Valleys, first: Ints) -> Passes:
+def join_valleys(
+    levels: Bytes,
+    deep: Scalar,
+    valleys: Valleys,
+    passes: Passes,
+    first: Ints,
+    starts: Ints,
+    marks: Marks,
+) -> int:
     """Split all rows into valleys, and unite those between which nothing has to be climbed.
 
     Afterwards every set is the surroundings of one regional minimum, and its root the first valley
-    that holds some of it. Returns the passes between two valleys, of those less than ``deep`` above
-    the higher bottom; ``first[y]`` becomes the first valley of row y.
+    that holds some of it. Receives the passes between two valleys, of those less than ``deep``
+    above the higher bottom, and returns their number; ``first[y]`` becomes the first valley of row
+    y. ``starts`` is scratch memory for the columns at which two rows' valleys start.
     """
-    height, width = levels.shape
-    starts = np.empty((2, width // 2 + 3), np.int32)  # of this row and the one above it, in turn
-    passes = Passes(
-        np.empty((1024, 2), np.int32), np.empty(1024, np.int32), np.full(256, -1, np.int32)
-    )
-    marks, places = empty_marks(width)
     size = np.int64(0)
     begin = np.int64(0)
     first[0] = 0
-    for y in range(height):
+    for y in range(levels.shape[0]):
         row, start = levels[y], starts[y & 1]
-        count = split_row(row, start, valleys.bottoms[begin:], marks, places)
+        count = split_row(row, start, valleys.bottoms[begin:], marks)
         first[y + 1] = begin + count
-        passes = make_room(passes, size + 2 * count + begin - first[max(y - 1, 0)])
         for i in range(count):
             here = begin + i
             valleys.parent[here] = here
             valleys.floors[here] = row[valleys.bottoms[here]]
-            if i > 0:
+            if deep > 0 and i > 0:
                 level = np.int64(row[start[i] - 1])
                 if level < np.int64(max(valleys.floors[here - 1], valleys.floors[here])) + deep:
                     add_pass(passes, size, here - 1, here, level)
@@ -225,48 +222,25 @@ def join_valleys(levels: Bytes, deep: Scalar, valleys: Valleys, first: Ints) -> 
                 join_with_row_above(levels, y, starts, first, deep, valleys, passes, size)
             )
         begin += count
-    return passes
+    return int(size)
+
+
+class Minima(NamedTuple):
+    """Room for the minima of a map, as row runs."""
+
+    runs: Ints  # (V, 2)
+    labels: Ints  # (V,) minimum of each run
+    names: Ints  # (V,) minimum that each root stands for
+    first_run: Ints  # (H + 1,)
+    sizes: Ints  # (2,) numbers of runs and of minima
 
 
 @kernel
-def regional_minima(
-    levels: Bytes, deep: Scalar, parent: Ints, floors: Bytes, bottoms: Ints
-) -> tuple[Ints, Ints, Ints, Bytes]:
-    """Find the plateaus without a lower 4-neighbour, and how deep they are.
-
-    The depth of a minimum is how far the water in it rises before it flows over into a lower one;
-    of two equally low ones the first in raster order counts as the lower.
-
-    Parameters
-    ----------
-    levels : (H, W) uint8
-        Map.
-    deep : int
-        Depths from this one on, 1 to 255, are not told apart.
-    parent, bottoms : (H * ceil(W / 2),) int32
-        Scratch memory; a row has no more valleys than every second pixel.
-    floors : (H * ceil(W / 2),) uint8
-        Scratch memory.
-
-    Returns
-    -------
-    runs : (R, 2) int32
-        Pixels of the minima as row runs, in raster order: first column, column after the last.
-    first_run : (H + 1,) int32
-        Where the runs of each row begin.
-    labels : (R,) int32
-        Minimum of each run, 0..K-1 in raster order of their first pixels.
-    depths : (K,) uint8
-        From 1 to ``deep``.
-    """
+def list_minima(levels: Bytes, valleys: Valleys, first: Ints, minima: Minima) -> None:
+    """List the bottoms of the valleys that are as low as their set's."""
     height, width = levels.shape
-    valleys = Valleys(parent, floors, bottoms)
-    first = np.empty(height + 1, np.int32)
-    passes = join_valleys(levels, deep, valleys, first)
-    runs = np.empty((first[height], 2), np.int32)
-    labels = np.empty(first[height], np.int32)
-    names = np.empty(first[height], np.int32)  # of the minimum that a root stands for
-    first_run = np.empty(height + 1, np.int32)
+    parent, floors, bottoms = valleys
+    runs, labels, names, first_run, sizes = minima
     size, count = 0, 0
     for y in range(height):
         first_run[y] = size
@@ -286,16 +260,82 @@ def regional_minima(
             labels[size] = names[root]
             size += 1
     first_run[height] = size
-    # Kruskal's algorithm. A pass that was left out would end no life of less than ``deep``: on the
-    # way from a minimum to a lower one, the bottoms before the last are as high as its own.
-    depths = np.full(count, deep, np.uint8)
+    sizes[0] = size
+    sizes[1] = count
+
+
+@kernel
+def end_minima(valleys: Valleys, passes: Passes, names: Ints, deep: Scalar, depths: Bytes) -> None:
+    """Write how deep each minimum is, where that is less than ``deep``: Kruskal's algorithm.
+
+    A pass that was left out would end no life of less than ``deep``: on the way from a minimum to a
+    lower one, the bottoms before the last are as high as its own.
+    """
     for level in range(256):
         item = passes.last[level]
         while item >= 0:
-            one = find_root(parent, passes.ends[item, 0])
-            other = find_root(parent, passes.ends[item, 1])
+            one = find_root(valleys.parent, passes.ends[item, 0])
+            other = find_root(valleys.parent, passes.ends[item, 1])
             if one != other:
                 lost = unite_under_lower(valleys, one, other)
-                depths[names[lost]] = min(level - np.int64(floors[lost]), deep)
+                depths[names[lost]] = min(level - np.int64(valleys.floors[lost]), deep)
             item = passes.before[item]
-    return runs[:size], first_run, labels[:size], depths
+
+
+def regional_minima(levels: Bytes, deep: int) -> tuple[Ints, Ints, Ints, Bytes]:
+    """Find the plateaus without a lower 4-neighbour, and how deep they are.
+
+    The depth of a minimum is how far the water in it rises before it flows over into a lower one;
+    of two equally low ones the first in raster order counts as the lower.
+
+    Parameters
+    ----------
+    levels : (H, W) uint8
+        Map.
+    deep : int
+        Depths from this one on, 1 to 255, are not told apart.
+
+    Returns
+    -------
+    runs : (R, 2) int32
+        Pixels of the minima as row runs, in raster order: first column, column after the last.
+    first_run : (H + 1,) int32
+        Where the runs of each row begin.
+    labels : (R,) int32
+        Minimum of each run, 0..K-1 in raster order of their first pixels.
+    depths : (K,) uint8
+        From 1 to ``deep``.
+    """
+    height, width = levels.shape
+    # A row has no more valleys than every second pixel. Memory that is not written to is not used.
+    most = height * ((width + 1) // 2)
+    valleys = Valleys(
+        borrow("parents", most, np.int32),
+        borrow("floors", most, np.uint8),
+        borrow("bottoms", most, np.int32),
+    )
+    # No minimum is less deep than 1: nothing is to be found out about that.
+    below = deep if deep > 1 else 0
+    # Between neighbours in a row, and fewer than both rows have between two rows.
+    num_passes = 3 * most if below else 0
+    passes = Passes(
+        borrow("passes", 2 * num_passes, np.int32).reshape(-1, 2),
+        borrow("chains", num_passes, np.int32),
+        np.full(256, -1, np.int32),
+    )
+    first = np.empty(height + 1, np.int32)
+    starts = np.empty((2, width // 2 + 3), np.int32)
+    join_valleys(levels, below, valleys, passes, first, starts, empty_marks(width))
+    minima = Minima(
+        borrow("minima", 2 * most, np.int32).reshape(-1, 2),
+        borrow("labels", most, np.int32),
+        borrow("names", most, np.int32),
+        np.empty(height + 1, np.int32),
+        np.empty(2, np.int32),
+    )
+    list_minima(levels, valleys, first, minima)
+    size, count = minima.sizes.tolist()
+    depths = np.full(count, deep, np.uint8)
+    if below:
+        end_minima(valleys, passes, minima.names, below, depths)
+    return minima.runs[:size].copy(), minima.first_run, minima.labels[:size].copy(), depths

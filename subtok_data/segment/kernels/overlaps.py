@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Longs, Scalar, kernel
+from subtok_data.segment.kernels.jit import Bytes, Ints, Labels, Longs, Scalar, allocating_kernel
 
 __all__ = ["CLIPPED", "DIVIDED", "WHOLE", "count_overlaps", "union_runs"]
 
 
-@kernel
+@allocating_kernel
 def add_column(
     column: Labels,
     top: Scalar,
@@ -37,7 +37,7 @@ def add_column(
     return int(number)
 
 
-@kernel
+@allocating_kernel
 def count_overlaps(
     counts: Ints, offsets: Longs, token_map: Labels, num_tokens: Scalar
 ) -> tuple[Longs, Ints, Longs]:
@@ -105,7 +105,7 @@ CLIPPED, WHOLE, DIVIDED = 1, 2, 3
 """How a token belongs to a region: inside a box, all of it, or what is nearest to points inside."""
 
 
-@kernel
+@allocating_kernel
 def is_nearer(y: Scalar, x: Scalar, points: Longs, labels: NDArray[np.int8]) -> bool:
     """Return whether a pixel is no farther from a point of label 1 than from all of label 0."""
     inside, outside = np.int64(1) << 62, np.int64(1) << 62
@@ -118,7 +118,7 @@ def is_nearer(y: Scalar, x: Scalar, points: Longs, labels: NDArray[np.int8]) -> 
     return bool(inside <= outside)
 
 
-@kernel
+@allocating_kernel
 def union_runs(
     token_map: Labels,
     num_tokens: Scalar,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from subtok_data.segment.kernels.jit import Flags, Ints, Labels, Longs, kernel
-from subtok_data.segment.kernels.marks import empty_marks, list_marks
+from subtok_data.segment.kernels.marks import Marks, empty_marks, list_marks
 
 __all__ = ["measure_tokens", "relabel", "sample_shapes"]
 
 
-@kernel
 def measure_tokens(
     token_map: Labels,
     areas: Longs,
@@ -23,15 +22,24 @@ def measure_tokens(
     The arrays come zeroed. Returns False for a map with a label out of range; labels below 0 are
     no token.
     """
+    marks = empty_marks(token_map.shape[1])
+    return bool(measure_rows(token_map, marks, areas, boxes, sums, first))
+
+
+@kernel
+def measure_rows(
+    token_map: Labels, marks: Marks, areas: Longs, boxes: Ints, sums: Longs, first: Longs
+) -> bool:
+    """Measure the tokens of all rows: see :func:`measure_tokens`."""
     height, width = token_map.shape
-    marks, ends = empty_marks(width)
+    flags, ends = marks.flags, marks.places
     for y in range(height):
         row = token_map[y]
         for x in range(width - 1):
-            marks[x] = row[x] != row[x + 1]
-        marks[width - 1] = 1
+            flags[x] = row[x] != row[x + 1]
+        flags[width - 1] = 1
         start = np.int64(0)
-        for i in range(list_marks(marks, ends)):
+        for i in range(list_marks(marks)):
             end = np.int64(ends[i]) + 1
             token = np.int64(row[start])
             if token >= areas.size:

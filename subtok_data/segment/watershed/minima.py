@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.segment.kernels import borrow
 from subtok_data.segment.watershed.seeds import Seeds
 
 __all__ = ["find_minima", "minima_seeds"]
@@ -83,15 +82,7 @@ def find_minima(levels: NDArray[np.uint8], deep: int = 1) -> tuple[Seeds, NDArra
     """
     from subtok_data.segment.kernels import regional_minima
 
-    height, width = levels.shape
-    most = height * ((width + 1) // 2)
-    runs, first_run, labels, depths = regional_minima(
-        levels,
-        deep,
-        borrow("parents", most, np.int32),
-        borrow("floors", most, np.uint8),
-        borrow("bottoms", most, np.int32),
-    )
+    runs, first_run, labels, depths = regional_minima(levels, deep)
     return Seeds(runs, first_run, labels, len(depths), imposed=True), depths
 
 
