@@ -176,11 +176,23 @@ class SubobjectCollator:
         """What a bad sample does."""
         return self.options.on_error
 
-    def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
-        """Infer, segment and pad a raw batch, one stage after the other, in this thread."""
+    def finish(
+        self, raw: RawBatch, device: torch.device | str | None = None, *, pin: bool = False
+    ) -> dict[str, Any]:
+        """Infer, segment and pad a raw batch, one stage after the other, in this thread.
+
+        Parameters
+        ----------
+        raw : RawBatch
+            Of a worker.
+        device : torch.device or str, optional
+            Where the tensors shall be; the CPU by default.
+        pin : bool, optional
+            Whether tensors that stay on the host are in pinned memory.
+        """
         target = resolve_device("cpu" if device is None else device)
         upload = None if target.type == "cpu" else BatchUpload(target)
-        stages = self.stages(upload=upload)
+        stages = self.stages(upload=upload, pin=pin)
         return stages.finish(stages.run(raw))
 
     def stages(self, **options: Any) -> BatchStages:
@@ -189,8 +201,8 @@ class SubobjectCollator:
         Parameters
         ----------
         **options
-            ``pool``, ``upload``, ``timed`` and ``cache`` of ``BatchStages``; ``logs``, beside
-            the collator's own.
+            ``pool``, ``upload``, ``pin`` and ``timed`` of ``BatchStages``; ``logs``, beside the
+            collator's own.
         """
         logs = (self.replaced, *options.pop("logs", ()))
         return BatchStages(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
@@ -44,8 +44,10 @@ TokenOrigin = Literal["model", "store", "cache"]
 class BatchFinisher(Protocol):
     """What finishes raw batches in the main process: a collator."""
 
-    def finish(self, raw: RawBatch, device: torch.device | str | None = None) -> dict[str, Any]:
-        """Infer, segment and pad."""
+    def finish(
+        self, raw: RawBatch, device: torch.device | str | None = None, *, pin: bool = False
+    ) -> dict[str, Any]:
+        """Infer, segment and pad; ``pin`` what stays on the host."""
         ...
 
 
@@ -92,10 +94,6 @@ class RawImages:
             views.append(flat[offset : offset + size].reshape(shape))
             offset += size
         return views
-
-    def pin_memory(self) -> RawImages:
-        """Return a copy in pinned memory."""
-        return RawImages(self.buffer.pin_memory(), self.shapes)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -190,15 +188,6 @@ class RawBatch:
     position: StreamPosition | None = None
     notices: list[str] = field(default_factory=list[str])
 
-    def pin_memory(self) -> RawBatch:
-        """Pin the pixel buffers; nothing else is large."""
-        encoder = self.encoder_images
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            encoder_images=None if encoder is None else encoder.pin_memory(),
-        )
-
     @property
     def nbytes(self) -> int:
         """Bytes of the pixel and map buffers."""
@@ -220,8 +209,8 @@ class PendingBatch(MutableMapping[str, Any]):
 
     Notes
     -----
-    ``.to(device)`` gives a plain dict. ``.pin_memory()`` pins the raw buffers and finishes nothing,
-    since it runs in the pinning thread.
+    ``.to(device)`` gives a plain dict. ``.pin_memory()`` finishes nothing, since it runs in the
+    pinning thread: the tensors are pinned when they are made.
     """
 
     def __init__(
@@ -234,6 +223,7 @@ class PendingBatch(MutableMapping[str, Any]):
     ) -> None:
         self.raw = raw
         self.collator_key = collator_key
+        self._pins = False
         self._finished: dict[str, Any] | None = None if finished is None else dict(finished)
         if raw is None and self._finished is None:
             self._finished = {}
@@ -265,7 +255,7 @@ class PendingBatch(MutableMapping[str, Any]):
                     "batches to other processes. A collator that was pickled has no model: build "
                     "one in each process"
                 )
-            self._finished = collator.finish(self.raw, device)
+            self._finished = collator.finish(self.raw, device, pin=self._pins)
             self.raw = None
         return self._finished
 
@@ -281,10 +271,12 @@ class PendingBatch(MutableMapping[str, Any]):
         }
 
     def pin_memory(self) -> PendingBatch:
-        """Return the same batch with its raw buffers pinned."""
-        if self.raw is None:
-            return self
-        return PendingBatch(raw=self.raw.pin_memory(), collator_key=self.collator_key)
+        """Return the same batch, whose tensors are going to be pinned; what is finished, as it is.
+
+        Not the raw pixels: those that go to a device are copied again, onto a canvas or padded.
+        """
+        self._pins = True
+        return self
 
     def __getitem__(self, key: str) -> Any:
         return self.finish()[key]

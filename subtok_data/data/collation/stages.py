@@ -69,8 +69,11 @@ class BatchStages:
         Partitions images; in the calling thread by default.
     upload : BatchUpload, optional
         Brings finished batches to a device; they stay on the CPU by default.
+    pin : bool, optional
+        Whether finished batches that stay on the CPU are in pinned memory.
     timed : callable, optional
-        ``timed(stage)`` is a context in which that stage runs; ``stage`` is "infer" or "finish".
+        ``timed(stage)`` is a context in which that stage runs; ``stage`` is "infer", "device" (the
+        wait for inference that was started) or "finish".
     logs : tuple of list of Replacement, optional
         Get the replacements of each batch that is finished.
     arrays : RecycledArrays, optional
@@ -83,6 +86,7 @@ class BatchStages:
     options: BatchOptions
     pool: SegmentPool = field(default_factory=InlineSegmentPool)
     upload: BatchUpload | None = None
+    pin: bool = False
     timed: Callable[[str], AbstractContextManager[Any]] = _untimed
     logs: tuple[list[Replacement], ...] = ()
     arrays: RecycledArrays = field(default_factory=RecycledArrays)
@@ -145,7 +149,7 @@ class BatchStages:
         """Wait for inference and hand every image to the pool."""
         inference, batch.inference = batch.inference, None
         if inference is not None:
-            with self.timed("infer"):
+            with self.timed("device"):
                 try:
                     batch.take_evidence(inference.result())
                 except DEVICE_FAILURES:
@@ -339,6 +343,11 @@ class BatchStages:
                 made_there = {"pixel_values": visual["pixel_values"]}
                 finished = upload.send(finished, made_there=made_there)
                 batch.sent = upload.sent()
+            elif self.pin:
+                finished = {
+                    key: value.pin_memory() if isinstance(value, torch.Tensor) else value
+                    for key, value in finished.items()
+                }
         batch.finished = finished
         return finished
 

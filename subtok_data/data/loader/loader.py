@@ -38,6 +38,7 @@ from subtok_data.data.loader.look_ahead import (
 )
 from subtok_data.data.loader.ranks import rank_and_world_size
 from subtok_data.data.loader.resumable import ResumableDataLoader
+from subtok_data.data.loader.stage_threads import LastingThread
 from subtok_data.data.loader.stats import LoaderStats, StatsRecorder
 from subtok_data.data.pool import EXECUTORS, SegmentPool, make_pool
 from subtok_data.data.position import LoaderState
@@ -113,7 +114,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     cache_gb : float, optional
         Nothing more is written to the cache once its folder takes so many GB; no limit by default.
     **kwargs
-        Further DataLoader arguments: ``pin_memory``, ``prefetch_factor``, ``worker_init_fn`` …
+        Further DataLoader arguments: ``pin_memory`` (of finished batches, where CUDA is and they
+        stay on the CPU), ``prefetch_factor``, ``worker_init_fn`` …
         Workers are persistent unless told otherwise. They are forked on Linux while no accelerator
         is in use, else started by forkserver or spawn, unless ``multiprocessing_context`` is given.
 
@@ -244,8 +246,15 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         if tokens is not None:
             weakref.finalize(self, tokens.close)
         self._recorder = StatsRecorder()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Have nothing of what iterations start: no thread, pool or stream."""
         self._model_stream: DeviceStream | None = None
         self._upload: BatchUpload | None = None
+        self._feeder = LastingThread("subtok-feeder")
+        self._feeder_closer = weakref.finalize(self, self._feeder.close)
+        self._feeder_closer.atexit = False  # then it may still feed
         self._pool: SegmentPool | None = None
         self._pool_closer: weakref.finalize[Any, Any] | None = None
 
@@ -314,9 +323,11 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         # after the workers have started, who cannot be forked once a device is in use.
         device = accelerate_device() if self.device is None else resolve_device(self.device)
         self.tokenizer.segmenter.load()
+        stats.infers_on = self.tokenizer.device.type
         stages = self.collator.stages(
             pool=self._segment_pool(),
             upload=self._upload_to(device),
+            pin=self.pin_memory and torch.cuda.is_available(),
             timed=stats.timed,
             logs=(stats.replaced,),
         )
@@ -328,6 +339,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
             timeout_s=self.timeout_s,
             decode_in_caller=self.num_workers == 0,
             model_stream=self._stream_of_model(),
+            feeder=self._feeder,
         )
         return run_ahead(raws, stages, stats, ahead)
 
@@ -379,7 +391,8 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
         super()._leave_to_parent()
         if self._pool_closer is not None:
             self._pool_closer.detach()
-        self._pool = self._pool_closer = None
+        self._feeder_closer.detach()
+        self._start_anew()
         self._recorder = StatsRecorder()
 
     def __repr__(self) -> str:
@@ -402,6 +415,7 @@ class SubobjectLoader(AccelerateState, ResumableDataLoader):
     def close(self) -> None:
         """End all workers and threads; the loader may be iterated again, which starts them anew."""
         self._stop_running()
+        self._feeder.close()
         self._end_dataloader_workers()
         if self._pool_closer is not None:
             self._pool_closer()

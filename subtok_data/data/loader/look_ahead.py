@@ -15,10 +15,13 @@ for a batch: datasets need not be safe for threads, and augmentation seeds globa
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +38,7 @@ from subtok_data.data.collation import (
     SubobjectCollator,
 )
 from subtok_data.data.dataloader_workers import hold_forks, name_crashes
+from subtok_data.data.loader.stage_threads import LastingThread, use_one_torch_thread
 from subtok_data.data.loader.stats import StatsRecorder
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.process_limit import name_process_limit
@@ -77,6 +81,8 @@ class LookAhead:
         Whether the user's thread decodes.
     model_stream : DeviceStream
         Where models run, in the feeder, and in the collector where they run again.
+    feeder : LastingThread
+        Runs models, in every epoch.
     """
 
     depth: int
@@ -84,6 +90,7 @@ class LookAhead:
     timeout_s: float
     decode_in_caller: bool
     model_stream: DeviceStream
+    feeder: LastingThread
 
 
 @dataclass(frozen=True)
@@ -237,43 +244,19 @@ class _Threads:
         models = ahead.model_stream.device
         batches = torch.device("cpu") if stages.upload is None else stages.upload.device
         feed = self._feed_decoded if ahead.decode_in_caller else self._decode_and_feed
+        self._owner = os.getpid()
+        _RUNNING.add(self)
         self._threads = [
-            self._start("subtok-feeder", feed, self._inferring, models),
-            self._start(
+            ahead.feeder.begin(lambda: _run_stage(models, feed, self._inferring)),
+            _start(
                 "subtok-collector",
-                lambda: _relay(self._inferring, self._segment, self._segmenting),
-                self._segmenting,
-                models,
+                lambda: _run_stage(models, self._segment, self._segmenting),
             ),
-            self._start(
+            _start(
                 "subtok-finisher",
-                lambda: _relay(self._segmenting, self._collect, self._ready),
-                self._ready,
-                batches,
+                lambda: _run_stage(batches, self._finish, self._ready),
             ),
         ]
-
-    def _start(
-        self,
-        name: str,
-        work: Callable[[], Any],
-        out: queue.SimpleQueue[Any],
-        device: torch.device,
-    ) -> threading.Thread:
-        """Run ``work``, and put what it returns at its end, or its failure, in its out-queue."""
-
-        def run() -> None:
-            try:
-                set_thread_device(device)
-                last = work()
-            except BaseException as error:
-                last = _Failure(error)
-            out.put(last)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        with name_process_limit():
-            thread.start()
-        return thread
 
     @property
     def num_ready(self) -> int:
@@ -322,7 +305,7 @@ class _Threads:
             self._decoding_since = time.monotonic()
             raw = next(self._raws, None)
             self._decoding_since = None
-            if raw is None:
+            if raw is None or self._stopping:
                 return _END
             self._feed(raw)
 
@@ -332,15 +315,36 @@ class _Threads:
             self._stages.infer(batch)
         self._inferring.put(batch)
 
-    def _segment(self, batch: BatchInProgress) -> None:
+    def _segment(self) -> Any:
         with self._ahead.model_stream.entered():
-            self._stages.segment(batch)
+            return self._relay(self._inferring, self._stages.segment, self._segmenting)
+
+    def _finish(self) -> Any:
+        """Wait for the pool and pad; what is not settled is left to the user's thread."""
+        use_one_torch_thread()  # a team of them would wait for cores that other stages use
+        return self._relay(self._segmenting, self._collect, self._ready)
 
     def _collect(self, batch: BatchInProgress) -> None:
-        """Wait for the pool and pad; what is not settled is left to the user's thread."""
         self._stages.collect(batch)
         if batch.is_settled:
             self._stages.build(batch)
+
+    def _relay(
+        self,
+        source: queue.SimpleQueue[Any],
+        work: Callable[[BatchInProgress], None],
+        target: queue.SimpleQueue[Any],
+    ) -> Any:
+        """Run a stage on batches in order; return what ended the queue."""
+        while True:
+            item = source.get()
+            if not isinstance(item, BatchInProgress):
+                return item
+            if self._stopping:
+                item.cancel()
+                continue
+            work(item)
+            target.put(item)
 
     def _check_decoding(self) -> None:
         """Give up on DataLoader workers that hang; torch itself notices only those that died."""
@@ -356,11 +360,14 @@ class _Threads:
 
     def stop(self) -> None:
         """End the threads and wait for them; work that nobody waits for is cancelled."""
+        if os.getpid() != self._owner:
+            return  # a forked child has none of them
         self._stopping = True
         self._permits.release()
         self._decoded.put(None)
+        until = time.monotonic() + _JOIN_S
         for thread in self._threads:
-            thread.join(_JOIN_S)
+            thread.join(max(0.0, until - time.monotonic()))
         for waiting in (self._inferring, self._segmenting, self._ready):
             while not waiting.empty():
                 item = waiting.get()
@@ -368,15 +375,30 @@ class _Threads:
                     item.cancel()
 
 
-def _relay(
-    source: queue.SimpleQueue[Any],
-    work: Callable[[BatchInProgress], None],
-    target: queue.SimpleQueue[Any],
-) -> Any:
-    """Run a stage on batches in order; return what ended the queue."""
-    while True:
-        item = source.get()
-        if not isinstance(item, BatchInProgress):
-            return item
-        work(item)
-        target.put(item)
+def _start(name: str, work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    with name_process_limit():
+        thread.start()
+    return thread
+
+
+def _run_stage(device: torch.device, work: Callable[[], Any], out: queue.SimpleQueue[Any]) -> None:
+    """Run ``work``, and put what it returns at its end, or its failure, in its out-queue."""
+    try:
+        set_thread_device(device)
+        last = work()
+    except BaseException as error:
+        last = _Failure(error)
+    out.put(last)
+
+
+_RUNNING: weakref.WeakSet[_Threads] = weakref.WeakSet()
+
+
+def _stop_all() -> None:
+    """End what an iteration that was left runs, before torch and CUDA are torn down."""
+    for threads in list(_RUNNING):
+        threads.stop()
+
+
+atexit.register(_stop_all)

@@ -34,7 +34,9 @@ class LoaderStats:
     decode_wait_s : float
         Time that inference waited for decoded images.
     infer_s : float
-        Time that inference took, as the host sees it.
+        Time that inference took; where a device works beside the host, that of launching it.
+    device_wait_s : float
+        Time that the collector waited for a device that works beside the host; 0 without.
     segment_s : float
         Time of segmentation, summed over segment workers.
     finish_s : float
@@ -64,6 +66,8 @@ class LoaderStats:
     compile_s : float
         Time that this process compiled kernels or read their code from the disk, which happens once
         and is in none of the stages.
+    infers_on : str
+        Type of the device that infers, such as "cpu" or "cuda".
     """
 
     batches: int
@@ -72,6 +76,7 @@ class LoaderStats:
     elapsed_s: float
     decode_wait_s: float
     infer_s: float
+    device_wait_s: float
     segment_s: float
     finish_s: float
     consumer_wait_s: float
@@ -87,6 +92,7 @@ class LoaderStats:
     cache_hits: int = 0
     cache_misses: int = 0
     compile_s: float = 0.0
+    infers_on: str = "cpu"
 
     @property
     def images_per_s(self) -> float:
@@ -95,12 +101,13 @@ class LoaderStats:
 
     @property
     def bottleneck(self) -> str:
-        """What limits: "training step", "decode", "infer", "segment" or "finish"."""
+        """What limits: "training step", "decode", "infer", "device", "segment" or "finish"."""
         if not self.batches or self.consumer_wait_s < 0.05 * self.elapsed_s:
             return "training step"
         shares = {
             "decode": self.decode_wait_s,
             "infer": self.infer_s,
+            "device": self.device_wait_s,
             "segment": self.segment_s / self.segment_workers,
             "finish": self.finish_s,
         }
@@ -114,7 +121,7 @@ class LoaderStats:
             f"{self.tokens / max(1, self.images):.1f} tokens per image, "
             f"{self.padding_fraction:.0%} padding",
             f"  waiting for decoded images {self.decode_wait_s * per_image:8.2f} ms per image",
-            f"  inference                  {self.infer_s * per_image:8.2f} ms per image",
+            *self._inference(per_image),
             f"  segmentation               {self.segment_s * per_image:8.2f} ms per image"
             f" (in {self.segment_workers} workers at once)",
             f"  padding                    {self.finish_s * per_image:8.2f} ms per image",
@@ -133,7 +140,21 @@ class LoaderStats:
             lines.append(f"  {len(self.replaced)} samples replaced; the first: {self.replaced[0]}")
         if self.restarts:
             lines.append(f"  {self.restarts} segment workers died and were replaced")
-        return "\n".join([*lines, f"Limited by: {self.bottleneck}. {_ADVICE[self.bottleneck]}"])
+        return "\n".join([*lines, f"Limited by: {self.bottleneck}. {self._advice}"])
+
+    def _inference(self, per_image: float) -> list[str]:
+        if not self.device_wait_s:
+            return [f"  inference                  {self.infer_s * per_image:8.2f} ms per image"]
+        return [
+            f"  launching inference        {self.infer_s * per_image:8.2f} ms per image",
+            f"  waiting for the device     {self.device_wait_s * per_image:8.2f} ms per image",
+        ]
+
+    @property
+    def _advice(self) -> str:
+        if self.bottleneck == "infer" and self.infers_on != "cpu":
+            return _ADVICE["infer on a device"]
+        return _ADVICE[self.bottleneck]
 
 
 _WORTH_TELLING_S = 1.0
@@ -142,6 +163,9 @@ _ADVICE = {
     "decode": "Raise num_workers, or store smaller images.",
     "infer": "Use a GPU, a smaller size, or larger batches; or store tokens once with `subtok "
     "tokenize`.",
+    "infer on a device": "Give larger batches, so that the host launches less for each image; or "
+    "store tokens once with `subtok tokenize`.",
+    "device": "Use a smaller size or a smaller model; or store tokens once with `subtok tokenize`.",
     "segment": "Raise segment_workers, or use a smaller size.",
     "finish": "Use a smaller pixel size, or pixels=PixelConfig(dtype='uint8') and normalise on "
     "the device.",
@@ -167,6 +191,7 @@ class StatsRecorder:
     cache_misses: int = 0
     bytes_in_flight: int = 0
     peak_bytes: int = 0
+    infers_on: str = "cpu"
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     replaced: list[Replacement] = field(default_factory=list[Replacement])
     histogram: NDArray[np.int64] = field(
@@ -232,6 +257,7 @@ class StatsRecorder:
             elapsed_s=seconds.get("elapsed", 0.0),
             decode_wait_s=seconds.get("decode", 0.0),
             infer_s=seconds.get("infer", 0.0),
+            device_wait_s=seconds.get("device", 0.0),
             segment_s=segment_s,
             finish_s=seconds.get("finish", 0.0),
             consumer_wait_s=seconds.get("wait", 0.0),
@@ -249,4 +275,5 @@ class StatsRecorder:
             cache_hits=self.cache_hits,
             cache_misses=self.cache_misses,
             compile_s=compile_seconds() - self.compiled_before,
+            infers_on=self.infers_on,
         )
