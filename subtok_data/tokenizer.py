@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Never, overload
 
 import torch
 
-from subtok_data.arguments import check_type, compare_options
+from subtok_data.arguments import check_type, compare_options, similar_names
 from subtok_data.boundary import BoundaryModel
 from subtok_data.errors import ConfigError
 from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
@@ -93,7 +94,8 @@ class SubobjectTokenizer:
     order : {"area", "raster"}, optional
         Order of the tokens: descending area (the paper's), or centers row by row.
     size : int or None, optional
-        Longest side that images are resized to, in pixels; None keeps images as they are.
+        Longest side that images are resized to, in pixels, smaller images too: the boundary model
+        finds what it learned to find at this size. None keeps images as they are.
     square : bool, optional
         Squash images to (size, size), as the paper does.
     full_decode : bool, optional
@@ -107,7 +109,7 @@ class SubobjectTokenizer:
     Raises
     ------
     ConfigError
-        An option out of range, options that contradict each other, or no segmenter.
+        An option out of range or unknown, options that contradict each other, or no segmenter.
 
     Examples
     --------
@@ -135,7 +137,9 @@ class SubobjectTokenizer:
         square: bool = False,
         full_decode: bool = False,
         device: str | torch.device | None = None,
+        **unknown: Never,
     ) -> None:
+        _refuse_unknown(unknown)
         if segmenter is None:
             segmenter = EPOCSegmenter(threshold=threshold, device=device)
         elif threshold is not None or device is not None:
@@ -553,3 +557,11 @@ def _refuse_other_format(config: Mapping[str, Any]) -> None:
             f"a configuration of format version {version}: this version of subtok_data reads "
             f"{FORMAT_VERSION}"
         )
+
+
+def _refuse_unknown(unknown: Mapping[str, object]) -> None:
+    """Raise ConfigError for options that no tokenizer has."""
+    for name in unknown:
+        known = [*inspect.signature(SubobjectTokenizer).parameters][:-1]
+        remedy = similar_names(name, known) or f": it has {', '.join(known)}"
+        raise ConfigError(f"SubobjectTokenizer has no option {name!r}{remedy}")

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from subtok_data.cli.output import name_options
 from subtok_data.errors import ConfigError, SubtokError
 
 __all__ = ["build_parser", "main"]
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except ConfigError as error:
-        print(f"subtok: {error}", file=sys.stderr)
+        print(f"subtok: {name_options(str(error), vars(args))}", file=sys.stderr)
         return 2
     except (SubtokError, OSError) as error:  # OSError: a full disk, a folder that is a file
         print(f"subtok: {error}", file=sys.stderr)

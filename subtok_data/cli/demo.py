@@ -25,8 +25,8 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 _RUNS = 3
 _EXAMPLES = """\
   subtok demo                                   four photos that come with scikit-image
-  subtok demo --image holiday.jpg --num-tokens 60
-  subtok demo --image photos/ --strength 0.6 --out pictures/
+  subtok demo holiday.jpg --num-tokens 60
+  subtok demo photos/ --strength 0.6 --out pictures/
   subtok demo --segmenter sam --segmenter-model facebook/sam-vit-base --points-per-side 16
   subtok demo --json > timings.json
   subtok demo --serve                           a page to try it on photos of your own
@@ -39,7 +39,10 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         commands, "demo", "Cut photos into tokens, draw them, and print timings.", _EXAMPLES
     )
     parser.add_argument(
-        "--image", metavar="PATH", help="an image or a folder of images (default: bundled photos)"
+        "photos",
+        metavar="PHOTO",
+        nargs="*",
+        help="images, or a folder of them (default: four photos that come with scikit-image)",
     )
     parser.add_argument(
         "--out",
@@ -124,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from subtok_data.errors import ImageError
     from subtok_data.segment import warm_up
 
-    sources = list(_sources(args.image))
+    sources = list(_sources(args.photos))
     tokenizer = make_tokenizer(args)
     if args.serve:
         return _serve(tokenizer, sources[0][1], args.port)
@@ -170,11 +173,11 @@ def _serve(tokenizer: SubobjectTokenizer, photo: Any, port: int) -> int:
     return 0
 
 
-def _sources(path: str | None) -> Iterator[tuple[str, Any]]:
-    if path is not None:
+def _sources(paths: list[str]) -> Iterator[tuple[str, Any]]:
+    if paths:
         from subtok_data.data import ImageFiles
 
-        files = ImageFiles(path)
+        files = ImageFiles(paths[0] if len(paths) == 1 else paths)
         for row in map(files.__getitem__, range(len(files))):
             yield row["path"], row["image"]
         return

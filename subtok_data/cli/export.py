@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from subtok_data.cli.options import Commands, add_command
 from subtok_data.cli.output import print_json, say
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(report))
     else:
-        print(f"{report.images} images, {report.tokens} segments in {report.folder}/panoptic.json")
+        file = Path(report.folder) / "panoptic.json"
+        print(f"{report.images} images, {report.tokens} segments in {file}")
     if report.failed:
         say(f"subtok: {len(report.failed)} of {len(stored)} rows are not in the files:")
         for reason in report.failed[:_LISTED]:

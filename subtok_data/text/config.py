@@ -23,7 +23,8 @@ class TextConfig:
     """Text options of a :class:`~subtok_data.SubobjectCollator`.
 
     Exactly one form is chosen: ``caption``, ``prompt`` (with ``answer``), or ``messages``. Each
-    names a column of the dataset.
+    names a column of the dataset. These columns become ``input_ids`` and ``labels``, and are not in
+    the batch themselves, unless the collator's ``columns=`` names them.
 
     Parameters
     ----------

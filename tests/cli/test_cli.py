@@ -443,15 +443,54 @@ def test_models_cut_photos_from_the_command_line(photos, tmp_path, capsys, segme
     assert (report["images"], report["failed"]) == (6, [])
     assert 6 <= report["tokens"] <= 30
     image, pictures = photos / "00.png", tmp_path / "pictures"
-    assert main(["demo", "--image", str(image), "--out", str(pictures), *common, "--json"]) == 0
+    assert main(["demo", str(image), "--out", str(pictures), *common, "--json"]) == 0
     (timing,) = json.loads(capsys.readouterr().out)["images"]
     assert timing["coverage"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--num-tokens 0", "--num-tokens 0: expected a whole number of at least 1"),
+        ("--threshold 0.1 --strength 0.3", "--threshold 0.1 and --strength 0.3: both control"),
+        ("--num-tokens 5 --max-tokens 4", "--num-tokens 5 is above --max-tokens 4: leave out"),
+        ("--size 8", "--size 8 is smaller than one step of the boundary model; give at least 32"),
+        (
+            "--segmenter patch --strength 0.3",
+            "--strength 0.3: GridPartitioner gives no boundary map to measure borders on; give "
+            "--num-tokens or --max-tokens",
+        ),
+        ("--device gpu", "--device 'gpu': torch knows no such device"),
+        ("--workers -1", "--workers -1: give"),
+        ("--image-column", "--image-column: expected one argument"),
+    ],
+)
+def test_messages_name_options_as_the_command_does(photos, tmp_path, capsys, options, message):
+    try:
+        code = main(["tokenize", str(photos), "--out", str(tmp_path / "t"), *options.split()])
+    except SystemExit as end:  # of argparse
+        code = end.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert message in said
+    assert "or None" not in said
+    assert "_" not in said.replace(str(tmp_path), "")
+
+
+def test_demo_takes_photos_as_they_are_named(photos, tmp_path, capsys):
+    files = [str(photos / "00.png"), str(photos / "03.png")]
+    options = ["--out", str(tmp_path / "pictures"), *PATCH[:4], "--json"]
+    assert main(["demo", *files, *options]) == 0
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert [one["image"] for one in images] == ["00.png", "03.png"]
+    assert main(["demo", str(photos), *options]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 6
 
 
 def test_an_output_folder_that_is_a_file_is_one_clear_line(photos, capsys):
     taken = photos / "00.png"
     assert main(["tokenize", str(photos), "--out", str(taken), *PATCH]) == 1
-    assert main(["demo", "--image", str(taken), "--out", str(taken), "--segmenter", "patch"]) == 1
+    assert main(["demo", str(taken), "--out", str(taken), "--segmenter", "patch"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("subtok: ") and "00.png" in line for line in lines)
@@ -567,7 +606,7 @@ def test_demo_draws_bundled_photos_and_prints_a_table(tmp_path, capsys):
 def test_demo_of_a_folder_reports_bad_images(photos, tmp_path, capsys):
     (photos / "05.png").write_bytes(b"")
     out = tmp_path / "pictures"
-    arguments = ["demo", "--image", str(photos), "--out", str(out), "--segmenter", "patch"]
+    arguments = ["demo", str(photos), "--out", str(out), "--segmenter", "patch"]
     assert main([*arguments, "--size", "64", "--format", "jpg", "--json"]) == 1
     words = capsys.readouterr()
     report = json.loads(words.out)
@@ -578,7 +617,7 @@ def test_demo_of_a_folder_reports_bad_images(photos, tmp_path, capsys):
 
 
 def test_demo_of_a_single_missing_image(tmp_path, capsys):
-    assert main(["demo", "--image", str(tmp_path / "no.jpg"), "--out", str(tmp_path)]) == 2
+    assert main(["demo", str(tmp_path / "no.jpg"), "--out", str(tmp_path)]) == 2
     assert "no.jpg" in capsys.readouterr().err
 
 

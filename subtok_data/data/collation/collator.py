@@ -50,7 +50,8 @@ class SubobjectCollator:
     packing : bool, optional
         Give the packed layout instead of the padded one; needs ``text``.
     columns : sequence of str, optional
-        Which other columns pass through; all by default.
+        Which other columns pass through; by default all but the image and those that ``text``
+        reads.
     pixels : PixelConfig, optional
         Size, normalisation and dtype of ``pixel_values``.
     image_processor : transformers image processor, optional

@@ -181,7 +181,7 @@ def _refuse_splits(dataset: Any) -> None:
 
 def _refuse_tables(dataset: Any) -> None:
     """Raise ConfigError for tables, whose indexing gives columns; nothing is imported for it."""
-    kind = cast("type", type(dataset))
+    kind: type[object] = type(dataset)
     remedy = _FRAMES.get((kind.__module__.partition(".")[0], kind.__name__))
     if remedy is not None:
         raise ConfigError(
