@@ -28,9 +28,10 @@ if hasattr(os, "register_at_fork"):
     # for ever. Torch does the same in DataLoader workers; others fork too, datasets.map for one.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 _DTYPES = {
     "float32": torch.float32,
+    "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
@@ -173,8 +174,9 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Dtype of the network's matrix products; logits and what follows are always float32.
 
     ``"auto"`` is float16 on CUDA, bfloat16 on a CPU with bfloat16 instructions (AVX-512 BF16 or
-    AMX), float32 elsewhere. Float16 rounds eight times finer than bfloat16 at the same speed, which
-    keeps the maps of one image within one level whatever is in its batch.
+    AMX), float32 elsewhere. Float16 rounds eight times finer than bfloat16 at the same speed.
+    ``"tf32"`` is float32 whose convolutions may round their inputs to 10 bits on CUDA, as torch's
+    own do by default; those of ``"float32"`` do not.
 
     Examples
     --------

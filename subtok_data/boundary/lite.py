@@ -10,6 +10,7 @@ place. The last map predicts 2 x 2 sub-pixels, so logits come at 1/2 side for th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -194,6 +195,20 @@ class LiteBoundaryNet(nn.Module):
             x = x + maps[level] + (maps[0] if level == 1 else 0)
             x = self.refine[level - 1](x)
         return F.pixel_shuffle(self.classify(torch.relu(self.norm(x))), 2)
+
+    def foldable(self) -> list[tuple[str, str]]:
+        """Names of convolutions, each with the BatchNorm that is all that reads it."""
+        found: list[tuple[str, str]] = []
+        for name, part in self.named_modules():
+            if isinstance(part, _Refine):
+                found.append((f"{name}.depthwise", f"{name}.norm"))
+            elif isinstance(part, nn.Sequential):
+                found += [
+                    (f"{name}.{at}", f"{name}.{at + 1}")
+                    for at, (one, two) in enumerate(pairwise(part))
+                    if isinstance(one, nn.Conv2d) and isinstance(two, nn.BatchNorm2d)
+                ]
+        return found
 
     def load_imagenet(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the encoder from EfficientNet-Lite0 classification weights, matched by order.

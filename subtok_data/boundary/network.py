@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from subtok_data.boundary.conversion import FixedConvolutions, inference_copy
 from subtok_data.boundary.tiles import TilePlan
 from subtok_data.boundary.weights_io import Normalisation
-from subtok_data.devices import Precision, compute_dtype
+from subtok_data.devices import DEVICE_FAILURES, Precision, compute_dtype
 from subtok_data.errors import ConfigError
 
-__all__ = ["UPSAMPLING", "BoundaryNetwork", "fixed_algorithms"]
+__all__ = ["UPSAMPLING", "BoundaryNetwork"]
 
 UPSAMPLING = "bicubic-logits-1"
 """The way from logits to maps, as part of what a map is identified by: raise it with a change."""
@@ -33,8 +34,8 @@ class BoundaryNetwork:
         See :class:`subtok_data.boundary.BoundaryModel`.
     normalisation : Normalisation
         Of RGB in [0, 1].
-    precision : {"auto", "float32", "bfloat16", "float16"}
-        Of the matrix products.
+    precision : {"auto", "float32", "tf32", "bfloat16", "float16"}
+        Of the matrix products: by autocast on a CPU, by a converted copy of the module on CUDA.
     compile : bool
         Run through ``torch.compile``, compiled at the first images.
     name : str
@@ -63,16 +64,31 @@ class BoundaryNetwork:
         self.precision: Precision = precision
         self.compile = compile
         self.name = name
+        self._converted: nn.Module | None = None
         self._compiled: Callable[..., Any] | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move module and constants, and choose the dtype for this device."""
+        """Move module and constants, and choose dtype and form of the module for this device."""
         self.dtype = compute_dtype(self.precision, device)
         self.module.to(device)
-        # In units of 1 / 255, so that uint8 pixels need no division before.
-        self._mean = 255 * torch.tensor(self.normalisation.mean, device=device).view(3, 1, 1)
-        self._std = 255 * torch.tensor(self.normalisation.std, device=device).view(3, 1, 1)
+        # In units of 1 / 255, so that uint8 pixels need no division before. Made on the CPU: a
+        # kernel that made them might run later than another stream reads them.
+        mean, std = self.normalisation.mean, self.normalisation.std
+        self._mean = (255 * torch.tensor(mean)).view(3, 1, 1).to(device)
+        self._std = (255 * torch.tensor(std)).view(3, 1, 1).to(device)
         self.device = device
+        self._compiled = None
+        self._converted = None
+        if self.is_converted:
+            self._converted = inference_copy(self.module, self.dtype)
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether a copy of the module runs, in the form that suits a GPU, and not itself.
+
+        A CPU would gain too, but its maps, and so the tokens that are stored, keep their bits.
+        """
+        return self.device.type == "cuda"
 
     @property
     def cpu_batch(self) -> int:
@@ -100,11 +116,12 @@ class BoundaryNetwork:
             # Alone, an image would get another map than in company, by up to four levels.
             pixels = pixels.expand(self.cpu_batch, *pixels.shape[1:])
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(self._mean).div_(self._std)
-        autocast = torch.autocast(
-            self.device.type, self.dtype if reduced else None, enabled=reduced
-        )
-        with autocast, fixed_algorithms(self.device):
-            output = self._callable()(inputs)
+        if self.is_converted:
+            output = self._run_converted(inputs.to(self.dtype))
+        else:
+            dtype = self.dtype if reduced else None
+            with torch.autocast(self.device.type, dtype, enabled=reduced):
+                output = self._callable()(inputs)
         logits = output if isinstance(output, torch.Tensor) else output.logits
         if logits.ndim != 4 or logits.shape[:2] != (pixels.shape[0], 1):
             raise ConfigError(
@@ -151,15 +168,39 @@ class BoundaryNetwork:
             digest.update(f"{name} {values.shape}".encode())
             digest.update(values.tobytes())
 
-    def _callable(self) -> Callable[..., Any]:
+    def _run_converted(self, inputs: torch.Tensor) -> Any:
+        # Compiled code is traced with what it calls: there the process's own settings hold.
+        fixed: AbstractContextManager[Any] = nullcontext()
         if not self.compile:
-            return self.module
+            fixed = FixedConvolutions(allow_tf32=self.precision != "float32")
+        # Whatever autocast the caller is in; not being in one ourselves leaves its cache alone.
+        dispatch = torch.autocast(self.device.type, enabled=False)
+        entered = dispatch if torch.is_autocast_enabled(self.device.type) else nullcontext()
+        try:
+            with entered, fixed:
+                return self._callable()(inputs)
+        except DEVICE_FAILURES:
+            raise
+        except RuntimeError as error:
+            if self.dtype == torch.float32 or "type" not in str(error):
+                raise
+            raise ConfigError(
+                f"boundary model {self.name!r} does not run with weights in "
+                f"{str(self.dtype).removeprefix('torch.')}, to which they are converted on "
+                f"{str(self.device)!r}: {error}. Give dtype='float32', or let the network make its "
+                "tensors in the dtype of its input"
+            ) from error
+
+    def _callable(self) -> Callable[..., Any]:
+        module = self.module if self._converted is None else self._converted
+        if not self.compile:
+            return module
         if self._compiled is None:
-            self._compiled = torch.compile(self.module)
+            self._compiled = torch.compile(module)
         return self._compiled
 
     def __getstate__(self) -> dict[str, Any]:
-        # Compiled code belongs to this process.
+        # Compiled code belongs to this process; a model that is converted is not pickled.
         return {**self.__dict__, "module": _Picklable.of(self.module), "_compiled": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -192,24 +233,3 @@ class _Picklable:
             module = self.kind(self.config)
         module.load_state_dict(self.state)
         return module.eval()
-
-
-@contextmanager
-def fixed_algorithms(device: torch.device) -> Generator[None]:
-    """Let cuDNN choose convolutions by shape and not by timing, so that runs give equal bits.
-
-    Examples
-    --------
-    >>> with fixed_algorithms(torch.device("cpu")):  # nothing to fix there
-    ...     pass
-    """
-    if device.type != "cuda":
-        yield
-        return
-    cudnn = torch.backends.cudnn
-    before = (cudnn.benchmark, cudnn.deterministic)
-    cudnn.benchmark, cudnn.deterministic = False, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark, cudnn.deterministic = before
