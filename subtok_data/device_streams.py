@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["DeviceStream", "move_to", "set_thread_device"]
+__all__ = ["DeviceStream", "move_to", "send_to", "set_thread_device"]
 
 
 def set_thread_device(device: torch.device) -> None:
@@ -38,6 +38,19 @@ def move_to(
     """
     safe = non_blocking and device.type == "cuda" and tensor.is_pinned()
     return tensor.to(device, non_blocking=safe)
+
+
+def send_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device; to CUDA through pinned memory, without waiting.
+
+    Examples
+    --------
+    >>> send_to(torch.ones(2), torch.device("cpu"))
+    tensor([1., 1.])
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return move_to(tensor, device)
 
 
 class DeviceStream:

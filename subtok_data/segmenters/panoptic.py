@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from subtok_data.arguments import check_count, check_share
+from subtok_data.device_streams import send_to
 from subtok_data.errors import ConfigError
 from subtok_data.segment import FillRules, LabelMapPartitioner
 from subtok_data.segmenters.base import (
@@ -24,7 +25,7 @@ from subtok_data.segmenters.base import (
     refuse_prompts,
 )
 from subtok_data.segmenters.pretrained import ModelComponent, TransformersModel, load_pretrained
-from subtok_data.segmenters.sam import refuse_nan
+from subtok_data.segmenters.sam import nan_error
 from subtok_data.transformers_io import read_pretrained
 
 __all__ = ["PanopticSegmenter"]
@@ -136,10 +137,10 @@ class PanopticSegmenter(ModelComponent, Segmenter):
             for start in range(0, len(members), self.batch_size):
                 chunk = members[start : start + self.batch_size]
                 outputs = self._forward([inputs[place] for place in chunk])
+                finite = _are_finite(outputs.class_queries_logits, outputs.masks_queries_logits)
                 for row, place in enumerate(chunk):
-                    name = place if len(images) > 1 else None
-                    refuse_nan(outputs.class_queries_logits[row], name)
-                    refuse_nan(outputs.masks_queries_logits[row], name)
+                    if not finite[row]:
+                        raise nan_error(place if len(images) > 1 else None)
                     found[place] = self._read(outputs, row, inputs[place], sizes[place])
         return [found[place] for place in range(len(images))]
 
@@ -155,7 +156,7 @@ class PanopticSegmenter(ModelComponent, Segmenter):
         model = self.model
         accepted = inspect.signature(model.forward).parameters
         joined = {
-            key: torch.cat([one[key] for one in inputs]).to(model.device)
+            key: send_to(torch.cat([one[key] for one in inputs]), model.device)
             for key, value in inputs[0].items()
             if key in accepted and isinstance(value, torch.Tensor)
         }
@@ -282,6 +283,12 @@ def _reads_task(processor: Any) -> bool:
     return _image_part(processor) is not processor and "task_inputs" in (
         inspect.signature(type(processor).__call__).parameters
     )
+
+
+def _are_finite(*logits: torch.Tensor) -> list[bool]:
+    """Whether all logits of each image are finite; waits for the device once."""
+    rows = [torch.isfinite(one).flatten(1).all(1) for one in logits]
+    return torch.stack(rows).all(0).tolist()
 
 
 def _without_padding(masks: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:

@@ -8,7 +8,7 @@ from .mask_generation import (
     GenerationOptions as GenerationOptions,
     PointDecoder as PointDecoder,
     generate_masks as generate_masks,
-    refuse_nan as refuse_nan,
+    nan_error as nan_error,
 )
 from .prompter import SAMPrompter as SAMPrompter
 from .segmenter import SAMSegmenter as SAMSegmenter

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from subtok_data.device_streams import send_to
 from subtok_data.errors import ConfigError
 from subtok_data.segment import Prompts
 from subtok_data.segmenters.pretrained import ModelComponent, TransformersModel, load_pretrained
@@ -118,7 +119,7 @@ class SAMDecoder(TransformersModel):
         )
         # Files in half precision are loaded as they are.
         dtype = getattr(self.model, "dtype", torch.float32)
-        pixels = inputs["pixel_values"].to(self.model.device, dtype)
+        pixels = send_to(inputs["pixel_values"], self.model.device).to(dtype)
         features: Any = self.model.get_image_embeddings(pixels)
         levels: list[Any] = [features] if isinstance(features, Tensor) else list(features)
         if not all(isinstance(level, Tensor) for level in levels):  # SAM-HQ
@@ -153,11 +154,11 @@ class SAMDecoder(TransformersModel):
         inputs: dict[str, Tensor] = {}
         if chunk.labels.shape[1]:
             points = (chunk.points * scale).astype(np.float32)
-            inputs["input_points"] = torch.from_numpy(points).to(device)[:, None]
-            inputs["input_labels"] = torch.from_numpy(chunk.labels).to(device)[:, None]
+            inputs["input_points"] = send_to(torch.from_numpy(points), device)[:, None]
+            inputs["input_labels"] = send_to(torch.from_numpy(chunk.labels), device)[:, None]
         if chunk.boxes is not None:
             boxes = (chunk.boxes * np.tile(scale, 2)).astype(np.float32)
-            inputs["input_boxes"] = torch.from_numpy(boxes).to(device)[:, None]
+            inputs["input_boxes"] = send_to(torch.from_numpy(boxes), device)[:, None]
         if chunk.logits is not None:
             inputs["input_masks"] = chunk.logits.to(features[0].dtype)
         # Prompts lie along the batch, not along the points of one image: only so can each of them
@@ -172,7 +173,7 @@ class SAMDecoder(TransformersModel):
 
     def to_logits(self, embedding: _Embedding, masks: Tensor) -> Tensor:
         """Bring masks (P, H, W) to the model's mask input, (P, 1, h, w): ±10, less at outlines."""
-        filled = masks[:, None].to(embedding.features[0].device, torch.float32)
+        filled = send_to(masks, embedding.features[0].device)[:, None].float()
         if embedding.inside is not None:  # the image is in the upper left of a padded square
             height, width = (
                 round(side * canvas / inside)

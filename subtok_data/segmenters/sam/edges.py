@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subtok_data.arguments import check_count, check_share
+from subtok_data.device_streams import send_to
 from subtok_data.segment import WatershedPartitioner
 from subtok_data.segmenters.base import (
     Evidence,
@@ -70,20 +71,20 @@ def edge_map(
     (embedding,) = decoder.encode([image])
     points = point_grid(points_per_side) * (image.shape[1], image.shape[0])
     logits: list[Tensor] = []
-    ious: list[Tensor] = []
-    boxes: list[Tensor] = []
+    measured: list[Tensor] = []  # boxes and scores, copied down together: one wait for the device
     for start in range(0, len(points), points_per_batch):
         some, scores = decoder.decode(embedding, points[start : start + points_per_batch])
-        refuse_nan(scores)
         logits.append(some.flatten(0, 1))
-        ious.append(scores.flatten().float().cpu())
-        for part in logits[-1].split(UPSCALED):
-            boxes.append(mask_boxes(decoder.upscale(embedding, part) > 0).float().cpu())
-    kept = nms(torch.cat(boxes), torch.cat(ious), box_nms)
+        parts = logits[-1].split(UPSCALED)
+        boxes = [mask_boxes(decoder.upscale(embedding, part) > 0).float() for part in parts]
+        measured.append(torch.cat([torch.cat(boxes), scores.float().reshape(-1, 1)], dim=1))
+    found = torch.cat(measured).cpu()
+    refuse_nan(found[:, 4])
+    kept = nms(found[:, :4].contiguous(), found[:, 4].contiguous(), box_nms)
     low = torch.cat(logits)
     strength = torch.zeros(image.shape[:2], device=low.device)
     for some in kept.split(UPSCALED):
-        masks = decoder.upscale(embedding, low[some.to(low.device)])
+        masks = decoder.upscale(embedding, low[send_to(some, low.device)])
         outline = _sobel((masks > 0).float()) > 0
         edges = torch.where(outline, _sobel(masks.sigmoid()), 0.0)
         strength = torch.maximum(strength, edges.amax(0))
@@ -94,8 +95,8 @@ def edge_map(
 
 def _sobel(maps: Tensor) -> Tensor:
     """Sobel magnitude of maps (K, H, W), continued at their edges."""
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=maps.device)
-    kernels = torch.stack([kernel, kernel.T])[:, None]
+    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = send_to(torch.stack([kernel, kernel.T])[:, None], maps.device)
     padded = torch.nn.functional.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")
     return torch.nn.functional.conv2d(padded, kernels).square().sum(1).sqrt()
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from subtok_data.device_streams import send_to
 from subtok_data.devices import resolve_device
 from subtok_data.errors import WeightsError
 
@@ -123,14 +124,14 @@ class TorchScriptFile:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed images; see :class:`EfficientSAMFiles`."""
-        return self._module.get_image_embeddings(pixels.to(self.device))
+        return self._module.get_image_embeddings(send_to(pixels, self.device))
 
     def predict(self, embedding: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and predicted IoU; see :class:`EfficientSAMFiles`."""
         logits, ious = self._module.predict_masks(
             embedding,
-            points[None].to(self.device),
-            labels[None].to(self.device),
+            send_to(points[None], self.device),
+            send_to(labels[None], self.device),
             True,
             GRID,
             GRID,

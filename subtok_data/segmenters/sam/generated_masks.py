@@ -123,12 +123,12 @@ def mask_runs(
     x0, y0, x1, y1 = crop
     padding = (x0, size[1] - x1, y0, size[0] - y1)
     flat = torch.nn.functional.pad(masks, padding).transpose(1, 2).flatten(1)
-    owner, turn = torch.nonzero(flat[:, 1:] != flat[:, :-1]).cpu().numpy().T
-    inside = flat[:, 0].cpu().numpy()
+    # Outside before the first pixel: a mask that begins inside turns there.
+    turns_at = torch.cat([flat[:, :1], flat[:, 1:] != flat[:, :-1]], dim=1)
+    owner, turn = torch.nonzero(turns_at).cpu().numpy().T
     ends = np.searchsorted(owner, np.arange(len(masks) + 1))
     runs: list[NDArray[np.int32]] = []
     for i in range(len(masks)):
-        starts = [0, 0] if inside[i] else [0]
-        turns = turn[ends[i] : ends[i + 1]] + 1
-        runs.append(np.diff(np.concatenate([starts, turns, [flat.shape[1]]])).astype(np.int32))
+        turns = turn[ends[i] : ends[i + 1]]
+        runs.append(np.diff(np.concatenate([[0], turns, [flat.shape[1]]])).astype(np.int32))
     return runs

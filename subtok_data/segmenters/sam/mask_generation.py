@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subtok_data.arguments import check_count, check_share
+from subtok_data.device_streams import send_to
 from subtok_data.errors import ConfigError, SubtokError
 from subtok_data.segmenters.sam.generated_masks import GeneratedMasks, mask_boxes, mask_runs
 
@@ -28,6 +29,7 @@ __all__ = [
     "PointDecoder",
     "crop_boxes",
     "generate_masks",
+    "nan_error",
     "point_grid",
     "refuse_nan",
 ]
@@ -207,18 +209,19 @@ def _masks_of_crop(
     parts: list[GeneratedMasks] = []
     for start in range(0, len(points), options.points_per_batch):
         chunk = points[start : start + options.points_per_batch]
-        logits, ious = decoder.decode(embedding, chunk)
+        logits, scores = decoder.decode(embedding, chunk)
+        ious = scores.flatten().cpu()  # one wait for the device, for all that follows from them
         refuse_nan(ious, name)
         prompts = np.repeat(chunk, logits.shape[1], axis=0)
-        logits, ious = logits.flatten(0, 1), ious.flatten()
+        logits = logits.flatten(0, 1)
         if options.iou_threshold > 0:
             good = torch.nonzero(ious > options.iou_threshold).flatten()
         else:
-            good = torch.arange(len(ious), device=ious.device)
+            good = torch.arange(len(ious))
         for some in good.split(UPSCALED):
             if len(some):
-                masks = decoder.upscale(embedding, logits[some])
-                picked = prompts[some.cpu().numpy()]
+                masks = decoder.upscale(embedding, logits[send_to(some, logits.device)])
+                picked = prompts[some.numpy()]
                 parts.append(_filter(masks, ious[some], picked, crop, size, options))
     return GeneratedMasks.join(parts)
 
@@ -229,7 +232,7 @@ def refuse_nan(scores: Tensor, image: int | None = None) -> None:
     Parameters
     ----------
     scores : tensor
-        What a model said.
+        What a model said; on a device, this waits for it.
     image : int, optional
         Place of the image among those inferred, for the message.
 
@@ -238,11 +241,22 @@ def refuse_nan(scores: Tensor, image: int | None = None) -> None:
     >>> refuse_nan(torch.zeros(2))
     """
     if not bool(torch.isfinite(scores).all()):
-        where = "" if image is None else f"image {image}: "
-        raise SubtokError(
-            f"{where}the model predicts scores that are NaN or infinite: check its weights and "
-            "precision, float16 may overflow"
-        )
+        raise nan_error(image)
+
+
+def nan_error(image: int | None = None) -> SubtokError:
+    """Return the error about scores that are not finite, of one of several images.
+
+    Examples
+    --------
+    >>> nan_error(2)
+    SubtokError('image 2: the model predicts scores that are NaN or infinite: ...')
+    """
+    where = "" if image is None else f"image {image}: "
+    return SubtokError(
+        f"{where}the model predicts scores that are NaN or infinite: check its weights and "
+        "precision, float16 may overflow"
+    )
 
 
 def _filter(
@@ -255,13 +269,20 @@ def _filter(
 ) -> GeneratedMasks:
     """Drop unstable masks and those cut off by their crop; the rest in the image's pixels."""
     offset = options.stability_offset
-    certain = (logits > offset).sum((1, 2), dtype=torch.int32).cpu().numpy()
-    possible = (logits > -offset).sum((1, 2), dtype=torch.int32).cpu().numpy()
-    # A mask without a possible pixel has no stability: as good as none.
-    stability = (certain / np.maximum(possible, 1)).astype(np.float32)
     masks = logits > 0
+    measured = torch.cat(
+        [
+            mask_boxes(masks),
+            (logits > offset).sum((1, 2))[:, None],
+            (logits > -offset).sum((1, 2))[:, None],
+        ],
+        dim=1,
+    )
+    found = measured.cpu().numpy()  # one wait for the device
+    # A mask without a possible pixel has no stability: as good as none.
+    stability = (found[:, 4] / np.maximum(found[:, 5], 1)).astype(np.float32)
     corner = np.array([crop[0], crop[1], crop[0], crop[1]])
-    boxes = (mask_boxes(masks).cpu().numpy() + corner).astype(np.float32)
+    boxes = (found[:, :4] + corner).astype(np.float32)
     whole = np.array([0, 0, size[1], size[0]])
     at_crop = np.abs(boxes - np.array(crop)) <= options.edge_margin
     at_image = np.abs(boxes - whole) <= options.edge_margin
@@ -270,9 +291,9 @@ def _filter(
         keep &= stability >= options.stability_threshold
     kept = np.flatnonzero(keep)
     return GeneratedMasks(
-        mask_runs(masks[torch.from_numpy(kept).to(masks.device)], crop, size),
+        mask_runs(masks[send_to(torch.from_numpy(kept), masks.device)], crop, size),
         boxes[kept],
-        ious.float().cpu().numpy()[kept],
+        ious.float().numpy()[kept],
         stability[kept],
         (points[kept] + corner[:2]).astype(np.float32),
         np.tile(np.array(crop, np.int64), (len(kept), 1)),

@@ -70,10 +70,14 @@ def prompt_model(
             some = members[start : start + prompts_per_batch]
             chunk = _chunk(decoder, embedding, prompts, some)
             logits, ious = _answers(*decoder.prompt(embedding, chunk))
+            said = [ious]
             for _ in range(refine_rounds):
                 again = PromptChunk(chunk.points, chunk.labels, chunk.boxes, logits[:, None])
                 logits, ious = _answers(*decoder.prompt(embedding, again))
-            scores[some] = ious.cpu().numpy()
+                said.append(ious)
+            rounds = torch.stack(said).cpu()  # one wait for the device
+            refuse_nan(rounds)
+            scores[some] = rounds[-1].numpy()
             for index, run in zip(some, _runs(decoder, embedding, logits, prompts), strict=True):
                 runs[index] = run
     return RLEMasks.from_runs(runs, prompts.size, scores)
@@ -123,8 +127,9 @@ def _chunk(
 
 def _answers(logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     """The mask of highest predicted IoU of each prompt: (P, h, w), (P,)."""
-    refuse_nan(ious)
+    finite = torch.isfinite(ious).all(1)
     ious, best = ious.max(1)
+    ious = torch.where(finite, ious, torch.nan)  # refused later, when they are on the host
     return logits[torch.arange(len(best), device=best.device), best], ious
 
 
