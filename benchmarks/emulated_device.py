@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from subtok_data.boundary.padding import chunked, group
+from subtok_data.boundary.padding import balanced, group
 from subtok_data.segment import Partitioner
 
 Image = NDArray[np.uint8]
@@ -112,13 +112,12 @@ def forwards(sizes: Sequence[tuple[int, int]], step: int) -> list[tuple[tuple[in
     step : int
         Canvases are multiples of this many pixels; itself a multiple of 32.
     """
-    # The package groups images by canvas; of these only shapes exist.
-    shapes = [(-(-h // step) * step, -(-w // step) * step) for h, w in sizes]
-    images = [np.broadcast_to(np.uint8(0), (*shape, 3)) for shape in shapes]
+    # The package groups images; of these only shapes exist.
+    images = [np.broadcast_to(np.uint8(0), (*size, 3)) for size in sizes]
     return [
         (canvas, len(chunk))
-        for canvas, members in group(images).items()
-        for chunk in chunked(members, max(1, min(16, _PIXELS_AT_ONCE // (canvas[0] * canvas[1]))))
+        for canvas, members in group(images, step).items()
+        for chunk in balanced(members, max(1, min(16, _PIXELS_AT_ONCE // (canvas[0] * canvas[1]))))
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from helpers.workers import preload_worker_imports
 
 # Idle threads of torch that spin would slow everything down where cores are scarce.
@@ -32,6 +33,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return FIRST.index(file) if file in FIRST else len(FIRST)
 
     items.sort(key=rank)
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 def find_data() -> Path | None:

@@ -14,36 +14,40 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from subtok_data.nn.intervals import area_intervals, bilinear_intervals, cell_size
+from subtok_data.nn.intervals import Intervals, area_intervals, bilinear_intervals, cell_size
+from subtok_data.nn.shapes import image_map
+from subtok_data.nn.transfer import to_device, to_host
+from subtok_data.nn.weighted_sum import weighted_sum
+from subtok_data.segment import share_cells
 
-__all__ = ["TokenCells", "pool_tokens", "token_cells"]
+__all__ = ["Sampling", "TokenCells", "host_cells", "pool_tokens", "token_cells"]
 
 Sampling = Literal["area", "bilinear"]
-AxisIntervals = tuple[Tensor, Tensor, Tensor]
-"""Map pixel, cell and weight of each interval along one axis."""
-
-# Rectangles at most per step: bounds the working memory on large maps (8 bytes x 4 arrays each).
-_STEP = 1 << 22
-
-# Below this many (token, cell) slots per rectangle a histogram is cheaper than sorting the pairs.
-_SLOTS_PER_RECTANGLE = 8
 
 
 @dataclass(frozen=True)
 class TokenCells:
-    """Sparse matrix of the share that each feature cell has in each token.
+    """Sparse matrix of the share that each feature cell has in each token, by rows and by columns.
 
     Attributes
     ----------
     token : Tensor
-        (K,) int64; row of the token among all tokens of the batch, image after image.
+        (K,) int64; row of the token among all tokens of the batch, image after image. Sorted.
     cell : Tensor
-        (K,) int64; index of the cell in the flattened (I, h, w) feature map.
+        (K,) int64; index of the cell in the flattened (I, h, w) feature map. Sorted in a token.
     weight : Tensor
         (K,) float32 in (0, 1]; the weights of a token sum to 1.
+    token_start : Tensor
+        (T + 1,) int64; where the pairs of each token begin.
+    by_cell : Tensor
+        (K,) int64; the places of the pairs, sorted by cell and then by token.
+    cell_start : Tensor
+        (I · h · w + 1,) int64; where the pairs of each cell begin in that order.
     num_tokens : int
         Tokens of the batch, T.
     feature_shape : tuple of int
@@ -53,74 +57,99 @@ class TokenCells:
     token: Tensor
     cell: Tensor
     weight: Tensor
+    token_start: Tensor
+    by_cell: Tensor
+    cell_start: Tensor
     num_tokens: int
     feature_shape: tuple[int, int, int]
 
-
-def _pairs_of_image(
-    token_map: Tensor,
-    rows: AxisIntervals,
-    columns: AxisIntervals,
-    num_tokens: int,
-    cells: tuple[int, int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (token, cell) of one image and their summed areas, float64."""
-    row_pixel, row_cell, row_length = rows
-    column_pixel, column_cell, column_length = columns
-    slots = num_tokens * cells[0] * cells[1]
-    dense = slots <= _SLOTS_PER_RECTANGLE * row_pixel.numel() * column_pixel.numel()
-    total = row_length.new_zeros(slots) if dense else None
-    keys: list[Tensor] = []
-    areas: list[Tensor] = []
-    step = max(1, _STEP // column_pixel.numel())
-    for first in range(0, row_pixel.numel(), step):
-        part = slice(first, first + step)
-        token = token_map[row_pixel[part]][:, column_pixel].long()
-        cell = row_cell[part, None] * cells[1] + column_cell
-        area = row_length[part, None] * column_length
-        inside = token >= 0
-        key = (token * (cells[0] * cells[1]) + cell)[inside]
-        if total is not None:
-            total += torch.bincount(key, weights=area[inside], minlength=slots)
-            continue
-        unique, place = key.unique(return_inverse=True)
-        keys.append(unique)
-        areas.append(torch.bincount(place, weights=area[inside], minlength=unique.numel()))
-    if total is not None:
-        key = total.nonzero().squeeze(1)
-        area = total[key]
-    else:
-        key, place = torch.cat(keys).unique(return_inverse=True)
-        area = torch.bincount(place, weights=torch.cat(areas), minlength=key.numel())
-        key, area = key[area > 0], area[area > 0]
-    per_token = cells[0] * cells[1]
-    return key // per_token, key % per_token, area
-
-
-def _shares_in_image(
-    token_map: Tensor,
-    rows: AxisIntervals,
-    columns: AxisIntervals,
-    num_tokens: int,
-    cells: tuple[int, int],
-    image: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs (token, cell) of one image and the share of the cell in the token, float32."""
-    highest = int(token_map.max())
-    if highest >= num_tokens:
-        raise ValueError(
-            f"visual_token_map of image {image} holds token {highest}, but num_visual_tokens "
-            f"is {num_tokens}: indices must be in 0..{num_tokens - 1}"
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The six tensors, in the order of the attributes."""
+        return (
+            self.token,
+            self.cell,
+            self.weight,
+            self.token_start,
+            self.by_cell,
+            self.cell_start,
         )
-    token, cell, area = _pairs_of_image(token_map, rows, columns, num_tokens, cells)
-    total = torch.bincount(token, weights=area, minlength=num_tokens)
-    if not bool((total > 0).all()):
-        missing = int((total <= 0).nonzero()[0])
-        raise ValueError(
-            f"token {missing} of image {image} has no pixel in visual_token_map, which must "
-            f"hold every index in 0..{num_tokens - 1}"
+
+    def to(self, device: torch.device) -> TokenCells:
+        """Return the same on a device, in one copy."""
+        return TokenCells(
+            *to_device(self.tensors, device),
+            num_tokens=self.num_tokens,
+            feature_shape=self.feature_shape,
         )
-    return token, cell, (area / total[token]).float()
+
+
+Arrays = list[NDArray[np.int64]]
+
+
+def host_cells(
+    visual_token_map: Tensor,
+    num_visual_tokens: Sequence[int],
+    feature_size: tuple[int, int],
+    *,
+    pixel_size: tuple[int, int],
+    map_sizes: Sequence[Sequence[int]] | None = None,
+    valid_sizes: Sequence[Sequence[int]] | None = None,
+    stride: int | None = None,
+    sampling: Sampling = "area",
+) -> TokenCells:
+    """Compute the token cells of a map on the CPU; see :func:`token_cells`."""
+    images = visual_token_map.shape[0]
+    whole_map = [tuple(visual_token_map.shape[1:])] * images
+    sizes = list(zip(map_sizes or whole_map, valid_sizes or [pixel_size] * images, strict=True))
+    unit = [
+        cell_size(pixel_size[axis], feature_size[axis], stride, name)
+        for axis, name in enumerate(("height", "width"))
+    ]
+    intervals = area_intervals if sampling == "area" else bilinear_intervals
+
+    @cache  # images of one size share their intervals
+    def along(axis: int, pixels: int, valid: int) -> Intervals:
+        pixel, cell, weight = intervals(pixels, valid, feature_size[axis], unit[axis])
+        order = np.argsort(cell, kind="stable")
+        return pixel[order], cell[order], weight[order]
+
+    offset, pairs, cells = 0, 0, feature_size[0] * feature_size[1]
+    tokens: Arrays = []
+    shared: Arrays = []
+    weights: list[NDArray[np.float32]] = []
+    token_start: Arrays = [np.zeros(1, np.int64)]
+    by_cell: Arrays = []
+    cell_start: Arrays = [np.zeros(1, np.int64)]
+    for image, (map_size, valid_size) in enumerate(sizes):
+        count = int(num_visual_tokens[image])
+        token, cell, area, start, order, start_of_cell = share_cells(
+            image_map(visual_token_map, image, count, map_size),
+            count,
+            along(0, int(map_size[0]), int(valid_size[0])),
+            along(1, int(map_size[1]), int(valid_size[1])),
+            (int(feature_size[0]), int(feature_size[1])),
+        )
+        total = np.bincount(token, weights=area, minlength=count)
+        if not total.all():
+            raise ValueError(
+                f"token {int(np.argmin(total))} of image {image} has no pixel in "
+                f"visual_token_map, which must hold every index in 0..{count - 1}"
+            )
+        tokens.append(token + offset)
+        shared.append(cell + image * cells)
+        weights.append((area / total[token]).astype(np.float32))
+        token_start.append(start[1:] + pairs)
+        by_cell.append(order + pairs)
+        cell_start.append(start_of_cell[1:] + pairs)
+        offset += count
+        pairs += len(token)
+    arrays = (tokens, shared, weights, token_start, by_cell, cell_start)
+    return TokenCells(
+        *(torch.from_numpy(np.concatenate(parts)) for parts in arrays),
+        num_tokens=offset,
+        feature_shape=(images, feature_size[0], feature_size[1]),
+    )
 
 
 @torch.no_grad()
@@ -136,6 +165,9 @@ def token_cells(
     sampling: Sampling = "area",
 ) -> TokenCells:
     """Compute the share of every feature cell in every token of a batch.
+
+    It is computed on the CPU, where the numbers of pairs are known without waiting: a map on a
+    device is copied there, once, and the result back.
 
     Parameters
     ----------
@@ -179,64 +211,36 @@ def token_cells(
     >>> [round(w, 3) for w in cells.weight.tolist()]
     [0.667, 0.333, 1.0]
     """
-    device = visual_token_map.device
-    images = visual_token_map.shape[0]
-    whole_map = [tuple(visual_token_map.shape[1:])] * images
-    sizes = list(zip(map_sizes or whole_map, valid_sizes or [pixel_size] * images, strict=True))
-    unit = [
-        cell_size(pixel_size[axis], feature_size[axis], stride, name)
-        for axis, name in enumerate(("height", "width"))
-    ]
-    intervals = area_intervals if sampling == "area" else bilinear_intervals
-
-    @cache  # images of one size share their intervals
-    def along(axis: int, pixels: int, valid: int) -> AxisIntervals:
-        found = intervals(pixels, valid, feature_size[axis], unit[axis])
-        pixel, cell, weight = (torch.from_numpy(one).to(device) for one in found)
-        return pixel, cell, weight
-
-    tokens: list[Tensor] = []
-    cells: list[Tensor] = []
-    weights: list[Tensor] = []
-    offset = 0
-    for image, (map_size, valid_size) in enumerate(sizes):
-        count = int(num_visual_tokens[image])
-        token_map = visual_token_map[image, : map_size[0], : map_size[1]]
-        token, cell, weight = _shares_in_image(
-            token_map,
-            along(0, int(map_size[0]), int(valid_size[0])),
-            along(1, int(map_size[1]), int(valid_size[1])),
-            count,
-            feature_size,
-            image,
-        )
-        tokens.append(token + offset)
-        cells.append(cell + image * feature_size[0] * feature_size[1])
-        weights.append(weight)
-        offset += count
-    return TokenCells(
-        torch.cat(tokens),
-        torch.cat(cells),
-        torch.cat(weights),
-        offset,
-        (images, feature_size[0], feature_size[1]),
+    (host,) = to_host([visual_token_map])
+    cells = host_cells(
+        host,
+        num_visual_tokens,
+        feature_size,
+        pixel_size=pixel_size,
+        map_sizes=map_sizes,
+        valid_sizes=valid_sizes,
+        stride=stride,
+        sampling=sampling,
     )
+    return cells.to(visual_token_map.device)
 
 
 def pool_tokens(features: Tensor, cells: TokenCells) -> Tensor:
     """Average features over every token, exactly; gradients reach the features.
 
+    Each sum is made in one order, forward and backward, so that runs on a GPU give equal bits.
+
     Parameters
     ----------
     features : Tensor
-        (I, C, h, w), any float dtype; sums are float32.
+        (I, C, h, w), any float dtype; sums are float32, or float64 for features in float64.
     cells : TokenCells
-        From :func:`token_cells` for a feature map of this size.
+        From :func:`token_cells` for a feature map of this size, on the same device.
 
     Returns
     -------
     Tensor
-        (T, C) float32, image after image.
+        (T, C) float32 (float64), image after image.
 
     Raises
     ------
@@ -257,6 +261,5 @@ def pool_tokens(features: Tensor, cells: TokenCells) -> Tensor:
             f"were made for {cells.feature_shape}"
         )
     flat = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    rows = flat.index_select(0, cells.cell).float() * cells.weight[:, None]
-    out = rows.new_zeros(cells.num_tokens, channels)
-    return out.index_add(0, cells.token, rows)
+    values = flat if flat.dtype == torch.float64 else flat.float()
+    return weighted_sum(values, *cells.tensors)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from subtok_data.errors import ConfigError
-from subtok_data.nn.cells import TokenCells, pool_tokens, token_cells
-from subtok_data.nn.compiled import compiled_cells, compiled_shapes, compiled_tokens
+from subtok_data.nn.cells import TokenCells, host_cells, pool_tokens
+from subtok_data.nn.inputs import HOST_KEYS, token_inputs
 from subtok_data.nn.intervals import cell_size
 from subtok_data.nn.roi import roi_pool_tokens
-from subtok_data.nn.shapes import shape_codes
+from subtok_data.nn.transfer import to_device, to_host
 
 __all__ = ["TokenEmbedding"]
 
@@ -25,14 +25,16 @@ _BOX = 4
 class TokenEmbedding(nn.Module):
     """Embed each visual token as one vector: mean of features, box and shape, projected.
 
-    The content of a token is the exact mean of the features over its pixels, computed by scatter
-    from the token map. The position is the box (centre, width and height in [0, 1]) and the shape
-    in ``shape_size`` x ``shape_size`` bins. Content and position enter the first layer of a
-    perceptron; the position's part runs in float32 also under autocast or in a bf16 module, since
-    bf16 cannot tell apart places less than 1/256 of the image away from each other.
+    The content of a token is the exact mean of the features over its pixels, by a sparse matrix
+    that is computed on the CPU from the token map. The position is the box (centre, width and
+    height in [0, 1]) and the shape in ``shape_size`` x ``shape_size`` bins. Content and position
+    enter the first layer of a perceptron; the position's part runs in float32 also under autocast
+    or in a bf16 module, since bf16 cannot tell apart places less than 1/256 of the image away from
+    each other.
 
     ``torch.compile`` takes it without a graph break, for any number of tokens at once, except for
-    ``pooling="roi"``.
+    ``pooling="roi"``. On an accelerator, leave the batch's :attr:`host_keys` on the CPU: then the
+    host waits for nothing. Where they are on the device, it waits once, for one copy of them.
 
     Parameters
     ----------
@@ -52,6 +54,11 @@ class TokenEmbedding(nn.Module):
     mlp_ratio : float
         Width of the hidden layer over ``hidden_size``.
 
+    Attributes
+    ----------
+    host_keys : tuple of str
+        What of a batch is better left on the CPU.
+
     Examples
     --------
     >>> embedding = TokenEmbedding(8, 16, shape_size=4)
@@ -65,6 +72,8 @@ class TokenEmbedding(nn.Module):
     >>> tuple(embedding(torch.zeros(1, 8, 4, 4), batch).shape)
     (2, 16)
     """
+
+    host_keys: ClassVar[tuple[str, ...]] = HOST_KEYS
 
     def __init__(
         self,
@@ -143,12 +152,14 @@ class TokenEmbedding(nn.Module):
         batch : mapping
             A finished batch, padded or packed. Read are ``pixel_values`` (its size only),
             ``visual_token_map``, ``num_visual_tokens``, ``visual_token_boxes`` and, where present,
-            ``visual_token_mask``, ``visual_token_shapes``, ``map_sizes`` and ``valid_sizes``.
+            ``visual_token_mask``, ``visual_token_shapes``, ``map_sizes`` and ``valid_sizes``. Each
+            may be on the CPU or on the device of the features.
         layout : {"packed", "padded"}
             (T, h), image after image, which :func:`merge_visual_tokens` takes; or (I, N, h) with
             zeros on padding.
         cells : TokenCells, optional
-            From :meth:`cells_of`, where one batch is used several times.
+            From :meth:`cells_of`, where one batch is used several times, or another thread has made
+            them before. They may lie on the CPU.
 
         Returns
         -------
@@ -159,15 +170,29 @@ class TokenEmbedding(nn.Module):
             raise ConfigError(
                 f"features have {features.shape[1]} channels, feature_dim is {self.feature_dim}"
             )
-        boxes = self._flat(batch, "visual_token_boxes").float()
-        if self.pooling == "roi":
-            content, shapes = self._roi(features, batch, batch["num_visual_tokens"].tolist())
-        else:
-            if cells is None:
-                cells = self._cells(features, batch, boxes.shape[0])
-            with torch.autocast(features.device.type, enabled=False):
+        by_region = self.pooling == "roi"
+        images, _, height, width = features.shape
+        given = token_inputs(
+            batch,
+            features.device,
+            feature_size=None if by_region or cells else (height, width),
+            stride=self.stride,
+            sampling="bilinear" if self.pooling == "bilinear" else "area",
+            shape_size=0 if by_region else self.shape_size,
+        )
+        boxes, shapes = given.boxes.float(), given.shapes
+        with torch.autocast(features.device.type, enabled=False):
+            if by_region:
+                content, shapes = self._roi(features, batch)
+            else:
+                cells = cells or TokenCells(
+                    *given.cells,
+                    num_tokens=boxes.shape[0],
+                    feature_shape=(images, height, width),
+                )
+                if cells.token.device != features.device:
+                    cells = cells.to(features.device)
                 content = pool_tokens(features, cells)
-            shapes = self._shapes(batch, boxes.shape[0])
         low, high = boxes[:, :2], boxes[:, 2:]
         place = torch.cat([(low + high) / 2, high - low, shapes.flatten(1).float()], dim=1)
         dtype = self.content.weight.dtype
@@ -181,11 +206,15 @@ class TokenEmbedding(nn.Module):
         if layout == "packed":
             return vectors
         mask = batch["visual_token_mask"]
+        (mask,) = to_device([mask], features.device)
         padded = vectors.new_zeros(*mask.shape, self.hidden_size)
         return padded.masked_scatter(mask[..., None], vectors)
 
     def cells_of(self, batch: Mapping[str, Tensor], feature_size: tuple[int, int]) -> TokenCells:
         """Compute the share of each feature cell in each token, for features of (h, w) cells.
+
+        On the device of ``pixel_values``. Where it is on the CPU nothing is copied: then a thread
+        can make the cells of the next batch, and :meth:`TokenCells.to` brings them up.
 
         Examples
         --------
@@ -197,28 +226,22 @@ class TokenEmbedding(nn.Module):
         >>> TokenEmbedding(4, 8).cells_of(batch, (2, 2)).weight.tolist()
         [0.25, 0.25, 0.25, 0.25]
         """
-        return token_cells(
-            batch["visual_token_map"],
-            batch["num_visual_tokens"].tolist(),
+        names = ("visual_token_map", "num_visual_tokens", "map_sizes", "valid_sizes")
+        present = [name for name in names if name in batch]
+        host = dict(zip(present, to_host([batch[name] for name in present]), strict=True))
+        cells = host_cells(
+            host["visual_token_map"],
+            host["num_visual_tokens"].tolist(),
             feature_size,
             pixel_size=(int(batch["pixel_values"].shape[-2]), int(batch["pixel_values"].shape[-1])),
-            map_sizes=_sizes(batch, "map_sizes"),
-            valid_sizes=_sizes(batch, "valid_sizes"),
+            map_sizes=_sizes(host, "map_sizes"),
+            valid_sizes=_sizes(host, "valid_sizes"),
             stride=self.stride,
             sampling="bilinear" if self.pooling == "bilinear" else "area",
         )
+        return cells.to(batch["pixel_values"].device)
 
-    def _cells(self, features: Tensor, batch: Mapping[str, Tensor], tokens: int) -> TokenCells:
-        images, _, height, width = features.shape
-        if not torch.compiler.is_compiling():
-            return self.cells_of(batch, (int(height), int(width)))
-        sampling = "bilinear" if self.pooling == "bilinear" else "area"
-        token, cell, weight = compiled_cells(batch, (height, width), self.stride, sampling)
-        return TokenCells(token, cell, weight, tokens, (images, height, width))
-
-    def _roi(
-        self, features: Tensor, batch: Mapping[str, Tensor], counts: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _roi(self, features: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         pixels, size = batch["pixel_values"].shape[-2:], features.shape[-2:]
         extent: list[float] = []
         for side, cells, name in zip(pixels, size, ("height", "width"), strict=True):
@@ -227,41 +250,11 @@ class TokenEmbedding(nn.Module):
         return roi_pool_tokens(
             features,
             batch["visual_token_map"],
-            counts,
+            batch["num_visual_tokens"].tolist(),
             self.shape_size,
             map_sizes=_sizes(batch, "map_sizes"),
             extent=(extent[0], extent[1]),
         )
-
-    def _shapes(self, batch: Mapping[str, Tensor], tokens: int) -> Tensor:
-        token_map = batch["visual_token_map"]
-        if self.shape_size == 0:
-            return token_map.new_zeros(tokens, 0)
-        if "visual_token_shapes" not in batch:
-            if torch.compiler.is_compiling():
-                return compiled_shapes(batch, tokens, self.shape_size)
-            sizes = _sizes(batch, "map_sizes")
-            counts: list[int] = batch["num_visual_tokens"].tolist()
-            return shape_codes(token_map, counts, self.shape_size, map_sizes=sizes)
-        shapes = self._flat(batch, "visual_token_shapes")
-        if shapes.shape[-1] != self.shape_size:
-            raise ConfigError(
-                f"visual_token_shapes have {shapes.shape[-1]} bins per side, shape_size is "
-                f"{self.shape_size}: make them equal, or leave the shapes out of the batch"
-            )
-        return shapes
-
-    @staticmethod
-    def _flat(batch: Mapping[str, Tensor], name: str) -> Tensor:
-        """Rows of all tokens (T, ...), from a padded or a packed batch."""
-        if name not in batch:
-            raise ConfigError(f"the batch has no {name!r}, which the token embedding reads")
-        if "visual_cu_seqlens" in batch:  # packed batches hold flat rows already
-            return batch[name]
-        mask = batch["visual_token_mask"]
-        if torch.compiler.is_compiling():
-            return batch[name].flatten(0, 1)[compiled_tokens(mask)]
-        return batch[name][mask]
 
 
 def _sizes(batch: Mapping[str, Tensor], name: str) -> list[list[int]] | None:

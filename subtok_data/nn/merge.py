@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from subtok_data.nn.transfer import to_device
+
 __all__ = ["merge_visual_tokens"]
 
 
@@ -26,7 +28,7 @@ def merge_visual_tokens(
     inputs_embeds : Tensor
         (B, L, D) embeddings of ``input_ids``.
     input_ids : Tensor
-        (B, L) int64, padded or packed.
+        (B, L) int64, padded or packed; on any device. On the CPU, nothing waits for a device.
     features : Tensor
         (T, D) vectors of all tokens, image after image, or (I, N, D) with ``visual_token_mask``.
     placeholder_id : int
@@ -56,23 +58,34 @@ def merge_visual_tokens(
     >>> out[0, :, 0].tolist()
     [0.0, 5.0, 6.0, 0.0]
     """
-    if features.ndim == 3:
-        if visual_token_mask is None:
-            raise ValueError("padded features (I, N, D) need visual_token_mask")
-        features = features[visual_token_mask]
+    mask = visual_token_mask if features.ndim == 3 else None
+    if features.ndim == 3 and mask is None:
+        raise ValueError("padded features (I, N, D) need visual_token_mask")
     place = input_ids == placeholder_id
     if torch.compiler.is_compiling():  # a number of Python's would break the graph
+        if mask is not None:
+            features = features[mask]
         torch._assert_async(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             place.sum() == features.shape[0],
             f"input_ids have more or fewer placeholders (id {placeholder_id}) than there are "
             f"visual vectors: batch and features must come from the same images",
         )
-        return _merge(inputs_embeds, place, features, mode)
-    # The count makes the device wait, once; a silent shift of all later images would cost more.
-    expected = int(place.sum())
-    if expected != features.shape[0]:
+        features = features.to(inputs_embeds.device, inputs_embeds.dtype)
+        wide = place[..., None].expand_as(inputs_embeds)
+        if mode == "replace":
+            return inputs_embeds.masked_scatter(wide, features)
+        return inputs_embeds + torch.zeros_like(inputs_embeds).masked_scatter(wide, features)
+    # Where ids or mask are on a device, their number makes the host wait, once each; a silent shift
+    # of all later images would cost more. What follows, forward and backward, waits no more.
+    device = inputs_embeds.device
+    (rows,) = to_device([place.flatten().nonzero().squeeze(1)], device)
+    if mask is not None:
+        tokens = mask.flatten().nonzero().squeeze(1)
+        (tokens,) = to_device([tokens], features.device)
+        features = features.flatten(0, 1).index_select(0, tokens)
+    if rows.shape[0] != features.shape[0]:
         raise ValueError(
-            f"input_ids hold {expected} placeholders (id {placeholder_id}), but there are "
+            f"input_ids hold {rows.shape[0]} placeholders (id {placeholder_id}), but there are "
             f"{features.shape[0]} visual vectors: batch and features must come from the same images"
         )
     if features.shape[-1] != inputs_embeds.shape[-1]:
@@ -80,12 +93,8 @@ def merge_visual_tokens(
             f"visual vectors have width {features.shape[-1]}, the text embeddings "
             f"{inputs_embeds.shape[-1]}: set hidden_size of the token embedding to the latter"
         )
-    return _merge(inputs_embeds, place, features, mode)
-
-
-def _merge(inputs_embeds: Tensor, place: Tensor, features: Tensor, mode: str) -> Tensor:
-    features = features.to(inputs_embeds.device, inputs_embeds.dtype)
-    mask = place[..., None].expand_as(inputs_embeds)
-    if mode == "replace":
-        return inputs_embeds.masked_scatter(mask, features)
-    return inputs_embeds + torch.zeros_like(inputs_embeds).masked_scatter(mask, features)
+    features = features.to(device, inputs_embeds.dtype)
+    flat = inputs_embeds.flatten(0, 1)
+    if mode == "add":
+        features = flat.index_select(0, rows) + features
+    return flat.index_copy(0, rows, features).view_as(inputs_embeds)

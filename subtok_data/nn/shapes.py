@@ -1,13 +1,44 @@
-"""Compute shape codes of tokens from the token map, on its own device."""
+"""Compute shape codes of tokens from the token map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["pixel_boxes", "shape_codes"]
+from subtok_data.nn.transfer import to_device, to_host
+from subtok_data.segment import measure, token_shapes
+
+__all__ = ["image_map", "pixel_boxes", "shape_codes"]
+
+
+def image_map(
+    visual_token_map: Tensor, image: int, num_tokens: int, size: Sequence[int] | None
+) -> NDArray[np.int32]:
+    """Return the map (h, w) of one image of a batch on the host, without the canvas' padding.
+
+    Raises
+    ------
+    ValueError
+        The map holds an index beyond ``num_tokens``.
+
+    Examples
+    --------
+    >>> image_map(torch.tensor([[[0, 1, -1], [0, 0, -1]]]), 0, 2, (2, 2)).tolist()
+    [[0, 1], [0, 0]]
+    """
+    height, width = size or visual_token_map.shape[1:]
+    found = visual_token_map[image, : int(height), : int(width)].numpy()
+    highest = int(found.max())
+    if highest >= num_tokens:
+        raise ValueError(
+            f"visual_token_map of image {image} holds token {highest}, but num_visual_tokens "
+            f"is {num_tokens}: indices must be in 0..{num_tokens - 1}"
+        )
+    return np.ascontiguousarray(found, dtype=np.int32)
 
 
 @torch.no_grad()
@@ -19,42 +50,9 @@ def pixel_boxes(token_map: Tensor, num_tokens: int) -> Tensor:
     >>> pixel_boxes(torch.tensor([[0, 1, 1], [0, 0, 1]]), 2).tolist()
     [[0, 0, 2, 2], [1, 0, 3, 2]]
     """
-    height, width = token_map.shape
-    flat = token_map.reshape(-1).long()
-    place = (flat >= 0).nonzero().squeeze(1)
-    token = flat[place]
-    y, x = place // width, place % width
-    low = torch.full((num_tokens,), max(height, width), dtype=torch.int64, device=flat.device)
-    high = torch.zeros_like(low)
-    return torch.stack(
-        [
-            low.scatter_reduce(0, token, x, "amin"),
-            low.scatter_reduce(0, token, y, "amin"),
-            high.scatter_reduce(0, token, x + 1, "amax"),
-            high.scatter_reduce(0, token, y + 1, "amax"),
-        ],
-        dim=1,
-    )
-
-
-def _codes_of_image(token_map: Tensor, num_tokens: int, size: int) -> Tensor:
-    boxes = pixel_boxes(token_map, num_tokens)
-    x0, y0, x1, y1 = boxes.unbind(1)
-    bins = torch.arange(size, device=boxes.device)
-    # A bin reads the pixel under its centre: exact where the box is smaller than the code.
-    y = y0[:, None] + ((2 * bins + 1) * (y1 - y0)[:, None]) // (2 * size)
-    x = x0[:, None] + ((2 * bins + 1) * (x1 - x0)[:, None]) // (2 * size)
-    token = torch.arange(num_tokens, device=boxes.device)[:, None, None]
-    codes = token_map[y[:, :, None], x[:, None, :]] == token
-    # All samples may miss a thin token: then the bin of its first pixel in the top row is set.
-    empty = ~codes.flatten(1).any(1)
-    flat = token_map.reshape(-1).long()
-    place = (flat >= 0).nonzero().squeeze(1)
-    first = torch.full((num_tokens,), flat.numel(), device=flat.device)
-    first = first.scatter_reduce(0, flat[place], place, "amin")
-    column = (first % token_map.shape[1] - x0) * size // (x1 - x0)
-    codes[empty, 0, column[empty]] = True
-    return codes
+    (host,) = to_host([token_map])
+    boxes = measure(image_map(host[None], 0, num_tokens, None), num_tokens).boxes
+    return to_device([torch.from_numpy(boxes).long()], token_map.device)[0]
 
 
 @torch.no_grad()
@@ -69,6 +67,7 @@ def shape_codes(
 
     The same codes as ``visual_token_shapes``, for batches that do not carry them: the pixel under
     each bin's centre, and where a thin token lies between all samples the bin of its first pixel.
+    They are computed on the CPU: a map on a device is copied there, and the codes back.
 
     Parameters
     ----------
@@ -84,17 +83,21 @@ def shape_codes(
     Returns
     -------
     Tensor
-        (T, r, r) bool, image after image.
+        (T, r, r) bool, image after image, on the device of the map.
+
+    Raises
+    ------
+    ValueError
+        When a token has no pixel, or the map holds an index beyond ``num_visual_tokens``.
 
     Examples
     --------
     >>> shape_codes(torch.tensor([[[0, 1], [0, 0]]]), [2], 2).int().tolist()
     [[[1, 0], [1, 1]], [[1, 1], [1, 1]]]
     """
-    sizes = map_sizes or [tuple(visual_token_map.shape[1:])] * visual_token_map.shape[0]
-    return torch.cat(
-        [
-            _codes_of_image(visual_token_map[i, : int(h), : int(w)], int(n), size)
-            for i, ((h, w), n) in enumerate(zip(sizes, num_visual_tokens, strict=True))
-        ]
-    )
+    (host,) = to_host([visual_token_map])
+    found: list[NDArray[np.bool_]] = []
+    for image, count in enumerate(num_visual_tokens):
+        labels = image_map(host, image, int(count), map_sizes[image] if map_sizes else None)
+        found.append(token_shapes(labels, measure(labels, int(count)).boxes, size))
+    return to_device([torch.from_numpy(np.concatenate(found))], visual_token_map.device)[0]

@@ -12,6 +12,7 @@ from .kernels import (
     compile_seconds as compile_seconds,
     normalise_planes as normalise_planes,
     relabel as relabel,
+    share_cells as share_cells,
     split_planes as split_planes,
 )
 from .masks import (

@@ -11,6 +11,7 @@ from torch import nn
 
 from subtok_data.errors import ConfigError
 from subtok_data.nn import TokenEmbedding, pool_tokens, roi_pool_tokens, shape_codes, token_cells
+from subtok_data.nn.intervals import area_intervals, bilinear_intervals
 from subtok_data.segment import measure, token_shapes
 
 
@@ -112,16 +113,39 @@ def test_area_mean_equals_brute_force(seed, map_size, valid, stride, count):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_sorted_pairs_equal_the_histogram(monkeypatch):
-    rng = np.random.default_rng(0)
-    token = random_map(rng, 40, 40, 30)[None]
-    expected = token_cells(token, [30], (8, 8), pixel_size=(40, 40))
-    monkeypatch.setattr("subtok_data.nn.cells._SLOTS_PER_RECTANGLE", 0)
-    monkeypatch.setattr("subtok_data.nn.cells._STEP", 100)
-    ours = token_cells(token, [30], (8, 8), pixel_size=(40, 40))
-    assert torch.equal(ours.token, expected.token)
-    assert torch.equal(ours.cell, expected.cell)
-    torch.testing.assert_close(ours.weight, expected.weight)
+@pytest.mark.parametrize("sampling", ["area", "bilinear"])
+@pytest.mark.parametrize("side", [5, 8, 80])
+def test_cells_are_a_histogram_in_both_orders(sampling, side):
+    rng = np.random.default_rng(side)
+    maps = torch.stack([random_map(rng, 40, 40, 30) for _ in range(2)])
+    maps[1, 25:] = -1
+    sizes = [(40, 40), (25, 40)]
+    found = token_cells(
+        maps, [30, 30], (side, side), pixel_size=(40, 40), map_sizes=sizes, sampling=sampling
+    )
+    intervals = area_intervals if sampling == "area" else bilinear_intervals
+    share = torch.zeros(60, 2 * side * side, dtype=torch.float64)
+    for image, (height, width) in enumerate(sizes):
+        y, cell_y, length_y = map(torch.from_numpy, intervals(height, 40, side, (40, side)))
+        x, cell_x, length_x = map(torch.from_numpy, intervals(width, 40, side, (40, side)))
+        token = maps[image][y][:, x] + 30 * image
+        cell = image * side * side + cell_y[:, None] * side + cell_x
+        area = length_y[:, None] * length_x
+        inside = maps[image][y][:, x] >= 0
+        place = (token * share.shape[1] + cell)[inside]
+        share += torch.bincount(place, area[inside], share.numel()).view_as(share)
+    expected = (share / share.sum(1, keepdim=True)).float()
+    token, cell = expected.nonzero(as_tuple=True)
+    assert torch.equal(found.token, token)
+    assert torch.equal(found.cell, cell)
+    torch.testing.assert_close(found.weight, expected[token, cell], rtol=1e-6, atol=0)
+    counts = torch.bincount(token, minlength=60)
+    assert torch.equal(found.token_start, F.pad(counts.cumsum(0), (1, 0)))
+    by_cell, token_by_cell = expected.T.nonzero(as_tuple=True)
+    assert torch.equal(found.cell[found.by_cell], by_cell)
+    assert torch.equal(found.token[found.by_cell], token_by_cell)
+    counts = torch.bincount(cell, minlength=share.shape[1])
+    assert torch.equal(found.cell_start, F.pad(counts.cumsum(0), (1, 0)))
 
 
 @pytest.mark.parametrize("seed", range(3))

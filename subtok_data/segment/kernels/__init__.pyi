@@ -1,4 +1,5 @@
 from .cache import compile_seconds as compile_seconds
+from .cells import share_cells as share_cells
 from .components import label_runs as label_runs, paint_runs as paint_runs
 from .flood import flood_pixels as flood_pixels, scratch_slots as scratch_slots
 from .graph import gather_cracks as gather_cracks
