@@ -50,7 +50,7 @@ from subtok_data.tokenized_image import TokenizedImage
 if TYPE_CHECKING:
     from subtok_data.token_column import TokenColumn
 
-__all__ = ["SubobjectTokenizer"]
+__all__ = ["SubobjectTokenizer", "hash_config"]
 
 CONFIG_FILE = "subtok_config.json"
 FORMAT_VERSION = 3
@@ -383,8 +383,7 @@ class SubobjectTokenizer:
     @property
     def config_hash(self) -> str:
         """Sixteen hexadecimal digits that differ when the tokens may differ."""
-        text = json.dumps(self.config(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hash_config(self.config())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write configuration and weights to a folder that :meth:`from_pretrained` reads.
@@ -548,6 +547,18 @@ class SubobjectTokenizer:
             f"SubobjectTokenizer({self.segmenter!r}, {self.budget}, order={self.order!r}, "
             f"{self.canvas})"
         )
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits of a configuration.
+
+    Examples
+    --------
+    >>> hash_config({"size": 64, "order": "area"}) == hash_config({"order": "area", "size": 64})
+    True
+    """
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _refuse_other_format(config: Mapping[str, Any]) -> None:

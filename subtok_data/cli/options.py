@@ -21,6 +21,7 @@ _SEGMENTERS = ("epoc", "patch", "superpixel", "sam", "sam-edges", "efficient-sam
 _OPTIONS = {
     "weights": ("epoc",),
     "threshold": ("epoc", "sam-edges"),
+    "dtype": ("epoc",),
     "device": ("epoc", "sam", "sam-edges", "efficient-sam", "panoptic"),
     "segmenter-model": ("sam", "sam-edges", "efficient-sam", "panoptic"),
     "points-per-side": ("sam", "sam-edges", "efficient-sam"),
@@ -113,6 +114,11 @@ def add_tokenizer_options(parser: argparse.ArgumentParser) -> None:
         "--device",
         help="where the model runs, cpu or cuda (default: a GPU if there is one)",
     )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the boundary model (default: what is fast on the device)",
+    )
 
 
 def make_tokenizer(args: argparse.Namespace) -> SubobjectTokenizer:
@@ -145,7 +151,7 @@ def _make_segmenter(args: argparse.Namespace) -> Segmenter:
     _refuse_foreign(args)
     kind, model, device = args.segmenter, args.segmenter_model, args.device
     if kind == "epoc":
-        return segmenters.EPOCSegmenter(args.weights, threshold=args.threshold, device=device)
+        return _make_epoc(args)
     if kind == "patch":
         return segmenters.PatchSegmenter()
     if kind == "superpixel":
@@ -159,6 +165,17 @@ def _make_segmenter(args: argparse.Namespace) -> Segmenter:
         return segmenters.SAMSegmenter(model, options=GenerationOptions(**points), device=device)
     options = replace(DEFAULT_OPTIONS, **points)
     return segmenters.EfficientSAMSegmenter(model, options=options, device=device)
+
+
+def _make_epoc(args: argparse.Namespace) -> Segmenter:
+    from subtok_data.segmenters import EPOCSegmenter
+
+    if args.dtype is None:
+        return EPOCSegmenter(args.weights, threshold=args.threshold, device=args.device)
+    from subtok_data.boundary import BoundaryModel
+
+    model = BoundaryModel.from_pretrained(args.weights, device=args.device, dtype=args.dtype)
+    return EPOCSegmenter(model, threshold=args.threshold)
 
 
 def _refuse_foreign(args: argparse.Namespace) -> None:

@@ -32,6 +32,7 @@ on several machines that share a folder, each with its number:
   subtok tokenize tokens/ --status         which shards are missing or damaged
   subtok tokenize tokens/ --finish         once all parts are done
   subtok tokenize photos/ --out tokens/ --verify 200      recompute 200 images and compare
+  subtok tokenize tokens/ --verify 200     without the images: checksums, lengths, 200 maps
 
 on a cluster of Ray, or with several processes here:
   subtok tokenize photos/ --out tokens/ --engine ray --actors 1:8 --gpus 0.25 --cpus 6
@@ -72,7 +73,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "--status", action="store_true", help="say what is missing; reads every byte there is"
     )
     steps.add_argument(
-        "--verify", type=int, metavar="N", help="recompute N random rows and compare"
+        "--verify",
+        type=int,
+        metavar="N",
+        help="recompute N random rows and compare; with the tokens as SRC and no --out, check what "
+        "can be checked without images",
     )
     group.add_argument(
         "--mixed",
@@ -144,10 +149,10 @@ def run(args: argparse.Namespace) -> int:
         return _status(args)
     if args.finish:
         return _finish(args)
+    if args.verify is not None:
+        return _check(args) if args.out is None else _verify(args)
     if args.out is None:
         raise ConfigError("name the folder for the tokens: --out DIR")
-    if args.verify is not None:
-        return _verify(args)
     return _tokenize(args)
 
 
@@ -278,9 +283,37 @@ def _finish(args: argparse.Namespace) -> int:
     return 1 if tokens.num_failed else 0
 
 
-def _verify(args: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> int:
+    """Check tokens without their images."""
+    _refuse_no_rows(args)
+    folder = args.source[0]
+
+    from subtok_data.data import check_tokens
+
+    report = check_tokens(folder, args.verify)
+    if args.json:
+        print_json({**asdict(report), "images_compared": False})
+        return 1 if report.problems else 0
+    print(
+        f"{report.shards} shards are whole in {folder}, and {report.rows} rows were decoded: "
+        f"{len(report.problems)} problems"
+    )
+    for problem in report.problems[:_LISTED]:
+        say(f"  {problem}")
+    print(
+        f"images were not compared: for that, subtok tokenize SRC --out {folder} --verify "
+        f"{args.verify}, with the options of the run"
+    )
+    return 1 if report.problems else 0
+
+
+def _refuse_no_rows(args: argparse.Namespace) -> None:
     if args.verify < 1:
         raise ConfigError(f"--verify {args.verify}: give the number of rows, at least 1")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    _refuse_no_rows(args)
     dataset = _open_source(args)
     tokenizer = make_tokenizer(args)
 

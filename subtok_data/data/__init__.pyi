@@ -45,6 +45,7 @@ from .tokenize import (
     ExportReport as ExportReport,
     RayEngine as RayEngine,
     TokenizeReport as TokenizeReport,
+    check_tokens as check_tokens,
     export_panoptic as export_panoptic,
     tokenize_dataset as tokenize_dataset,
     verify_tokens as verify_tokens,

@@ -327,6 +327,12 @@ def test_verify_compares_and_changed_photos_are_named(photos, tmp_path, capsys):
     capsys.readouterr()
     assert main([*command, "--verify", "4"]) == 0
     assert capsys.readouterr().out == "4 of 4 rows come out as they are stored\n"
+    assert main(["tokenize", str(out), "--verify", "4"]) == 0
+    words = capsys.readouterr().out
+    assert "4 rows were decoded: 0 problems\nimages were not compared" in words
+    assert main(["tokenize", str(out), "--verify", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["problems"], found["images_compared"]) == (4, [], False)
     (photos / "02.png").write_bytes((photos / "01.png").read_bytes())
     assert main([*command, "--verify", "6", "--json"]) == 1
     (row,) = json.loads(capsys.readouterr().out)["differing"]
@@ -335,6 +341,19 @@ def test_verify_compares_and_changed_photos_are_named(photos, tmp_path, capsys):
     assert "1 images are not those" in capsys.readouterr().err
     assert main([*command, "--redo-changed"]) == 0
     assert main([*command, "--verify", "6"]) == 0
+
+
+def test_precision_belongs_to_the_tokens(photos, tmp_path, capsys):
+    out = tmp_path / "t"
+    command = ["tokenize", str(photos), "--out", str(out), "--size", "64", "--device", "cpu"]
+    command += ["--executor", "inline", "--num-tokens", "4"]
+    assert main([*command, "--dtype", "float32"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--dtype", "bfloat16"]) == 2
+    assert "made on cpu in float32, asked for cpu in bfloat16" in capsys.readouterr().err
+    assert main([*command, "--dtype", "bfloat16", "--mixed"]) == 0
+    assert main([*command, "--segmenter", "patch", "--dtype", "float32"]) == 2
+    assert "--dtype is an option of --segmenter epoc" in capsys.readouterr().err
 
 
 def test_another_configuration_is_refused(photos, tmp_path, capsys):

@@ -14,4 +14,8 @@ from .storage import (
     Storage as Storage,
     writer_name as writer_name,
 )
-from .writer import StoreStatus as StoreStatus, TokenWriter as TokenWriter
+from .writer import (
+    StoreStatus as StoreStatus,
+    TokenWriter as TokenWriter,
+    row_sums as row_sums,
+)

@@ -50,6 +50,8 @@ class ShardReport:
         Where the model ran, in which precision.
     versions : dict of str to str
         Of the libraries that decide the bits.
+    modified_ns : int
+        When the file was written, by the clock of its file system; 0 if unknown.
     """
 
     shard: int
@@ -63,6 +65,7 @@ class ShardReport:
     device: str
     dtype: str
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    modified_ns: int = 0
 
     @staticmethod
     def name(shard: int) -> str:
@@ -77,6 +80,16 @@ class ShardReport:
     def line(self) -> bytes:
         """The report as a line of ``provenance.jsonl``."""
         return json.dumps(asdict(self), sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def of_line(cls, line: bytes) -> ShardReport | None:
+        """Read what :meth:`line` wrote; None if it is something else."""
+        try:
+            report = cls(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
+        numbers = (report.shard, report.bytes, report.modified_ns)
+        return report if all(isinstance(one, int) for one in numbers) else None
 
 
 class Journal:

@@ -272,6 +272,8 @@ class ShardReader:
     ----------
     info : ShardInfo
         What the shard is.
+    size : int
+        Bytes of its file.
 
     Raises
     ------
@@ -286,7 +288,7 @@ class ShardReader:
         size = storage.size(name)
         if size is None:
             raise StoreError(f"{self._file} is missing: {_REMEDY}")
-        self._size = size
+        self.size = size
         footer = self._read_footer()
         self._metadata, self.info, checks = self._parse(footer)
         self._places = self._find_groups(checks, size - len(footer))
@@ -408,7 +410,7 @@ class ShardReader:
         place = self._places[number]
         content = self._read_columns(number)
         try:
-            file = pa.PythonFile(_Window(content, place.columns, self._size), mode="r")
+            file = pa.PythonFile(_Window(content, place.columns, self.size), mode="r")
             parquet = pq.ParquetFile(file, metadata=self._metadata, pre_buffer=False)
             table = parquet.read_row_group(number, columns=_COLUMNS, use_threads=False)
             lists = table.column("record_sizes").combine_chunks()
@@ -437,17 +439,15 @@ class ShardReader:
 
     def _read_footer(self) -> bytes:
         """Footer, its length and the magic at the end, compared with its checksum."""
-        end = self._storage.read(self.name, max(0, self._size - 8), 8)
-        if len(end) < 8 or self._size < 12 or end[4:] != _MAGIC:
-            raise self._damaged(
-                f"its {self._size} bytes do not end as they must, truncated perhaps"
-            )
+        end = self._storage.read(self.name, max(0, self.size - 8), 8)
+        if len(end) < 8 or self.size < 12 or end[4:] != _MAGIC:
+            raise self._damaged(f"its {self.size} bytes do not end as they must, truncated perhaps")
         length = _LENGTH.unpack(end[:4])[0] + 8
-        if length + 4 > self._size or length > _MAX_FOOTER:
+        if length + 4 > self.size or length > _MAX_FOOTER:
             raise self._damaged("its footer is not what was written")
         if self._storage.read(self.name, 0, 4) != _MAGIC:
             raise self._damaged("its first bytes are not what was written")
-        footer = self._storage.read(self.name, self._size - length, length)
+        footer = self._storage.read(self.name, self.size - length, length)
         if len(footer) != length:
             raise self._damaged("it ended while it was read")
         return footer

@@ -36,6 +36,10 @@ class Storage(Protocol):
         """Bytes of a file; None if there is none."""
         ...
 
+    def modified_ns(self, name: str) -> int | None:
+        """When a file was written, in nanoseconds; None where the system cannot tell for sure."""
+        ...
+
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a range of a file; fewer bytes than asked for where it ends.
 
@@ -134,6 +138,13 @@ class LocalStorage:
             if file is not None and not os.path.samestat(found, os.fstat(file.number)):
                 del self._open[name]
         return found.st_size
+
+    def modified_ns(self, name: str) -> int | None:
+        """When a file was written, in nanoseconds; None if there is none."""
+        try:
+            return (self.folder / name).stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a range of a file."""

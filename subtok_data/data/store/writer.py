@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import time
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -144,12 +144,16 @@ class TokenWriter:
     def missing(self, shards: Iterable[int] | None = None) -> list[int]:
         """Find the shards that are absent, truncated or damaged, of those given or of all.
 
+        Size and footer of each are read. All its bytes are compared with their checksums only where
+        the file is not of the time and size that its report says, so a disk that changed bytes by
+        itself goes unnoticed here; :meth:`status` and whoever reads the rows notices it.
+
         Raises
         ------
         StoreError
             If a shard is whole, but of another store, device or precision.
         """
-        status = self.status(shards)
+        status = self._look(shards, self._written())
         return sorted([*status.missing, *(number for number, _ in status.damaged)])
 
     def status(self, shards: Iterable[int] | None = None) -> StoreStatus:
@@ -160,16 +164,24 @@ class TokenWriter:
         StoreError
             If a shard is whole, but of another store, device or precision.
         """
+        return self._look(shards, {})
+
+    def _look(
+        self, shards: Iterable[int] | None, written: Mapping[int, ShardReport]
+    ) -> StoreStatus:
+        """Look at shards; those that are as they were written are not read as a whole."""
         missing: list[int] = []
         damaged: list[tuple[int, str]] = []
         there = self._there()
         for number in range(self.meta.num_shards) if shards is None else shards:
-            if shard_name(number) not in there:
+            name = shard_name(number)
+            if name not in there:
                 missing.append(number)
                 continue
             try:
-                reader = ShardReader(self.storage, shard_name(number))
-                reader.check()
+                reader = ShardReader(self.storage, name)
+                if not self._is_as_written(name, reader.size, written.get(number)):
+                    reader.check()
             except StoreError as error:
                 damaged.append((number, str(error)))
                 continue
@@ -178,6 +190,30 @@ class TokenWriter:
         return StoreStatus(
             self.meta.rows, self.meta.num_shards, tuple(missing), tuple(damaged), finished
         )
+
+    def _is_as_written(self, name: str, size: int, report: ShardReport | None) -> bool:
+        if report is None or report.bytes != size:
+            return False
+        modified_ns = self.storage.modified_ns(name)
+        return modified_ns is None or modified_ns == report.modified_ns
+
+    def _written(self) -> dict[int, ShardReport]:
+        """Reports of the shards that were made: of finished runs, then of this one."""
+        reports: dict[int, ShardReport] = {}
+        if self.storage.size(PROVENANCE) is not None:
+            for line in self.storage.read(PROVENANCE).splitlines():
+                report = ShardReport.of_line(line)
+                if report is not None:
+                    reports[report.shard] = report
+        for folder in self.storage.names("progress"):
+            for name in self.storage.names(f"progress/{folder}"):
+                if not name.endswith(".json"):
+                    continue
+                with suppress(FileNotFoundError):  # another process has finished the store
+                    report = ShardReport.of_line(self.storage.read(f"progress/{folder}/{name}"))
+                    if report is not None:
+                        reports[report.shard] = report
+        return reports
 
     @contextmanager
     def shard(self, info: ShardInfo) -> Generator[OpenShard]:
@@ -311,20 +347,11 @@ class TokenWriter:
 
     def _write_provenance(self) -> None:
         """Join the reports of the shards with those of earlier runs."""
-        lines: dict[int, bytes] = {}
-        if self.storage.size(PROVENANCE) is not None:
-            for line in self.storage.read(PROVENANCE).splitlines(keepends=True):
-                number = _shard_of(line)
-                if number is not None:
-                    lines[number] = line
+        reports = self._written()
         with self.storage.create(PROVENANCE) as file:
-            for number in range(self.meta.num_shards):
-                try:
-                    line = self.storage.read(ShardReport.name(number))
-                except FileNotFoundError:
-                    line = lines.get(number, b"")
-                if _shard_of(line) == number:
-                    file.write(line)
+            for number in sorted(reports):
+                if number < self.meta.num_shards:
+                    file.write(reports[number].line())
 
     def _clean(self) -> None:
         """Delete what only an unfinished store needs."""
@@ -368,6 +395,7 @@ class OpenShard:
     def close(self, seconds: float) -> None:
         """Write the last rows and the checksums."""
         self._writer.close()
+        self._file.flush()
         info = self._writer.info
         images, tokens, failed = self._counts.tolist()
         self._file.seek(0)
@@ -387,6 +415,7 @@ class OpenShard:
             device=info.device,
             dtype=info.dtype,
             versions=_versions(),
+            modified_ns=os.fstat(self._file.fileno()).st_mtime_ns,
         )
 
 
@@ -415,14 +444,6 @@ def _versions() -> dict[str, str]:
 
     names = ("subtok-data", "torch", "transformers", "numpy", "pillow", "pyarrow")
     return {name: version(name) for name in names}
-
-
-def _shard_of(line: bytes) -> int | None:
-    try:
-        number = json.loads(line)["shard"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return number if isinstance(number, int) else None
 
 
 def _digest(file: IO[bytes]) -> dict[str, int]:

@@ -7,4 +7,9 @@ from .run import (
     tokenize_dataset as tokenize_dataset,
 )
 from .shards import ShardJob as ShardJob, make_shards as make_shards
-from .verify import VerifyReport as VerifyReport, verify_tokens as verify_tokens
+from .verify import (
+    CheckReport as CheckReport,
+    VerifyReport as VerifyReport,
+    check_tokens as check_tokens,
+    verify_tokens as verify_tokens,
+)

@@ -1,19 +1,35 @@
-"""Recompute some stored rows and compare them with what is stored."""
+"""Compare what is stored with its images, or, without them, with what it says of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from subtok_data.data.store import ShardReader, Storage, StoredRow, shard_name
+from subtok_data.data.store import (
+    ShardReader,
+    Storage,
+    StoredRow,
+    StoredTokens,
+    StoreMeta,
+    StoreStatus,
+    TokenWriter,
+    row_sums,
+    shard_name,
+)
 from subtok_data.data.tokenize.run import open_job
 from subtok_data.data.tokenize.shards import tokenize_rows
-from subtok_data.tokenizer import SubobjectTokenizer
+from subtok_data.errors import StoreError
+from subtok_data.images import KEY_BYTES
+from subtok_data.tokenizer import SubobjectTokenizer, hash_config
 
-__all__ = ["DifferingRow", "VerifyReport", "verify_tokens"]
+__all__ = ["CheckReport", "DifferingRow", "VerifyReport", "check_tokens", "verify_tokens"]
+
+_MOST_PROBLEMS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,135 @@ class VerifyReport:
 
     rows: int
     differing: tuple[DifferingRow, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check_tokens` found.
+
+    Attributes
+    ----------
+    rows : int
+        Decoded.
+    shards : int
+        Of which every byte was compared with its checksum.
+    problems : tuple of str
+        What is wrong, where, and what to do: the first 1,000.
+    """
+
+    rows: int
+    shards: int
+    problems: tuple[str, ...]
+
+
+def check_tokens(
+    folder: str | Path | Storage, rows: int, *, seed: int | None = None
+) -> CheckReport:
+    """Check all that can be checked of stored tokens without their images.
+
+    Every byte of the shards against its checksum, the lengths and keys of all rows against those in
+    the shards, the configuration against its hash, and the maps of some rows against their sizes
+    and numbers of tokens.
+
+    Parameters
+    ----------
+    folder : str, Path or Storage
+        Where they are; nothing is written there.
+    rows : int
+        How many are decoded, chosen at random.
+    seed : int, optional
+        Of the choice; another one every time by default.
+
+    Returns
+    -------
+    CheckReport
+
+    Raises
+    ------
+    ConfigError
+        If there is no store.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from subtok_data import PatchSegmenter
+    >>> from subtok_data.data import tokenize_dataset
+    >>> images = [np.full((64, 64, 3), shade, np.uint8) for shade in range(9)]
+    >>> tokenizer = SubobjectTokenizer(PatchSegmenter(32), size=64)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     report = tokenize_dataset(images, tokenizer, out, executor="inline")
+    ...     check_tokens(out, 3)
+    CheckReport(rows=3, shards=1, problems=())
+    """
+    writer = TokenWriter.open(folder)
+    meta, storage = writer.meta, writer.storage
+    problems: list[str] = []
+    if hash_config(meta.config) != meta.config_hash:
+        problems.append(f"the configuration in {str(storage)!r} is not that of its hash")
+    status = writer.status()
+    if status.missing:
+        problems.append(
+            f"{len(status.missing)} of {status.shards} shards are missing, the first is "
+            f"{status.missing[0]}: run `subtok tokenize` again"
+        )
+    problems += [why for _, why in status.damaged]
+    whole = sorted({*range(meta.num_shards)} - {*status.missing, *(n for n, _ in status.damaged)})
+    if status.finished:
+        try:
+            problems += _compare_index(StoredTokens(storage), whole)
+        except StoreError as error:
+            problems.append(str(error))
+    else:
+        problems.append(f"not finished: run `subtok tokenize {storage} --finish`")
+    chosen = _choose_rows(meta, status, rows, seed)
+    for index in chosen.tolist():
+        shard, place = meta.find(index)
+        row = ShardReader(storage, shard_name(shard)).row(place)
+        why = _wrong_maps(row)
+        if why is not None:
+            problems.append(f"row {index} in {shard_name(shard)}: {why}")
+    return CheckReport(len(chosen), len(whole), tuple(problems[:_MOST_PROBLEMS]))
+
+
+def _compare_index(tokens: StoredTokens, shards: list[int]) -> Iterator[str]:
+    """What lengths and keys say otherwise than the shards they follow from."""
+    lengths, keys = tokens.lengths(), tokens.keys()
+    tokens.check_keys()
+    for shard in shards:
+        reader = ShardReader(tokens.folder, shard_name(shard))
+        at = reader.info.start
+        for table in reader.columns(["num_visual_tokens", "key"]):
+            sums = np.minimum(row_sums(table.column("num_visual_tokens"))[0], 65_535)
+            own = b"".join(key or bytes(KEY_BYTES) for key in table.column("key").to_pylist())
+            behind = at + table.num_rows
+            if not np.array_equal(sums, lengths[at:behind]) or own != keys[at:behind].tobytes():
+                yield (
+                    f"lengths or keys of the rows {at} to {behind - 1} are not those in "
+                    f"{shard_name(shard)}: run `subtok tokenize {tokens.folder} --finish`"
+                )
+            at = behind
+
+
+def _wrong_maps(row: StoredRow) -> str | None:
+    """Why the maps of a row are not what the row says."""
+    try:
+        maps = row.decode()
+    except StoreError as error:
+        return str(error)
+    counts = tuple(int(token_map.max()) + 1 for token_map, _ in maps)
+    if counts != row.num_visual_tokens:
+        return f"it says {row.num_visual_tokens} tokens, its maps have {counts}"
+    return None
+
+
+def _choose_rows(
+    meta: StoreMeta, status: StoreStatus, rows: int, seed: int | None
+) -> NDArray[np.int64]:
+    """Random rows of the shards that are whole, in order."""
+    wrong = {*status.missing, *(number for number, _ in status.damaged)}
+    ranges = [meta.shard_range(number) for number in range(meta.num_shards) if number not in wrong]
+    indices = np.concatenate([np.zeros(0, np.int64), *(np.arange(r.start, r.stop) for r in ranges)])
+    return np.sort(np.random.default_rng(seed).permutation(indices)[:rows])
 
 
 def verify_tokens(
@@ -101,12 +246,7 @@ def verify_tokens(
     """
     job = open_job(dataset, tokenizer, folder, begin=False, **options)
     meta, storage = job.writer.meta, job.writer.storage
-    missing = set(job.writer.missing())
-    ranges = [
-        meta.shard_range(number) for number in range(meta.num_shards) if number not in missing
-    ]
-    indices = np.concatenate([np.zeros(0, np.int64), *(np.arange(r.start, r.stop) for r in ranges)])
-    chosen = np.sort(np.random.default_rng(seed).permutation(indices)[:rows])
+    chosen = _choose_rows(meta, job.writer.status(), rows, seed)
     stored: dict[int, list[StoredRow]] = {}  # by the size of their batches
     batches: dict[int, list[range]] = {}
     for index in chosen.tolist():

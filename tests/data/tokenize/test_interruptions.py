@@ -6,17 +6,28 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import signal
 import time
 import warnings
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers.batches import assert_same_batches
+from helpers.stores import store_rows
 
 from subtok_data import PatchSegmenter, SubobjectDataset, SubobjectLoader, SubobjectTokenizer
-from subtok_data.data import StoredTokens, TokenWriter, tokenize_dataset, verify_tokens
-from subtok_data.data.store import ShardReport
+from subtok_data.data import (
+    StoredTokens,
+    TokenWriter,
+    check_tokens,
+    tokenize_dataset,
+    verify_tokens,
+)
+from subtok_data.data.store import LocalStorage, ShardReport, StoredRow
+from subtok_data.data.store.layout import read_json, write_json
 from subtok_data.data.tokenize import LocalEngine, make_shards
 from subtok_data.errors import ConfigError, SampleError, StoreError, SubtokError
 
@@ -306,6 +317,44 @@ def test_a_damaged_shard_is_noticed_and_made_anew(tmp_path, whole, how):
     assert files_of(tmp_path) == whole
 
 
+def read_bytes(monkeypatch, action):
+    """How many bytes of shards an action reads, beside the 8 KB of each end."""
+    total = 0
+    read = LocalStorage.read
+
+    def counted(self, name, start=0, length=None):
+        nonlocal total
+        found = read(self, name, start, length)
+        total += len(found) if name.startswith("data/") else 0
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "read", counted)
+        assert action() == []
+    return total
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_shards_that_are_as_they_were_written_are_not_read_again(tmp_path, monkeypatch, finished):
+    run(Images(), tmp_path, part=None if finished else (0, 1))
+    writer = TokenWriter.open(tmp_path)
+    shards = [tmp_path / name for name in files_of(tmp_path) if name.startswith("data/")]
+    footers = sum(4 + 8 + int.from_bytes(s.read_bytes()[-8:-4], "little") + 8 for s in shards)
+    assert read_bytes(monkeypatch, writer.missing) == footers
+    every = sum(shard.stat().st_size for shard in shards)
+    os.utime(shards[0])  # written by somebody else, perhaps
+    assert footers < read_bytes(monkeypatch, writer.missing) < every
+    assert read_bytes(monkeypatch, lambda: list(writer.status().damaged)) > every
+
+
+def test_a_store_that_was_copied_is_read_and_whole(tmp_path, whole, monkeypatch):
+    run(Images(), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    assert read_bytes(monkeypatch, TokenWriter.open(tmp_path / "b").missing) > 5000
+    assert run(Images(), tmp_path / "b").rows_done_before == ROWS
+    assert files_of(tmp_path / "b") == whole
+
+
 @pytest.mark.parametrize("how", ["truncated", "records"])
 def test_damaged_rows_are_named_and_can_be_replaced(tmp_path, how):
     run(Images(), tmp_path)
@@ -357,3 +406,50 @@ def test_stored_rows_are_recomputed_and_compared(tmp_path):
     with pytest.raises(ConfigError, match="no finished tokens"):
         verify_tokens(Images(), tokenizer, tmp_path / "nothing", 5)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_tokens_are_checked_without_their_images(tmp_path):
+    run(Images(), tmp_path)
+    before = files_of(tmp_path)
+    report = check_tokens(tmp_path, 1000)
+    assert (report.rows, report.shards, report.problems) == (ROWS, 5, ())
+    assert check_tokens(tmp_path, 3).rows == 3
+    assert files_of(tmp_path) == before
+    with pytest.raises(ConfigError, match="no finished tokens"):
+        check_tokens(tmp_path / "nothing", 3)
+
+
+def test_what_is_wrong_with_tokens_is_listed(tmp_path):
+    run(Images(), tmp_path)
+    damage(tmp_path / "data/part=000/tokens-000002.parquet", "records")
+    (tmp_path / "data/part=000/tokens-000003.parquet").unlink()
+    (tmp_path / "lengths.u2").write_bytes(bytes(2 * ROWS))
+    report = check_tokens(tmp_path, 1000)
+    assert (report.rows, report.shards) == (26, 3)
+    missing, damaged, lengths = report.problems
+    assert missing.startswith("1 of 5 shards are missing, the first is 3")
+    assert "tokens-000002.parquet is damaged" in damaged
+    assert "lengths.u2 is damaged" in lengths
+
+
+def test_what_was_written_wrongly_is_found_too(tmp_path):
+    """Checksums fit, since they are of what was written."""
+    one = np.zeros((4, 4), np.int16)
+    wrong = replace(StoredRow.of(1, [one], key=b"k" * 16), num_visual_tokens=(2,))
+    writer = store_rows(tmp_path, [StoredRow.of(0, [one]), wrong], config={"size": 4})
+    keys, lengths = (np.zeros((2, 16), np.uint8), np.array([7, 2], np.uint16))
+    for kind, values in (("keys", keys), ("lengths", lengths)):
+        manifest = read_json(writer.storage, "index/index.json")
+        (tmp_path / manifest[kind]["name"]).write_bytes(values.tobytes())
+        manifest[kind]["crc32"] = zlib.crc32(values.tobytes())
+        write_json(writer.storage, "index/index.json", manifest)
+    config, index, row = check_tokens(tmp_path, 2).problems
+    assert "is not that of its hash" in config
+    assert index.startswith("lengths or keys of the rows 0 to 1 are not those in data/part=000/")
+    assert row.startswith("row 1 in data/part=000/tokens-000000.parquet: it says (2,) tokens")
+
+
+def test_what_is_not_finished_says_so(tmp_path):
+    run(Images(), tmp_path, part=(0, 1))
+    (problem,) = check_tokens(tmp_path, 4).problems
+    assert "--finish" in problem
