@@ -110,11 +110,12 @@ def upload_folder(
     Raises
     ------
     ConfigError
-        There are files that are not data only: TorchScript, ONNX, pickles. What the hub refuses is
-        raised as ``huggingface_hub`` raises it.
+        The name is a path, or there are files that are not data only: TorchScript, ONNX, pickles.
+        What the hub refuses is raised as ``huggingface_hub`` raises it.
     """
     import huggingface_hub
 
+    _refuse_paths(name)
     api = huggingface_hub.HfApi(token=token)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -131,6 +132,14 @@ def upload_folder(
             create_pr=create_pr,
         )
     return str(commit.commit_url)
+
+
+def _refuse_paths(name: object) -> None:
+    if not isinstance(name, str) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is None:
+        raise ConfigError(
+            f"{name!r} is no name of a repository: give 'user/name'; a folder is written by "
+            "save_pretrained(folder)"
+        )
 
 
 def _refuse_code(folder: Path, name: str) -> None:

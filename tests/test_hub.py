@@ -124,6 +124,12 @@ def test_what_can_hold_code_is_not_uploaded(hub):
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("name", ["/tmp/pushed", "./pushed", "a/b/c", Path("a/b"), ""])
+def test_a_path_is_no_repository(hub, tokenizer, name):
+    with pytest.raises(ConfigError, match=r"a folder is written by save_pretrained\(folder\)"):
+        tokenizer.push_to_hub(name)
+
+
 def test_a_refusal_of_the_hub_is_passed_on(hub):
     with pytest.raises(HfHubHTTPError, match="401"):
         SubobjectTokenizer(PatchSegmenter(16)).push_to_hub("somebody/patches", token="hf_wrong")

@@ -214,7 +214,8 @@ def _kind(file: str) -> str:
     if suffix not in _KINDS:
         raise ConfigError(
             f"{file!r} is neither an image ({', '.join(sorted(IMAGE_SUFFIXES))}) nor a tar or "
-            "Parquet file; of a table give the folder of the images that it names"
+            "Parquet file; of a table give the folder of the images that it names, or its rows to "
+            "subtok_data.data.tokenize_dataset"
         )
     return suffix
 
