@@ -101,16 +101,22 @@ def cheapest(
 ) -> int:
     """Take the cheapest edge that merging is open to; -1 if there is none."""
     while heap.size[0] > 0:
-        key, edge = pop(heap)
+        key, edge = heap.keys[0], np.int64(heap.items[0])
         # An edge entered again leaves its older entries behind.
         if not graph.alive[edge] or key != queued[edge]:
+            drop_first(heap)
             continue
-        queued[edge] = np.inf
         if smaller_area(graph, edge) >= below or (most < 2 and spares(graph, edge, below, most)):
+            queued[edge] = np.inf
+            drop_first(heap)
             continue
-        if edge_cost(graph, edge, cost) == key:
-            return int(edge)
-        enter(graph, heap, queued, edge, cost)
+        grown = edge_cost(graph, edge, cost)
+        if grown == key:
+            queued[edge] = np.inf
+            drop_first(heap)
+            return edge
+        queued[edge] = grown
+        sink(heap, grown, edge)
     return -1
 
 
@@ -317,13 +323,18 @@ def push(heap: Heap, key: Scalar, item: Scalar) -> None:
 
 
 @inner_kernel
-def pop(heap: Heap) -> tuple[float, int]:
-    """Remove and return the entry with the least (key, item); the heap must not be empty."""
+def drop_first(heap: Heap) -> None:
+    """Remove the entry with the least (key, item); the heap must not be empty."""
+    heap.size[0] -= 1
+    end = heap.size[0]
+    sink(heap, heap.keys[end], np.int64(heap.items[end]))
+
+
+@inner_kernel
+def sink(heap: Heap, key: Scalar, item: Scalar) -> None:
+    """Write an entry in place of the first one, and move it to where it belongs."""
     keys, items, size = heap
-    least_key, least_item = keys[0], items[0]
-    size[0] -= 1
     end = size[0]
-    key, item = keys[end], items[end]
     at = 0
     while True:
         down = 2 * at + 1
@@ -341,4 +352,3 @@ def pop(heap: Heap) -> tuple[float, int]:
         at = down
     keys[at] = key
     items[at] = item
-    return float(least_key), int(least_item)

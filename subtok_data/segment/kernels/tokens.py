@@ -60,21 +60,20 @@ def measure_rows(
     return True
 
 
-@kernel
 def relabel(token_map: Labels, labels: Longs, renamed: Labels) -> None:
-    """Write ``labels[token]`` for every token; labels below 0 stay as they are."""
+    """Write ``labels[token]`` for every token, and −1 for labels below 0; they may be one array."""
+    look_up(token_map, np.concatenate([[-1], labels]).astype(np.int32), renamed)
+
+
+@kernel
+def look_up(token_map: Labels, table: Ints, renamed: Labels) -> None:
+    """Write ``table[token + 1]`` for every token of 0 and above, else ``table[0]``."""
     height, width = token_map.shape
     for y in range(height):
         row, target = token_map[y], renamed[y]
-        # Along a row the token seldom changes, so one look-up serves a whole run.
-        last = np.int64(-1)
-        label = np.int64(-1)
         for x in range(width):
             token = np.int64(row[x])
-            if token != last:
-                last = token
-                label = labels[token] if token >= 0 else token
-            target[x] = label
+            target[x] = table[np.uint64(token + 1 if token >= 0 else 0)]
 
 
 @kernel

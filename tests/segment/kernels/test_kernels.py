@@ -16,9 +16,10 @@ from helpers.boundary_maps import smooth_noise
 
 import subtok_data
 from subtok_data import watershed_tokens
-from subtok_data.segment import relabel, warm_up
+from subtok_data.segment import warm_up
 from subtok_data.segment.kernels.flood import run_queues
 from subtok_data.segment.kernels.merging import merge_phase
+from subtok_data.segment.kernels.tokens import look_up
 
 PACKAGE = Path(subtok_data.__file__).parent
 # Decorates all kernels of the flood, and compiles a small one.
@@ -57,7 +58,7 @@ def installed(tmp_path: Path) -> Path:
 
 def test_warm_up_leaves_nothing_to_compile() -> None:
     warm_up()
-    kernels = (run_queues, merge_phase, relabel)
+    kernels = (run_queues, merge_phase, look_up)
     before = [len(k.signatures) for k in kernels]
     levels = smooth_noise(np.random.default_rng(0), (60, 70), 2)
     watershed_tokens(levels, 0.3, max_tokens=5)
