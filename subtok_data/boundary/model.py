@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -36,6 +37,7 @@ from subtok_data.boundary.weights_io import (
     load_network,
     save_network,
 )
+from subtok_data.device_streams import DeviceStream
 from subtok_data.devices import (
     DeviceMemoryError,
     Precision,
@@ -139,7 +141,8 @@ class BoundaryModel:
         self._network = BoundaryNetwork(
             module, Normalisation(mean, std), dtype, compile, name or type(module).__name__
         )
-        self._stream: torch.cuda.Stream | None = None
+        self._lock = threading.RLock()
+        self._stream = DeviceStream(torch.device("cpu"))
         self._hash: str | None = None
         self._most_pixels: int | None = None  # that run together; known when the first image comes
         if device is None:
@@ -249,7 +252,15 @@ class BoundaryModel:
         return upload_folder(self.save_pretrained, name, card, **options)
 
     def to(self, device: str | torch.device) -> BoundaryModel:
-        """Move to a device, in place.
+        """Move to a device, in place; waits for what was launched.
+
+        On CUDA a converted copy of the module runs, with its weights as they are now: after
+        training the module, call this again.
+
+        Parameters
+        ----------
+        device : str or torch.device
+            ``"cuda"`` is the current one of the calling thread.
 
         Raises
         ------
@@ -258,9 +269,17 @@ class BoundaryModel:
         ConfigError
             No such device.
         """
-        self._network.to(resolve_device(device))
-        self._stream = None
-        self._most_pixels = None
+        found = resolve_device(device)
+        with self._lock:
+            launched = self._stream.record()
+            if launched is not None:
+                launched.synchronize()
+            self._network.to(found)
+            if self._stream.device != found:
+                self._stream = DeviceStream(found, priority=-1)
+            # In the thread that made the weights: they are complete before the stream reads them.
+            self._stream.follow_caller()
+            self._most_pixels = None
         return self
 
     @property
@@ -277,14 +296,6 @@ class BoundaryModel:
     def dtype(self) -> torch.dtype:
         """Precision of the network's products, ``"auto"`` resolved."""
         return self._network.dtype
-
-    @property
-    def stream(self) -> torch.cuda.Stream:
-        """A CUDA stream of the model's own, for callers who run it beside other work."""
-        refuse_in_worker(self.device)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
-        return self._stream
 
     @property
     def num_parameters(self) -> int:
@@ -401,9 +412,16 @@ class BoundaryModel:
         PendingMaps
             ``result()`` waits, and tells of each image whether its logits were finite.
         """
-        cuda = self.device.type == "cuda"
-        with torch.cuda.stream(self.stream) if cuda else nullcontext():
-            return PendingMaps(self.predict_on_device(images))
+        refuse_in_worker(self.device)
+        found = checked(images)
+        with self._lock, _current(self.device):
+            placed = [one for one in found if isinstance(one, torch.Tensor) and one.is_cuda]
+            if placed:  # they may still be in the making, and be gone when their turn comes
+                self._stream.follow_caller()
+            with self._stream.entered():
+                for one in placed:
+                    one.record_stream(torch.cuda.current_stream())
+                return PendingMaps(self.predict_on_device(found))
 
     def _mean_over_scales(self, images: list[Pixels]) -> _Probabilities:
         """Mean over the scales of the probabilities of each image; finite if all scales are."""
@@ -506,7 +524,12 @@ class BoundaryModel:
 
     def __getstate__(self) -> dict[str, Any]:
         refuse_to_pickle(self, self.device)
-        return {**self.__dict__, "_hash": None, "_stream": None}  # made when first used
+        own = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {**own, "_hash": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         tiling = f", tile={self.tile}, overlap={self.overlap}" if self.tile else ""
@@ -518,6 +541,11 @@ class BoundaryModel:
             f"BoundaryModel({self.name!r}, {self.num_parameters / 1e6:.2f} M parameters, "
             f"device={str(self.device)!r}, dtype={dtype!r}{tiling}{scales}{step})"
         )
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a CUDA device current: to leave one of its streams would make another one current."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _free_memory(device: torch.device) -> int:

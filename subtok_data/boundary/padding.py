@@ -146,8 +146,8 @@ def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.devic
         for row, image in zip(target, images, strict=True):
             height, width = image.shape[:2]
             row[:height, :width] = move_to(torch.as_tensor(image), device)
-            row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
-            row[height:] = row[_mirrored(height, canvas[0])]
+            _mirror(row[:height].transpose(0, 1), width)
+            _mirror(row, height)
         return target
     # torch hands out pinned memory again only after the copies from it are done.
     host = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -157,6 +157,23 @@ def stack(images: Sequence[Pixels], canvas: tuple[int, int], device: torch.devic
         row[:height, width:] = row[:height, _mirrored(width, canvas[1])]
         row[height:] = row[_mirrored(height, canvas[0])]
     return move_to(host, device)
+
+
+def _mirror(rows: torch.Tensor, size: int) -> None:
+    """Fill rows from `size` on with the mirror image of those before, in place.
+
+    By slices: a list of indices would be copied to the device, which the host waits for.
+    """
+    if size == 1:
+        rows[1:] = rows[:1].clone()
+        return
+    total, period = len(rows), 2 * (size - 1)
+    there = min(total, period + 1)
+    rows[size:there] = rows[: size - 1].flip(0)[: there - size]
+    while there < total:
+        more = min(period, total - there)
+        rows[there : there + more] = rows[there - period : there - period + more]
+        there += more
 
 
 def _mirrored(size: int, total: int) -> list[int]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from subtok_data.device_streams import move_to
 from subtok_data.errors import ConfigError
 
 __all__ = ["TilePlan", "axis_starts", "axis_weights", "check_tiling", "plan_tiles"]
@@ -118,6 +120,17 @@ def axis_weights(starts: list[int], tile: int, length: int) -> torch.Tensor:
     return weights.float()
 
 
+@lru_cache(maxsize=64)
+def _kept_weights(starts: tuple[int, ...], tile: int, length: int, pinned: bool) -> torch.Tensor:
+    """Weights of an axis, kept on the host: in pinned memory they go up without a wait.
+
+    Not on the device, where one stream would read what another one still writes.
+    """
+    with torch.inference_mode(False):
+        weights = axis_weights(list(starts), tile, length)
+        return weights.pin_memory() if pinned else weights
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """Where the tiles of one canvas lie, in pixels.
@@ -166,9 +179,11 @@ class TilePlan:
                 "common grid: use tile=None with this network"
             )
         height, width = (side // stride for side in self.canvas)
-        down = axis_weights([row // stride for row in self.rows], tiles.shape[-2], height)
-        across = axis_weights([left // stride for left in self.columns], tiles.shape[-1], width)
-        down, across = down.to(tiles.device), across.to(tiles.device)
+        rows = tuple(row // stride for row in self.rows)
+        columns = tuple(left // stride for left in self.columns)
+        pinned = tiles.device.type == "cuda"
+        down = move_to(_kept_weights(rows, tiles.shape[-2], height, pinned), tiles.device)
+        across = move_to(_kept_weights(columns, tiles.shape[-1], width, pinned), tiles.device)
         weights = (down[:, None, :, None] * across[None, :, None, :]).flatten(0, 1)
         blended = torch.zeros(1, 1, height, width, device=tiles.device)
         for (top, left), logits, weight in zip(self.corners, tiles, weights, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +25,8 @@ from subtok_data.segmenters.base import (
 
 __all__ = ["EPOCSegmenter"]
 
+# Threads that need a model at the same time load one. Not the segmenter's: locks are not pickled.
+_LOADING = threading.Lock()
 _MODEL_REMEDY = "wrap a network of your own in BoundaryModel(network)"
 
 
@@ -81,9 +84,10 @@ class EPOCSegmenter(Segmenter):
     @property
     def model(self) -> BoundaryModel:
         """The boundary model, loaded on first use."""
-        if not isinstance(self._model, BoundaryModel):
-            self._model = BoundaryModel.from_pretrained(self._model, device=self._device)
-        return self._model
+        with _LOADING:
+            if not isinstance(self._model, BoundaryModel):
+                self._model = BoundaryModel.from_pretrained(self._model, device=self._device)
+            return self._model
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 from helpers.segmenters import MAKERS, Models
 
-from subtok_data import Prompts
+from subtok_data import BoundaryModel, EPOCSegmenter, Prompts
 from subtok_data.devices import DeviceError
 from subtok_data.segmenters.sam.efficient_sam import open_efficient_sam
 
@@ -77,6 +80,24 @@ def test_a_model_that_was_moved_before_is_refused_too(models, monkeypatch, enter
     enter_worker()
     with pytest.raises(DeviceError, match="inside DataLoader worker 5"):
         infer(segmenter)
+
+
+def test_threads_that_need_a_model_load_one(monkeypatch):
+    loaded = []
+    load = BoundaryModel.from_pretrained
+
+    def slow(*given, **options):
+        loaded.append(threading.get_ident())
+        time.sleep(0.2)
+        return load(*given, **options)
+
+    monkeypatch.setattr(BoundaryModel, "from_pretrained", slow)
+    segmenter = EPOCSegmenter(device="cpu")
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: segmenter.model, range(4)))
+    assert len(loaded) == 1
+    assert all(model is models[0] for model in models)
+    assert pickle.loads(pickle.dumps(segmenter)).name == "epoc"
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
