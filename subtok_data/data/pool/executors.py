@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from subtok_data.arguments import check_choice
 from subtok_data.data.pool.base import SegmentPool
@@ -20,8 +21,68 @@ def default_segment_workers() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, cores // max(1, sharing) - 1)
+    return max(1, cores // ranks_of_machine(cores) - 1)
+
+
+def ranks_of_machine(cores: int) -> int:
+    """Return how many ranks share the cores of this process, as their launcher says it.
+
+    torchrun and accelerate say it; MPI, DeepSpeed and SLURM have names of their own. Lightning sets
+    only ``WORLD_SIZE``, over all machines: no more of them than this one has GPUs are here.
+
+    Parameters
+    ----------
+    cores : int
+        That this process may use: those of its rank alone, where SLURM gives each its own.
+
+    Examples
+    --------
+    >>> ranks_of_machine(8) >= 1
+    True
+    """
+    for name in _LOCAL_SIZES:
+        if (found := _count(name)) is not None:
+            return found
+    if (tasks := os.environ.get("SLURM_STEP_TASKS_PER_NODE")) is not None:
+        bound = _count("SLURM_CPUS_PER_TASK")
+        return 1 if bound is not None and cores <= bound else _tasks_of_node(tasks)
+    world = _count("WORLD_SIZE")
+    if world is None or "LOCAL_RANK" not in os.environ:
+        return 1
+    import torch  # late: whoever only names executors needs none
+
+    return min(world, torch.cuda.device_count() or world)
+
+
+_LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",  # torchrun, accelerate
+    "OMPI_COMM_WORLD_LOCAL_SIZE",  # Open MPI
+    "MPI_LOCALNRANKS",  # MPICH, Intel MPI
+    "MV2_COMM_WORLD_LOCAL_SIZE",  # MVAPICH
+    "LOCAL_SIZE",  # DeepSpeed
+)
+
+
+def _count(name: str) -> int | None:
+    """A whole number above 0 of the environment; None where it is absent or something else."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() and int(value) > 0 else None
+
+
+def _tasks_of_node(tasks: str) -> int:
+    """Tasks of this node, of SLURM's list for all nodes.
+
+    >>> _tasks_of_node("4(x2),3")
+    4
+    """
+    counts: list[int] = []
+    for part in tasks.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            return 1
+        counts += [int(found[1])] * int(found[2] or 1)
+    node = int(os.environ.get("SLURM_NODEID", "0"))
+    return max(1, counts[node] if node < len(counts) else 1)
 
 
 def make_pool(

@@ -132,23 +132,42 @@ def tokenize_rows(
     decoded = decode_ahead(rows, ranges, job.batch_size, job.num_workers)
     with make_pool(job.executor, job.segment_workers) if pool is None else nullcontext(pool) as own:
         stages = BatchStages(tokenizer=job.tokenizer, options=BatchOptions(), pool=own)
+        inferring: deque[BatchInProgress] = deque()
         waiting: deque[BatchInProgress] = deque()
         try:
             for samples in decoded:
                 started = time.monotonic()
                 batch = BatchInProgress(samples=samples)
                 stages.infer(batch)
-                stages.segment(batch)
-                waiting.append(batch)
+                inferring.append(batch)
+                # Of a device that works beside this process, the next batch is launched before
+                # this one is waited for: so it never idles.
+                while len(inferring) > 1 or (inferring and inferring[0].inference is None):
+                    waiting.append(_segmented(inferring, stages))
                 slow = time.monotonic() - started > _SLOW_S
                 while waiting and (slow or len(waiting) > _AHEAD):
                     yield _stored_rows(waiting.popleft(), stages)
         except (KeyboardInterrupt, SubtokError):
+            while inferring:
+                waiting.append(_segmented(inferring, stages))
             while waiting:  # what is inferred is kept: the caller asks for more until it raises
                 yield _stored_rows(waiting.popleft(), stages)
             raise
+        while inferring:
+            waiting.append(_segmented(inferring, stages))
         while waiting:
             yield _stored_rows(waiting.popleft(), stages)
+
+
+def _segmented(inferring: deque[BatchInProgress], stages: BatchStages) -> BatchInProgress:
+    """Take the next batch and hand it to the pool; if that fails, those after it are dropped."""
+    batch = inferring.popleft()
+    try:
+        stages.segment(batch)
+    except BaseException:
+        inferring.clear()
+        raise
+    return batch
 
 
 def _stored_rows(batch: BatchInProgress, stages: BatchStages) -> list[StoredRow]:
