@@ -20,7 +20,7 @@ from PIL import Image
 
 from subtok_data.boundary import BoundaryModel
 from subtok_data.boundary.padding import balanced, canvas_of, group
-from subtok_data.evaluation import CountCutter, evaluate, read_bsds
+from subtok_data.evaluation import MergeCutter, evaluate, read_bsds
 from subtok_data.images import canvas_size
 
 STEPS = (32, 64, 128, 256)
@@ -67,7 +67,7 @@ def measure_quality(root: Path, limit: int | None) -> None:
     report = evaluate(
         photos,
         {name: lambda image, m=model: m.predict([image])[0] for name, model in models.items()},
-        [CountCutter(name, [60]) for name in models],
+        [MergeCutter(name, "num_tokens", [60]) for name in models],
         original=False,
     )
     print(f"{report.images} photos of {photos.name}, {models['32'].dtype}")

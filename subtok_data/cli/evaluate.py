@@ -99,11 +99,10 @@ def run_eval(options: argparse.Namespace) -> int:
         What the parser of `add_eval_parser` gave.
     """
     from subtok_data.evaluation import (
-        CountCutter,
         FelzenszwalbCutter,
+        MergeCutter,
         PatchCutter,
         SlicCutter,
-        StrengthCutter,
         ThresholdCutter,
         evaluate,
         write_report,
@@ -121,8 +120,8 @@ def run_eval(options: argparse.Namespace) -> int:
             if name not in ("sobel", "canny"):
                 cutters += [ThresholdCutter(name, thresholds, area) for area in areas]
                 merges: list[Any] = options.merges.split(",")
-                cutters += [StrengthCutter(name, strengths, merge) for merge in merges]
-                cutters += [CountCutter(name, counts, merge) for merge in merges]
+                cutters += [MergeCutter(name, "strength", strengths, merge) for merge in merges]
+                cutters += [MergeCutter(name, "num_tokens", counts, merge) for merge in merges]
     reports = [
         evaluate(
             one.every(options.limit),

@@ -1,11 +1,10 @@
 from .boundary_metrics import BASELINES as BASELINES
 from .cutters import (
-    CountCutter as CountCutter,
     FelzenszwalbCutter as FelzenszwalbCutter,
+    MergeCutter as MergeCutter,
     PatchCutter as PatchCutter,
     SegmenterCutter as SegmenterCutter,
     SlicCutter as SlicCutter,
-    StrengthCutter as StrengthCutter,
     ThresholdCutter as ThresholdCutter,
 )
 from .datasets import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from subtok_data.images import image_size
 from subtok_data.segment import (
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from subtok_data.segmenters import Segmenter
 
 __all__ = [
-    "CountCutter",
     "Cutter",
     "FelzenszwalbCutter",
+    "MergeCutter",
     "PatchCutter",
     "SegmenterCutter",
     "SlicCutter",
-    "StrengthCutter",
     "ThresholdCutter",
 ]
 
@@ -135,45 +134,27 @@ class ThresholdCutter:
 
 
 @dataclass(frozen=True)
-class CountCutter:
-    """Watershed of a boundary map, merged to an exact number of tokens."""
+class MergeCutter:
+    """Watershed of a boundary map, merged to counts of tokens or across borders up to strengths."""
 
     source: str
-    counts: Sequence[int]
+    control: Literal["num_tokens", "strength"]
+    values: Sequence[float]
     merge: MergeCost = "balanced"
 
     @property
     def name(self) -> str:
-        """What made the map, and how neighbours merge."""
-        return f"{self.source} by count ({self.merge})"
+        """What made the map, what is controlled, and how neighbours merge."""
+        control = "count" if self.control == "num_tokens" else self.control
+        return f"{self.source} by {control} ({self.merge})"
 
     def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Compute token maps by count, all from one flood."""
+        """Compute token maps by value of the control, all from one flood."""
         del image
-        counts = list(self.counts)
-        cuts = watershed_tokens(maps[self.source], num_tokens=counts, merge=self.merge)
-        return {str(n): one for n, one in zip(counts, cuts, strict=True)}
-
-
-@dataclass(frozen=True)
-class StrengthCutter:
-    """Watershed of a boundary map, merged across all borders up to a strength."""
-
-    source: str
-    strengths: Sequence[float]
-    merge: MergeCost = "balanced"
-
-    @property
-    def name(self) -> str:
-        """What made the map, and how neighbours merge."""
-        return f"{self.source} by strength ({self.merge})"
-
-    def __call__(self, image: NDArray[np.uint8], maps: Maps) -> dict[str, NDArray[Any]]:
-        """Compute token maps by strength, all from one flood."""
-        del image
-        strengths = list(self.strengths)
-        cuts = watershed_tokens(maps[self.source], strength=strengths, merge=self.merge)
-        return {f"{s:g}": one for s, one in zip(strengths, cuts, strict=True)}
+        values: Any = list(self.values)
+        options: dict[str, Any] = {self.control: values}
+        cuts = watershed_tokens(maps[self.source], merge=self.merge, **options)
+        return {f"{value:g}": one for value, one in zip(values, cuts, strict=True)}
 
 
 @dataclass(frozen=True)

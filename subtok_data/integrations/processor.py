@@ -28,7 +28,12 @@ from subtok_data.errors import ConfigError, SampleError
 from subtok_data.hub import download_folder, is_hub_id, model_card, upload_folder
 from subtok_data.images import DEFAULT_MAX_PIXELS
 from subtok_data.integrations.chat_parts import template_with_parts
-from subtok_data.integrations.processor_inputs import fill_in, read_texts, share_out
+from subtok_data.integrations.processor_inputs import (
+    fill_in,
+    read_texts,
+    share_out,
+    tokenize_texts,
+)
 from subtok_data.segmenters import SegmenterLike
 from subtok_data.text import TextConfig
 from subtok_data.tokenizer import SubobjectTokenizer
@@ -252,7 +257,7 @@ class SubobjectProcessor(ProcessorMixin):
             changed, places = fill_in(text, self.image_token, inserted)
             expanded.append(changed)
             offsets.append(places)
-        encoded = self._tokenized(expanded, options)
+        encoded = tokenize_texts(self.tokenizer, expanded, options)
         self._check_complete(encoded["input_ids"], owners, visual, options)
         if want_offsets:
             encoded["text_replacement_offsets"] = offsets
@@ -263,22 +268,6 @@ class SubobjectProcessor(ProcessorMixin):
                 torch.from_numpy(np.stack(types)) if tensors else [row.tolist() for row in types]
             )
         return encoded
-
-    def _tokenized(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return dict(self.tokenizer(texts, **options))
-        except ValueError as error:
-            if options.get("padding") or options.get("return_tensors") is None:
-                raise
-            plain = {**options, "return_tensors": None}
-            lengths = [len(ids) for ids in self.tokenizer(texts, **plain)["input_ids"]]
-            if len(set(lengths)) == 1:
-                raise
-            raise ConfigError(
-                f"texts and images make rows of {', '.join(map(str, lengths[:4]))}"
-                f"{', …' if len(lengths) > 4 else ''} tokens, which make no tensor: give "
-                "padding=True"
-            ) from error
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """Render a chat; see ``transformers.ProcessorMixin.apply_chat_template``.

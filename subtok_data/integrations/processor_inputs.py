@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from subtok_data.arguments import describe
 from subtok_data.errors import ConfigError, SampleError
 
-__all__ = ["fill_in", "read_texts", "share_out"]
+__all__ = ["fill_in", "read_texts", "share_out", "tokenize_texts"]
 
 
 def read_texts(text: Any) -> list[str] | None:
@@ -146,3 +146,35 @@ def fill_in(text: str, mark: str, inserted: Iterator[str]) -> tuple[str, list[di
         length += len(words)
         last = stop
     return "".join([*parts, text[last:]]), places
+
+
+def tokenize_texts(tokenizer: Any, texts: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokenize texts whose visual tokens are filled in.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Of the language model.
+    texts : list of str
+        One per row.
+    options : mapping
+        Of the tokenizer.
+
+    Raises
+    ------
+    ConfigError
+        Rows of several lengths are to be one tensor, and padding is off.
+    """
+    try:
+        return dict(tokenizer(texts, **options))
+    except ValueError as error:
+        if options.get("padding") or options.get("return_tensors") is None:
+            raise
+        rows = tokenizer(texts, **{**options, "return_tensors": None})["input_ids"]
+        lengths = [len(ids) for ids in rows]
+        if len(set(lengths)) == 1:
+            raise
+        raise ConfigError(
+            f"texts and images make rows of {', '.join(map(str, lengths[:4]))}"
+            f"{', …' if len(lengths) > 4 else ''} tokens, which make no tensor: give padding=True"
+        ) from error

@@ -19,11 +19,10 @@ from scipy import ndimage
 from subtok_data.cli.evaluate import add_eval_parser, run_eval
 from subtok_data.errors import ConfigError
 from subtok_data.evaluation import (
-    CountCutter,
     FelzenszwalbCutter,
+    MergeCutter,
     PatchCutter,
     SlicCutter,
-    StrengthCutter,
     ThresholdCutter,
     evaluate,
     read_label_maps,
@@ -149,20 +148,20 @@ def test_every_method_comes_near_its_count(folder: Path):
         PatchCutter([12]),
         SlicCutter([12]),
         FelzenszwalbCutter([12]),
-        CountCutter("edges", [12]),
+        MergeCutter("edges", "num_tokens", [12]),
         SegmenterCutter(PatchSegmenter(16), [12], "patches, merged"),
     ]
     for cutter in cutters:
         token_map = cutter(one.image, boundary)["12"]
         assert token_map.shape == (96, 128)
         assert 9 <= len(np.unique(token_map)) <= 16
-    exact = CountCutter("edges", [12])(one.image, boundary)["12"]
+    exact = MergeCutter("edges", "num_tokens", [12])(one.image, boundary)["12"]
     assert token_scores(exact, Reference(one.label_maps)).asa > 0.97
     by_threshold = ThresholdCutter("edges", [0.1, 0.5])(one.image, boundary)
     assert set(by_threshold) == {"0.1", "0.5"}
     merged = ThresholdCutter("edges", [0.1], min_area=2000)(one.image, boundary)["0.1"]
     assert np.bincount(merged.ravel()).min() >= 2000
-    by_strength = StrengthCutter("edges", [0.2, 0.9])(one.image, boundary)
+    by_strength = MergeCutter("edges", "strength", [0.2, 0.9])(one.image, boundary)
     assert set(by_strength) == {"0.2", "0.9"}
     assert len(np.unique(by_strength["0.2"])) == 12
 
@@ -175,7 +174,11 @@ def test_a_report_is_written(folder: Path, tmp_path: Path):
         steps = np.hypot(*np.gradient(grey))
         return np.clip(steps * 8, 0, 255).astype(np.uint8)
 
-    cutters = [PatchCutter([6, 12]), CountCutter("edges", [6, 12]), ThresholdCutter("edges", [0.2])]
+    cutters = [
+        PatchCutter([6, 12]),
+        MergeCutter("edges", "num_tokens", [6, 12]),
+        ThresholdCutter("edges", [0.2]),
+    ]
     report = evaluate(images, {"edges": edges}, cutters, thresholds=9)
     assert report.images == 3
     rows = {(row.method, row.setting): row.scores for row in report.tokens}
