@@ -10,7 +10,6 @@ process of its own, for its own peak of resident memory; pages of the mapped fil
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Table, add_json_option, write_json
 
 from subtok_data import BatchPlan
 from subtok_data.data import SubobjectBatchSampler
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--world", type=int, default=8, help="ranks")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    add_json_option(parser)
     args = parser.parse_args()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -112,8 +112,10 @@ def main() -> None:
             f"| {one['peak_mb']:.0f} MB ({one['imported_mb']:.0f} MB after imports) "
             f"| {one['padding']:.1%} |"
         )
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=2))
+    columns = ["", "first batch, s", "resume at 90 %, s", "whole epoch, s", "peak MB", "padding, %"]
+    keys = ("first_s", "resume_s", "epoch_s", "peak_mb")
+    rows = [[r["plan"], *(r[key] for key in keys), 100 * r["padding"]] for r in found]
+    write_json(args.json, [Table(f"Batch plans of {args.rows:,} rows", columns, rows)], plans=found)
 
 
 if __name__ == "__main__":

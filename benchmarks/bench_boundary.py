@@ -10,12 +10,12 @@ EfficientNet-Lite0 with its decoder and SegFormer-b0 with one channel.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from figures import Table, add_json_option, write_json
 from skimage import data as bundled
 
 from subtok_data.boundary import BoundaryModel, load_network
@@ -101,16 +101,18 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="the best of so many rounds counts")
     parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     images = photos(options.side)
     rows = []
     for name, make in networks().items():
         rows += measure(name, ways(make, options.compile), images, options.rounds)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return
+    columns = ["", "batch, ms an image", "times faster", "alone, ms", "largest difference"]
+    keys = ("batch_ms", "speedup", "single_ms", "largest_difference_to_float32")
+    found = [[f"{row['network']}, {row['way']}", *(row[key] for key in keys)] for row in rows]
+    title = f"Boundary model, {options.side}², {options.threads} thread(s)"
+    write_json(options.json, [Table(title, columns, found)], rows=rows)
     print(f"{options.side}^2, {options.threads} thread(s), torch {torch.__version__}")
     head = (
         "network",

@@ -11,7 +11,6 @@ matters little.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from figures import Table, add_json_option, write_json
 from torch import Tensor
 
 from subtok_data.imagefree import ImageFreeDataset, ImageFreeLoader
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--shapes", help="folder of stored tokens")
-    parser.add_argument("--json", action="store_true")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cases: dict[str, dict[str, Any]] = {
@@ -85,9 +85,12 @@ def main() -> None:
     if options.shapes:
         cases["regions, shapes of tokens"] = {"tokens": "region", "shapes": options.shapes}
     found = [measure(n, c, options.batch_size, options.rounds) for n, c in cases.items()]
-    if options.json:
-        print(json.dumps({"options": vars(options), "results": found}))
-        return
+    columns = ["", "samples a core-second", "of the floor", "kB each"]
+    rows = [
+        [r["name"], r["samples_per_s"], r["samples_per_s"] / r["floor_per_s"], r["kilobytes"]]
+        for r in found
+    ]
+    write_json(options.json, [Table("Image-free batches", columns, rows)], results=found)
     print(f"{'':32s} {'samples/s':>10s} {'floor':>10s} {'of floor':>9s} {'kB each':>8s}")
     for one in found:
         share = one["samples_per_s"] / one["floor_per_s"]

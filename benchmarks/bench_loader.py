@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import time
@@ -38,6 +37,7 @@ import numpy as np
 import psutil
 import torch
 from emulated_device import DeviceCosts, EmulatedDevice
+from figures import Table, add_json_option, markdown, write_json
 from today import CollateInWorker, CollateOriginal
 from torch.utils.data import DataLoader
 
@@ -354,9 +354,11 @@ def canvas_table(args: argparse.Namespace, costs: DeviceCosts) -> None:
         middle = [statistics.median(of[name]) for name in names]
         cells = [f"{value:.0f}" if value >= 100 else f"{value:.2f}" for value in middle]
         print(f"| {batch} | {step} | {' | '.join(cells)} | {statistics.median(ratios):.2f} |")
-    if args.json:
-        figures = [{"batch": b, "step": s, **of} for (b, s), of in found.items()]
-        args.json.write_text(json.dumps(figures, indent=2))
+    rows = [
+        [f"{batch}, {step}", *(statistics.median(of[name]) for name in names)]
+        for (batch, step), of in found.items()
+    ]
+    write_json(args.json, [Table("Canvas steps", ["batch, canvas step", *names], rows)])
 
 
 def main() -> None:
@@ -375,7 +377,7 @@ def main() -> None:
     )
     parser.add_argument("--canvas-steps", type=int, nargs="+", help="compare these instead, in px")
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="with canvas steps")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    add_json_option(parser)
     parser.add_argument("--plot", type=Path, help="also draw them here")
     args = parser.parse_args()
     costs = DeviceCosts(host_us=args.host_us, device_ms=args.device_ms)
@@ -417,33 +419,38 @@ def main() -> None:
 
 
 def report(args, stages, rates, efficiency, overlaps, cores_s) -> None:
-    print(f"{args.model} model, {args.size} px, {os.cpu_count()} cores, batch {BATCH}\n")
-    print("| stage alone | ms per image |\n|---|---|")
-    for name in stages[0]:
-        print(f"| {name} | {1000 * statistics.median(s[name] for s in stages):.2f} |")
-    print("\n| loader | images/s | of the bound |\n|---|---|---|")
-    for name in rates:
-        print(
-            f"| {name} | {statistics.median(rates[name]):.1f} "
-            f"| {statistics.median(efficiency[name]):.2f} |"
-        )
+    where = f"{args.model} model, {args.size} px, {os.cpu_count()} cores, batch {BATCH}"
+    alone = {name: statistics.median(one[name] for one in stages) for name in stages[0]}
+    tables = [
+        Table(
+            f"Stages alone, {where}",
+            ["", "ms per image"],
+            [[name, 1000 * seconds] for name, seconds in alone.items()],
+        ),
+        Table(
+            f"Loaders, {where}",
+            ["", "images/s", "of the bound"],
+            [
+                [name, statistics.median(of), statistics.median(efficiency[name])]
+                for name, of in rates.items()
+            ],
+        ),
+    ]
     if cores_s:
-        print("\n| processes | core-ms per image |\n|---|---|")
-        for name, seconds in cores_s.items():
-            print(f"| {name} | {1000 * seconds:.2f} |")
-        alone = statistics.median(s["decode"] + s["segment"] + s["finish"] for s in stages)
-        total = sum(cores_s.values())
-        print(f"| together | {1000 * total:.2f}, {total / alone:.2f} times the stages alone |")
+        floor, total = alone["decode"] + alone["segment"] + alone["finish"], sum(cores_s.values())
+        spent_in = [[name, 1000 * s, s / floor] for name, s in cores_s.items()]
+        spent_in.append(["together", 1000 * total, total / floor])
+        head = ["", "core-ms per image", "of decode + segment + finish alone"]
+        tables.append(Table("Core-seconds of an epoch by process", head, spent_in))
+    print("\n\n".join(markdown(table) for table in tables))
     for name, words in {
         "preparation": "a batch's preparation without overlap",
         "interval": "the loader's own interval",
     }.items():
         ratio = statistics.median(one[name] for one in overlaps)
         print(f"\nEpoch beside a training step as long as {words}: {ratio:.2f}x the step")
-    if args.json:
-        figures = {"stages": stages, "rates": rates, "efficiency": efficiency, "overlap": overlaps}
-        figures["core_seconds"] = cores_s
-        args.json.write_text(json.dumps(figures, indent=2))
+    figures = {"stages": stages, "rates": rates, "efficiency": efficiency, "overlap": overlaps}
+    write_json(args.json, tables, **figures, core_seconds=cores_s)
     if args.plot:
         plot(args, rates, efficiency)
 

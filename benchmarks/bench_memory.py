@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from figures import Table, add_json_option, write_json
 
 from subtok_data import SubobjectLoader, SubobjectTokenizer
 from subtok_data.segment import WatershedPartitioner
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=8)
+    add_json_option(parser)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     tokenizer = SubobjectTokenizer(GradientSegmenter(), size=None)
@@ -86,6 +88,15 @@ def main() -> None:
         f"peak bytes in flight: {stats.peak_bytes_in_flight}, "
         f"bound (prefetch_batches + 2) x bytes of a batch: 5 x {per_batch} = {5 * per_batch}"
     )
+    figures: list[list[str | int | float]] = [
+        ["resident after a tenth, MB", first],
+        ["resident at the end, MB", last],
+        ["peak of the bytes in flight, MB", stats.peak_bytes_in_flight / 1e6],
+        ["their bound, MB", 5 * per_batch / 1e6],
+        ["batches a second", args.batches / seconds],
+    ]
+    title = f"Memory of the loader over {args.batches} batches of {args.batch_size}"
+    write_json(args.json, [Table(title, ["", ""], figures)])
     if args.plot:
         plot(found, args.plot)
 

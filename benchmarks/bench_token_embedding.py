@@ -12,7 +12,6 @@ to the image, RoIAlign of both on 32 x 32 bins.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from figures import Table, add_json_option, write_json
 from torchvision.ops import roi_align
 
 from subtok_data.nn import pool_tokens, roi_pool_tokens, shape_codes, token_cells
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--json", action="store_true")
+    add_json_option(parser)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     found: list[dict[str, Any]] = []
@@ -144,9 +144,9 @@ def main() -> None:
         if reference is not None:
             # Against the exact mean of the enlarged features, in units of their spread.
             result["error"] = float(np.sqrt(((content - reference) ** 2).mean()) / reference.std())
-    if options.json:
-        print(json.dumps({"options": vars(options), "results": found}))
-        return
+    title = f"Token embedding, forward and backward, {options.side}², {options.tokens} tokens"
+    rows = [[r["method"], r["ms"], r["MB"]] for r in found]
+    write_json(options.json, [Table(title, ["", "ms", "peak MB"], rows)], results=found)
     print(
         f"{options.images} image(s) of {options.side} px, {options.tokens} tokens, features "
         f"{options.channels} x {options.side // options.stride}², {options.threads} thread(s)"

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from figures import Table, add_json_option, write_json
 from numpy.typing import NDArray
 from skimage.measure import label
 from skimage.segmentation import watershed
@@ -147,8 +148,10 @@ def tie_share(maps: list[Levels], threshold: float) -> float:
     return worst
 
 
-def main_table(args: argparse.Namespace) -> None:
-    for side in (768, 1024):
+def main_table(args: argparse.Namespace) -> list[Table]:
+    """Compare with other floods, by side and threshold."""
+    tables: list[Table] = []
+    for side in [side for side in args.sides if side >= 768] or args.sides[-1:]:
         maps = BoundaryModel.from_pretrained().predict(photos(args.photos, side))
         for threshold in args.thresholds:
             counts = [threshold_seeds(levels, threshold).count for levels in maps]
@@ -160,8 +163,14 @@ def main_table(args: argparse.Namespace) -> None:
             )
             for name, value in found.items():
                 print(f"  {name:45s} {value:9.2f} ms {value / ours:8.2f} x")
+            title = (
+                f"Floods of {side}², threshold {threshold}, median {np.median(counts):.0f} tokens"
+            )
+            rows = [[name, value, value / ours] for name, value in found.items()]
+            tables.append(Table(title, ["", "ms", "times subtok_data"], rows))
             share = tie_share([m for m, n in zip(maps, counts, strict=True) if n], threshold)
             print(f"  pixels that scikit-image's ties give to another token: at most {share:.3%}")
+    return tables
 
 
 CONTROLS = {
@@ -174,9 +183,10 @@ CONTROLS = {
 }
 
 
-def controls(args: argparse.Namespace) -> None:
+def controls(args: argparse.Namespace) -> Table:
     """Every control of granularity, against the threshold in the same run."""
-    for side in (512, 768, 1024):
+    columns: dict[str, list[float]] = {}
+    for side in args.sides:
         maps = BoundaryModel.from_pretrained().predict(photos(args.photos, side))
         times: dict[str, list[float]] = {}
         for _ in range(args.rounds):
@@ -197,6 +207,10 @@ def controls(args: argparse.Namespace) -> None:
         for name, values in times.items():
             value = float(np.median(values))
             print(f"  {name:45s} {1e3 * value:9.2f} ms {value / first:8.2f} x")
+            columns.setdefault(name.strip(), []).extend((1e3 * value, value / first))
+    head = [word for side in args.sides for word in (f"{side}², ms", "times threshold")]
+    rows = [[name, *values] for name, values in columns.items()]
+    return Table("Controls of the number of tokens", ["", *head], rows)
 
 
 def ranked_noise(side: int, scale: float) -> Levels:
@@ -221,7 +235,7 @@ def scaling(args: argparse.Namespace) -> Rows:
     from PIL import Image
 
     sizes: list[Levels] = []
-    for side in (256, 512, 1024, 1536, 2048, 3072, 4096):
+    for side in [s for s in (256, 512, 1024, 1536, 2048, 3072, 4096) if s <= args.largest]:
         picture = Image.fromarray(largest).resize((side, side), Image.Resampling.BICUBIC)
         sizes.append(np.asarray(picture).copy())
     cases: dict[str, list[tuple[Levels, SegmentTask]]] = {
@@ -275,15 +289,25 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=10, help="how many photos (default: 10)")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions (default: 5)")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.5])
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 768, 1024])
+    parser.add_argument("--largest", type=int, default=4096, help="side up to which time grows")
+    add_json_option(parser)
     parser.add_argument("--plot", type=Path, help="file for the picture of the growth")
     args = parser.parse_args()
     warm_up()
     if hasattr(os, "sched_setaffinity"):
         # One core for everybody, whichever is ours now.
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
-    main_table(args)
-    controls(args)
+    tables = [*main_table(args), controls(args)]
     rows = scaling(args)
+    grown = [
+        [name.removeprefix("pixels, "), *(f"{ns:.1f}" for _, _, ns in values)]
+        for name, values in rows.items()
+        if name != "tokens"
+    ]
+    sides = [f"{round(pixels**0.5)}²" for pixels, _, _ in rows["pixels, threshold=0.1"]]
+    tables.append(Table("Nanoseconds per pixel of one photo's map", ["", *sides], grown))
+    write_json(args.json, tables)
     if args.plot:
         plot(rows, args.plot)
 

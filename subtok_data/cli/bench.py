@@ -15,15 +15,18 @@ __all__ = ["add_parser"]
 _EXAMPLES = """\
   subtok bench watershed                  the flood against scikit-image and the original procedure
   subtok bench watershed --help           options of that benchmark
+  subtok bench all --json figures/        those that need no files of yours, in some minutes
+  subtok bench all --help                 options of all of them
 
 NAME runs benchmarks/bench_NAME.py, which an installation from a checkout (pip install -e .) has.
+Most write their figures, and the machine's description, to a file with --json FILE.
 """
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = add_command(commands, "bench", "Measure speed on this machine.", _EXAMPLES)
-    parser.add_argument("name", metavar="NAME", help="which benchmark: watershed, loader …")
+    parser.add_argument("name", metavar="NAME", help="which benchmark: watershed, loader …; or all")
     parser.add_argument(
         "rest", metavar="…", nargs=argparse.REMAINDER, help="options of the benchmark"
     )
@@ -34,6 +37,8 @@ def run(args: argparse.Namespace, folder: Path | None = None) -> int:
     """Run the benchmark in a process of its own; returns its exit code."""
     folder = folder or Path(__file__).parents[2] / "benchmarks"
     scripts = {file.stem.removeprefix("bench_"): file for file in folder.glob("bench_*.py")}
+    if (folder / "run_all.py").exists():
+        scripts["all"] = folder / "run_all.py"
     if not scripts:
         raise ConfigError(
             "benchmarks are part of the source checkout and not of the installed package: clone "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -638,6 +640,41 @@ def test_demo_of_a_folder_reports_bad_images(photos, tmp_path, capsys):
 def test_demo_of_a_single_missing_image(tmp_path, capsys):
     assert main(["demo", str(tmp_path / "no.jpg"), "--out", str(tmp_path)]) == 2
     assert "no.jpg" in capsys.readouterr().err
+
+
+MEASURE = """
+import argparse
+from figures import Table, add_json_option, write_json
+parser = argparse.ArgumentParser()
+add_json_option(parser)
+args, _ = parser.parse_known_args()
+write_json(args.json, [Table("Growth", ["", "ms"], [["small", 0.1234], ["large", 1234.5]])])
+"""
+
+
+def test_bench_all_writes_tables_into_a_page(tmp_path):
+    folder, page, out = tmp_path / "benchmarks", tmp_path / "page.md", tmp_path / "out"
+    folder.mkdir()
+    for name in ("figures.py", "run_all.py"):
+        shutil.copy(Path(__file__).parents[2] / "benchmarks" / name, folder)
+    (folder / "bench_startup.py").write_text(MEASURE)
+    (folder / "bench_memory.py").write_text("raise SystemExit('no memory')")
+    page.write_text(
+        "<!-- figures: startup -->\nold\n<!-- end -->\n<!-- figures: gpu -->\nkept\n<!-- end -->"
+    )
+    rest = ["--json", str(out), "--markdown", str(page), "--only", "memory", "startup"]
+    # One that fails is told by the exit code, and the other runs all the same.
+    assert bench.run(bench.argparse.Namespace(name="all", rest=rest), folder) == 1
+    record = json.loads((out / "startup.json").read_text())
+    assert record["machine"]["cores"] >= 1
+    assert record["command"] == "python benchmarks/bench_startup.py"
+    text = page.read_text()
+    assert "| small | 0.123 |\n| large | 1,234 |" in text
+    assert "old" not in text
+    assert "kept" in text
+    again = ["--json", str(out), "--markdown", str(page), "--only"]
+    assert bench.run(bench.argparse.Namespace(name="all", rest=again), folder) == 0
+    assert page.read_text() == text
 
 
 def test_bench_runs_a_script_of_the_checkout(tmp_path, capsys):
