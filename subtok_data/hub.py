@@ -15,11 +15,12 @@ from typing import Any
 
 from subtok_data.errors import ConfigError, WeightsError
 
-__all__ = ["download_folder", "is_hub_id", "model_card", "upload_folder"]
+__all__ = ["commit_folder", "download_folder", "is_hub_id", "model_card", "upload_folder"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _PATTERNS = ("*.json", "*.safetensors")
 _DATA = frozenset({".json", ".safetensors", ".jinja", ".txt", ".model"})
+_CARD_FILE = "README.md"
 _NAME = "{{name}}"
 """Stands in a card for the full name of the repository."""
 
@@ -70,27 +71,61 @@ def download_folder(name: str, *, patterns: Sequence[str] = _PATTERNS, **options
         ) from error
 
 
-def upload_folder(
-    save: Callable[[Path], object],
+def upload_folder(save: Callable[[Path], object], name: str, card: str, **options: Any) -> str:
+    """Write a folder and commit it to a model's repository, which is created if there is none.
+
+    Parameters
+    ----------
+    save : callable
+        ``save(folder)`` writes the files.
+    name, card, **options
+        As :func:`commit_folder` has them.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+
+    Raises
+    ------
+    ConfigError
+        There are files that are not data only: TorchScript, ONNX, pickles. What the hub refuses is
+        raised as ``huggingface_hub`` raises it.
+    """
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save(folder)
+        _refuse_code(folder, name)
+        return commit_folder(folder, name, card, **options)
+
+
+def commit_folder(
+    folder: Path,
     name: str,
     card: str,
     *,
+    repo_type: str = "model",
+    ignore: Sequence[str] = (),
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Write a folder and commit it to a repository, which is created if there is none.
+    """Commit a folder to a repository, which is created if there is none.
 
     Parameters
     ----------
-    save : callable
-        ``save(folder)`` writes the files.
+    folder : Path
+        With the files; nothing is written there.
     name : str
         ``"user/name"``, or a name in the account of the token.
     card : str
-        Written as ``README.md``, unless the repository has one; ``{{name}}`` in it is filled in.
+        Becomes ``README.md``, unless the repository has one; ``{{name}}`` in it is filled in.
+    repo_type : {"model", "dataset"}, optional
+        Kind of the repository.
+    ignore : sequence of str, optional
+        Patterns of files that stay here.
     private : bool, optional
         Of a new repository.
     token : str or bool, optional
@@ -105,40 +140,42 @@ def upload_folder(
     Returns
     -------
     str
-        Address of the commit.
+        Address of the commit. Files that are there already and have not changed are not sent again.
 
     Raises
     ------
     ConfigError
-        The name is a path, or there are files that are not data only: TorchScript, ONNX, pickles.
-        What the hub refuses is raised as ``huggingface_hub`` raises it.
+        The name is a path. What the hub refuses is raised as ``huggingface_hub`` raises it.
     """
     import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
 
     _refuse_paths(name)
     api = huggingface_hub.HfApi(token=token)
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        save(folder)
-        _refuse_code(folder, name)
-        full_name = api.create_repo(name, private=private, exist_ok=True).repo_id
-        if not api.file_exists(full_name, "README.md", revision=revision):
-            (folder / "README.md").write_text(card.replace(_NAME, full_name), encoding="utf-8")
-        commit = api.upload_folder(
-            repo_id=full_name,
-            folder_path=folder,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
+    full_name = api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    content: dict[str, str | bytes] = {
+        file: str(folder / file)
+        for file in filter_repo_objects(sorted(files), ignore_patterns=list(ignore))
+    }
+    if not api.file_exists(full_name, _CARD_FILE, repo_type=repo_type, revision=revision):
+        content[_CARD_FILE] = card.replace(_NAME, full_name).encode()
+    commit = api.create_commit(
+        full_name,
+        [huggingface_hub.CommitOperationAdd(*one) for one in content.items()],
+        commit_message=commit_message or "Upload with subtok-data",
+        repo_type=repo_type,
+        revision=revision,
+        create_pr=create_pr,
+    )
     return str(commit.commit_url)
 
 
 def _refuse_paths(name: object) -> None:
     if not isinstance(name, str) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is None:
         raise ConfigError(
-            f"{name!r} is no name of a repository: give 'user/name'; a folder is written by "
-            "save_pretrained(folder)"
+            f"{name!r} is no name of a repository: give 'user/name'; a folder on this machine needs no hub, "
+            "save_pretrained(folder) writes it"
         )
 
 

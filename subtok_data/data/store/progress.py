@@ -85,11 +85,11 @@ class ShardReport:
     def of_line(cls, line: bytes) -> ShardReport | None:
         """Read what :meth:`line` wrote; None if it is something else."""
         try:
-            report = cls(**json.loads(line))
-        except (ValueError, TypeError):
+            found = json.loads(line)
+            numbers = found["shard"], found["bytes"], found["modified_ns"]
+            return cls(**found) if all(isinstance(one, int) for one in numbers) else None
+        except (ValueError, TypeError, KeyError):
             return None
-        numbers = (report.shard, report.bytes, report.modified_ns)
-        return report if all(isinstance(one, int) for one in numbers) else None
 
 
 class Journal:

@@ -22,6 +22,7 @@ from subtok_data.data.store.shard import GroupCache, ShardReader
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError
+from subtok_data.hub import commit_folder
 from subtok_data.images import DEFAULT_MAX_PIXELS, KEY_BYTES
 
 __all__ = ["StoredTokens", "open_tokens"]
@@ -303,39 +304,27 @@ class StoredTokens:
             If the tokens are not in a local folder. What the hub refuses is raised as
             ``huggingface_hub`` raises it.
         """
-        import huggingface_hub
-
         if not isinstance(self.folder, LocalStorage):
             raise ConfigError(
                 f"tokens in {str(self.folder)!r} are uploaded from a local folder only: copy them "
                 "to one"
             )
-        api = huggingface_hub.HfApi(token=token)
-        kind: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
-        full_name = api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        full_name = full_name.repo_id
-        commit = api.upload_folder(
-            repo_id=full_name,
-            folder_path=self.folder.folder,
-            ignore_patterns=["progress/*", ".*", "*/.*"],
-            commit_message=commit_message or "Stored tokens",
-            **kind,
+        card = _CARD.format(
+            rows=len(self),
+            config=json.dumps(self.config, indent=2),
+            config_hash=self.config_hash,
         )
-        if not api.file_exists(full_name, "README.md", **kind):
-            card = _CARD.format(
-                name=full_name,
-                rows=len(self),
-                config=json.dumps(self.config, indent=2),
-                config_hash=self.config_hash,
-            )
-            commit = api.upload_file(
-                repo_id=full_name,
-                path_or_fileobj=card.encode(),
-                path_in_repo="README.md",
-                commit_message="Dataset card",
-                **kind,
-            )
-        return str(commit.commit_url)
+        return commit_folder(
+            self.folder.folder,
+            name,
+            card,
+            repo_type="dataset",
+            ignore=("progress/*", ".*", "*/.*"),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message or "Stored tokens",
+        )
 
     def _shard(self, number: int) -> ShardReader:
         reader = self._shards.get(number)
@@ -365,13 +354,13 @@ configs:
   data_files: data/*/*.parquet
 ---
 
-# {name}
+# {{{{name}}}}
 
 Subobject tokens of {rows} images, without the images: stored by `subtok tokenize`, for the dataset
 that they were made from.
 
 ```python
-SubobjectDataset(dataset, tokens="hf://datasets/{name}")
+SubobjectDataset(dataset, tokens="hf://datasets/{{{{name}}}}")
 ```
 
 Configuration `{config_hash}`:

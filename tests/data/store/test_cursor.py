@@ -88,3 +88,12 @@ def test_a_damaged_file_of_keys_gives_no_other_tokens(folder, near):
     for _ in range(2):
         with pytest.raises(StoreError, match=r"keys\.bin is damaged"):
             finder.at(3, [key_of(20)])
+
+
+def test_the_file_of_lengths_is_compared_with_its_checksum_once(folder):
+    tokens = StoredTokens(folder)
+    assert tokens.lengths().tolist() == [1] * ROWS
+    (folder / "lengths.u2").write_bytes(bytes(2 * ROWS))
+    assert len(tokens.lengths()) == ROWS
+    with pytest.raises(StoreError, match=r"lengths\.u2 is damaged"):
+        StoredTokens(folder).lengths()
