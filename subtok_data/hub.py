@@ -174,8 +174,8 @@ def commit_folder(
 def _refuse_paths(name: object) -> None:
     if not isinstance(name, str) or re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is None:
         raise ConfigError(
-            f"{name!r} is no name of a repository: give 'user/name'; a folder on this machine needs no hub, "
-            "save_pretrained(folder) writes it"
+            f"{name!r} is no name of a repository: give 'user/name'; a folder is written by "
+            "save_pretrained(folder)"
         )
 
 
