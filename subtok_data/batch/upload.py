@@ -48,14 +48,14 @@ class Packed:
         starts = list(accumulate(sizes, initial=0))
         # Of torch's pinned memory: it hands a block out again when the copies from it are done.
         buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
-        host = buffer.numpy()
-        places: dict[str, tuple[torch.dtype, torch.Size, int]] = {}
-        for (name, tensor), start in zip(tensors.items(), starts, strict=False):
-            # As bytes, by numpy: torch's threads would wait for cores that other stages use.
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            host[start : start + flat.numel()] = flat.numpy()
-            places[name] = (tensor.dtype, tensor.shape, start)
-        return cls(buffer, places)
+        places = {
+            name: (tensor.dtype, tensor.shape, start)
+            for (name, tensor), start in zip(tensors.items(), starts, strict=False)
+        }
+        packed = cls(buffer, places)
+        for name, view in packed.tensors().items():
+            view.copy_(tensors[name])
+        return packed
 
     def to(self, device: torch.device) -> Packed:
         """Copy the buffer to a device."""
