@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -202,6 +203,30 @@ class BatchInProgress:
                     sample.fail(found, "infer")
                 else:
                     sample.evidence.append(found)
+
+    def wait(self) -> None:
+        """Wait until the pool is done with all images, failures included.
+
+        This thread wakes up once, not once for each image: every time it takes the interpreter lock
+        from the threads that launch and train.
+        """
+        futures = [future for sample in self.samples for future in sample.futures]
+        pending = [future for future in futures if not future.done()]
+        left, lock, all_done = len(pending), threading.Lock(), threading.Event()
+
+        def count_down(future: Future[Segmented]) -> None:
+            nonlocal left
+            del future
+            with lock:
+                left -= 1
+                if left == 0:
+                    all_done.set()
+
+        # Not concurrent.futures.wait, which never hears of a future that was cancelled.
+        for future in pending:
+            future.add_done_callback(count_down)
+        if pending:
+            all_done.wait()
 
     def cancel(self) -> None:
         """Take back what waits for a segment worker."""

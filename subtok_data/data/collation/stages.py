@@ -162,6 +162,7 @@ class BatchStages:
 
     def collect(self, batch: BatchInProgress) -> None:
         """Wait for the pool; a failure stays with its sample."""
+        batch.wait()
         for sample in batch.samples:
             sample.collect()
             if self.cache is not None and sample.error is None:
