@@ -31,6 +31,7 @@ from subtok_data import (
     SubobjectLoader,
     SubobjectTokenizer,
     TextConfig,
+    TokenEmbedding,
 )
 
 
@@ -100,7 +101,14 @@ def validate(model: torch.nn.Module, loader: SubobjectLoader, accelerator: Accel
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    """Move a batch, but for what is read on the host, so that a step need not wait for the GPU."""
+    on_host = (*TokenEmbedding.host_keys, "input_ids")
+    return {
+        key: value.to(device, non_blocking=value.is_pinned())
+        if isinstance(value, torch.Tensor) and key not in on_host
+        else value
+        for key, value in batch.items()
+    }
 
 
 def write_samples(
@@ -154,7 +162,13 @@ def main() -> None:
     collator = SubobjectCollator(
         cutter, text=text, pixels=pixels, packing=args.packing, columns=[], shape_size=8
     )
-    options = {"batch_size": args.batch_size, "segment_workers": args.workers, "seed": args.seed}
+    options = {
+        "batch_size": args.batch_size,
+        "segment_workers": args.workers,
+        "seed": args.seed,
+        "device": "cpu",  # the token embedding reads maps on the host
+        "pin_memory": accelerator.device.type == "cuda",
+    }
     train_loader = SubobjectLoader(
         train_rows, collator=collator, shuffle=True, drop_last=True, **options
     )

@@ -138,8 +138,9 @@ class VLM(nn.Module):
         """Text embeddings with visual vectors at the placeholders."""
         features = self.encoder(batch["pixel_values"])
         vectors = self.embedding(features, batch, cells=batch.get("token_cells"))
-        ids = batch["input_ids"]
-        text = self.llm.get_input_embeddings()(ids)
+        ids = batch["input_ids"]  # on the CPU, counting placeholders waits for no device
+        moved = ids.to(vectors.device, non_blocking=ids.is_pinned())
+        text = self.llm.get_input_embeddings()(moved)
         return merge_visual_tokens(text, ids, vectors, self.placeholder_id)
 
     def forward(self, batch: Mapping[str, Any]) -> Any:
