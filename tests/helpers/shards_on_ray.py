@@ -102,11 +102,13 @@ def main(folder: Path) -> None:
     TokenWriter.open("killed").delete(2)
     (folder / "killed" / shard_name(4)).write_bytes(b"half of a")
     keep("killed", Images(13, str(folder / "killed-once")))
-    keep("always", Images(13))
+    keep("decoding", Images(13))
+    keep("decoded elsewhere", Images(13), num_workers=1)
     segmenter = FaultySegmenter(FaultyPartitioner(), fail_on=-1)
     faulty = SubobjectTokenizer(segmenter, size=None, min_area=0)
     options = {"tokenizer": faulty, "executor": "process", "segment_workers": 1, "shard_rows": 6}
     keep("image", CodedImages(12, {4: KILL}), **options)
+    keep("always", CodedImages(12, {4: KILL}), **{**options, "executor": "inline"})
 
     class Broken(FaultySegmenter):
         def infer(self, images, sizes, prompts=None):

@@ -8,7 +8,8 @@ from .layout import (
 from .progress import Journal as Journal, ShardReport as ShardReport
 from .reader import StoredTokens as StoredTokens, open_tokens as open_tokens
 from .row import StoredRow as StoredRow, TokenMaps as TokenMaps
-from .shard import ShardInfo as ShardInfo, ShardReader as ShardReader, ShardWriter as ShardWriter
+from .shard import ShardInfo as ShardInfo, ShardWriter as ShardWriter
+from .shard_reader import ShardReader as ShardReader
 from .storage import (
     LocalStorage as LocalStorage,
     Storage as Storage,

@@ -18,7 +18,7 @@ from subtok_data.arguments import describe
 from subtok_data.data.store.fsspec_storage import open_storage
 from subtok_data.data.store.layout import MANIFEST, StoreMeta, read_json, shard_name
 from subtok_data.data.store.row import StoredRow, TokenMaps
-from subtok_data.data.store.shard import GroupCache, ShardReader
+from subtok_data.data.store.shard_reader import GroupCache, ShardReader
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.data.store.writer import row_sums
 from subtok_data.errors import ConfigError, SampleError, StoreError

@@ -33,14 +33,8 @@ from subtok_data.data.store.layout import (
 )
 from subtok_data.data.store.progress import ShardReport
 from subtok_data.data.store.row import StoredRow
-from subtok_data.data.store.shard import (
-    SCHEMA,
-    ShardInfo,
-    ShardReader,
-    ShardWriter,
-    as_numbers,
-    end_writer,
-)
+from subtok_data.data.store.shard import SCHEMA, ShardInfo, ShardWriter, end_writer
+from subtok_data.data.store.shard_reader import ShardReader, as_numbers
 from subtok_data.data.store.storage import LocalStorage, Storage
 from subtok_data.errors import ConfigError, StoreError
 from subtok_data.images import KEY_BYTES

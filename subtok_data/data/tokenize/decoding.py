@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
@@ -12,7 +13,7 @@ from subtok_data.data.datasets import SubobjectDataset, row_key
 from subtok_data.errors import SampleError
 from subtok_data.images import Canvas
 
-__all__ = ["ResizedRows", "decode_ahead"]
+__all__ = ["ResizedRows", "RowGuard", "decode_ahead"]
 
 _ADVICE = (
     "What is stored is kept; run again to go on, with num_workers=0 to see the error in this "
@@ -20,14 +21,46 @@ _ADVICE = (
 )
 
 
+@dataclass(frozen=True)
+class RowGuard:
+    """Keeps the row that is being decoded in a place that outlives the process.
+
+    Attributes
+    ----------
+    note : callable
+        Called with a row before it is decoded, and with None after.
+    deadly : frozenset of int
+        Rows that ended their process twice: they are not decoded again.
+    """
+
+    note: Callable[[int | None], object]
+    deadly: frozenset[int]
+
+
 class ResizedRows(Dataset[SampleInProgress]):
     """Decode and resize rows in workers; a failed row is returned with its error as a value."""
 
-    def __init__(self, samples: SubobjectDataset, canvas: Canvas) -> None:
+    def __init__(
+        self, samples: SubobjectDataset, canvas: Canvas, guard: RowGuard | None = None
+    ) -> None:
         self.samples = samples
         self.canvas = canvas
+        self.guard = guard
 
     def __getitem__(self, index: int) -> SampleInProgress:
+        if self.guard is None:
+            return self._decode(index)
+        if index in self.guard.deadly:
+            error = SampleError(
+                "reading or decoding it ended its process twice", index=index, stage="decode"
+            )
+            return SampleInProgress(raw=RawSample(index=index, path=None), images=[], error=error)
+        self.guard.note(index)
+        decoded = self._decode(index)
+        self.guard.note(None)
+        return decoded
+
+    def _decode(self, index: int) -> SampleInProgress:
         try:
             sample = self.samples.load(index)
             images = sample.decoded(self.canvas.fit)

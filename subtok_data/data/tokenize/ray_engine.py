@@ -23,6 +23,7 @@ from typing import Any
 
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.store import ShardReport, Storage, TokenWriter, writer_name
+from subtok_data.data.tokenize.decoding import RowGuard
 from subtok_data.data.tokenize.shards import ShardJob, make_shards
 from subtok_data.errors import ConfigError, SubtokError, WorkerCrashError
 
@@ -30,6 +31,7 @@ __all__ = ["RayEngine"]
 
 _MOST_FAILED = 8  # shards: then the fault is not that of some images
 _LISTED = 5
+_DEADLY = 2  # actors that an image may end in decoding before it is a failed row
 
 
 class RayEngine:
@@ -40,8 +42,9 @@ class RayEngine:
     folder of the tokens under the same names.
 
     A shard whose actor dies is made by the next actor, from what the first one has kept. An image
-    that ends its segment worker twice becomes a failed row, as everywhere; a shard that ends its
-    actor again and again is given up and named.
+    that ends its segment worker twice becomes a failed row, as everywhere, and so does one that
+    ends two actors in decoding; a shard that ends its actor otherwise, again and again, is given up
+    and named.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class RayEngine:
     cpus : float, optional
         Cores of an actor: its threads, and one segment worker less unless their number is given.
     max_deaths : int, optional
-        Actors that one shard may end before it is given up.
+        Actors that one shard may end before it is given up, beside those that an image ended.
 
     Raises
     ------
@@ -230,18 +233,51 @@ def _stored_job(job: ShardJob) -> Generator[dict[str, Any]]:
 
 
 class Starts:
-    """Count how often each shard was begun and not ended, over the deaths of its actors."""
+    """Count how often each shard was begun and not ended, over the deaths of its actors.
+
+    Examples
+    --------
+    >>> starts = Starts()
+    >>> starts.begin(3)
+    (0, [])
+    >>> for _ in range(2):  # the actor dies, and then the next two over row 70
+    ...     print(starts.begin(3))
+    ...     starts.note(3, 70)
+    (1, [])
+    (1, [])
+    >>> starts.begin(3)
+    (1, [70])
+    """
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
+        self._rows: dict[int, int] = {}  # that is decoded now, of each shard
+        self._deaths: dict[int, int] = {}
+        self._deadly: dict[int, list[int]] = {}
 
-    def begin(self, shard: int) -> int:
+    def begin(self, shard: int) -> tuple[int, list[int]]:
+        """Deaths of actors over a shard so far, and rows that have ended two of them."""
         before = self._counts.get(shard, 0)
+        row = self._rows.pop(shard, None)
+        if row is not None:  # then the row is to blame, not the shard
+            before -= 1
+            self._deaths[row] = self._deaths.get(row, 0) + 1
+            if self._deaths[row] == _DEADLY:
+                self._deadly.setdefault(shard, []).append(row)
         self._counts[shard] = before + 1
-        return before
+        return before, self._deadly.get(shard, [])
+
+    def note(self, shard: int, row: int | None) -> None:
+        """Keep which row of a shard is decoded now."""
+        if row is None:
+            self._rows.pop(shard, None)
+        else:
+            self._rows[shard] = row
 
     def end(self, shard: int) -> None:
+        """Forget a shard, which is made or failed."""
         self._counts.pop(shard, None)
+        self._rows.pop(shard, None)
 
 
 class ShardActor:
@@ -275,13 +311,13 @@ class ShardActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         number = int(batch["shard"][0])
         report, error = "", ""
-        before = self._ray.get(self._starts.begin.remote(number))
+        before, deadly = self._ray.get(self._starts.begin.remote(number))
         died = before >= self._max_deaths
         if died:
             error = f"it ended its process {before} times"
         else:
             try:
-                report = json.dumps(asdict(self._make(number)))
+                report = json.dumps(asdict(self._make(number, before > 0, deadly)))
             except SubtokError as caught:
                 error = str(caught)
             except Exception:
@@ -289,13 +325,31 @@ class ShardActor:
         self._ray.get(self._starts.end.remote(number))
         return {"shard": [number], "report": [report], "error": [error], "died": [died]}
 
-    def _make(self, number: int) -> ShardReport:
+    def _make(self, number: int, carefully: bool, deadly: Sequence[int]) -> ShardReport:
         if self._job is None:
             self._job = self._load()
-        if self._pool is None:  # its workers take seconds to start
-            self._pool = make_pool(self._job.executor, self._job.segment_workers)
+        job = self._guarded(self._job, number, deadly) if carefully else self._job
         try:
-            (report,) = make_shards(self._job, [number], pool=self._pool)
+            return self._make_once(job, number)
+        except WorkerCrashError:
+            if carefully or not job.num_workers:
+                raise
+            # A decoding worker died, and nobody knows over which image: here it is noted.
+            return self._make_once(self._guarded(job, number, deadly), number)
+
+    def _guarded(self, job: ShardJob, number: int, deadly: Sequence[int]) -> ShardJob:
+        """Decode here, and let the images be known that end this process."""
+
+        def note(row: int | None) -> None:
+            self._ray.get(self._starts.note.remote(number, row))
+
+        return replace(job, num_workers=0, guard=RowGuard(note, frozenset(deadly)))
+
+    def _make_once(self, job: ShardJob, number: int) -> ShardReport:
+        if self._pool is None:  # its workers take seconds to start
+            self._pool = make_pool(job.executor, job.segment_workers)
+        try:
+            (report,) = make_shards(job, [number], pool=self._pool)
         except BaseException:
             self._close_pool()  # it may be broken, or still have images of this shard
             raise

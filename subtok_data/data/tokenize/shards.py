@@ -16,7 +16,7 @@ from subtok_data.data.collation import BatchInProgress, BatchOptions, BatchStage
 from subtok_data.data.datasets import SubobjectDataset
 from subtok_data.data.pool import SegmentPool, make_pool
 from subtok_data.data.store import Journal, ShardReport, StoredRow, TokenWriter
-from subtok_data.data.tokenize.decoding import ResizedRows, decode_ahead
+from subtok_data.data.tokenize.decoding import ResizedRows, RowGuard, decode_ahead
 from subtok_data.errors import SubtokError
 from subtok_data.tokenizer import SubobjectTokenizer
 
@@ -49,6 +49,8 @@ class ShardJob:
         Images segmented at once.
     executor : {"process", "thread", "inline"}
         Where images are segmented.
+    guard : RowGuard or None
+        Of an engine whose processes die over images that it decodes with ``num_workers=0``.
     """
 
     samples: SubobjectDataset
@@ -58,6 +60,7 @@ class ShardJob:
     num_workers: int = 0
     segment_workers: int | None = None
     executor: str = "process"
+    guard: RowGuard | None = None
 
 
 def make_shards(
@@ -128,7 +131,7 @@ def tokenize_rows(
     ranges = [one for one in ranges if len(one)]
     if not ranges:
         return
-    rows = ResizedRows(job.samples, job.tokenizer.canvas)
+    rows = ResizedRows(job.samples, job.tokenizer.canvas, job.guard)
     decoded = decode_ahead(rows, ranges, job.batch_size, job.num_workers)
     with make_pool(job.executor, job.segment_workers) if pool is None else nullcontext(pool) as own:
         stages = BatchStages(tokenizer=job.tokenizer, options=BatchOptions(), pool=own)

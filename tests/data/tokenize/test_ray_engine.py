@@ -88,10 +88,22 @@ class TestActors:
         folder, said = ways
         assert said["always"]["kind"] == "WorkerCrashError"
         assert (
-            "1 of 5 shards were not made (shard 1: it ended its process 3"
+            "1 of 2 shards were not made (shard 0: it ended its process 3"
             in (said["always"]["error"])
         )
-        assert TokenWriter.open(folder / "always").missing() == [1]
+        assert TokenWriter.open(folder / "always").missing() == [0]
+
+    @pytest.mark.parametrize("way", ["decoding", "decoded elsewhere"])
+    def test_fail_an_image_that_ends_them_in_decoding(self, ways, way):
+        _, said = ways
+        assert said[way]["error"] == ""
+        assert [row for row, _ in said[way]["failed"]] == [7, 13, 18, 29, 40]
+        assert said[way]["failed"][1][1] == (
+            "sample 13 failed in decode: reading or decoding it ended its process twice"
+        )
+        others = {name for name in said["local"]["files"] if "data/" in name and "01" not in name}
+        for name in others:
+            assert said[way]["files"][name] == said["local"]["files"][name]
 
     def test_fail_an_image_that_ends_its_segment_worker_twice(self, ways):
         _, said = ways
