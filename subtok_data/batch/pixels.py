@@ -105,7 +105,7 @@ class PixelConfig:
         Parameters
         ----------
         image : EncodedImage or uint8 ndarray (H, W, 3)
-            Of :func:`~subtok_data.images.open_image`.
+            Of ``subtok_data.images.open_image``.
         *beside : (int, int)
             Other sizes in pixels that it is decoded for: if one of them is larger, once is enough.
         """

@@ -178,7 +178,7 @@ class ModelComponent(Component):
         return self._opened
 
     def load(self) -> None:
-        """Load the model now; see :class:`~subtok_data.segmenters.base.Component`."""
+        """Load the model now; otherwise the first image loads it."""
         self._loaded()
 
     @property
