@@ -2,15 +2,17 @@
 
     python benchmarks/bench_decoding.py FOLDER --canvas 512
 
-FOLDER holds photographs, by default those that come with scikit-image; a few of them are enlarged
-and written again as JPEG of quality 90, which is what phones and cameras give. Times are the least
-of some runs, ratios of the same run.
+FOLDER holds photographs, by default those in the folder that SUBTOK_TEST_DATA names (or shared/data
+beside the checkout), else those that come with scikit-image. A few of them are enlarged and written
+again as JPEG of quality 90, which is what phones and cameras give. Times are the least of some
+runs, ratios of the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +27,12 @@ from subtok_data.images import Canvas, open_image
 
 
 def sources(folder: Path | None, count: int) -> list[Image.Image]:
-    """Open some photos of a folder, or those of scikit-image."""
+    """Open some photos of a folder, or else those of scikit-image."""
     if folder is None:
+        named = os.environ.get("SUBTOK_TEST_DATA")
+        data_folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data"
+        folder = data_folder / "photos" / "open"
+    if not folder.exists():
         from skimage import data
 
         names = ("astronaut", "chelsea", "coffee", "rocket")

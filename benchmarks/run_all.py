@@ -41,8 +41,11 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
         ["--model", "emulated", "--images", "160", "--rounds", "1"],
     ),
     "memory": (["--batches", "400"], ["--batches", "100"]),
-    "boundary": (["--rounds", "1"], ["--rounds", "1", "--side", "128"]),
-    "token_embedding": (["--rounds", "1"], ["--rounds", "1", "--side", "384", "--tokens", "100"]),
+    "boundary": (["--rounds", "1", "--side", "256"], ["--rounds", "1", "--side", "128"]),
+    "token_embedding": (
+        ["--rounds", "1", "--side", "384", "--tokens", "100"],
+        ["--rounds", "1", "--side", "192", "--tokens", "36"],
+    ),
     "image_free": (["--rounds", "3"], ["--rounds", "1"]),
     "batch_plan": (["--rows", "5_000_000"], ["--rows", "1_000_000"]),
 }

@@ -114,7 +114,7 @@ def cheapest(
         if grown == key:
             queued[edge] = np.inf
             drop_first(heap)
-            return edge
+            return int(edge)
         queued[edge] = grown
         sink(heap, grown, edge)
     return -1
