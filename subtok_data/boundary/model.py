@@ -71,7 +71,7 @@ class BoundaryModel:
     logits are upsampled bicubically to that canvas, and the sigmoid times 255, rounded half to
     even, is cropped to the image. With several scales this is done with the image resized to each,
     and the mean of the probabilities is rounded. So a map depends on its image and on the
-    configuration, and on the other images of a batch by at most one level, through rounding.
+    configuration, and on the other images of a batch through rounding only.
 
     Parameters
     ----------
@@ -82,9 +82,10 @@ class BoundaryModel:
         Normalisation of RGB in [0, 1]; ImageNet's by default.
     device : str or torch.device, optional
         Where to run; None leaves the module where its parameters are.
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        Precision of the network (autocast; parameters stay as they are). ``"auto"`` takes what is
-        fast on the device, see ``subtok_data.devices.compute_dtype``.
+    dtype : {"auto", "float32", "tf32", "bfloat16", "float16"}
+        Precision of the network: by autocast on a CPU, of a converted copy on CUDA; the module
+        stays as it is. ``"auto"`` takes what is fast on the device, see
+        ``subtok_data.devices.compute_dtype``.
     compile : bool, default False
         Run the network through ``torch.compile``: pays after minutes of images of few sizes.
     tile : int, optional
