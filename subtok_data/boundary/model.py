@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from subtok_data.boundary.graphs import ForwardGraphs
 from subtok_data.boundary.maps import DeviceMaps, PendingMaps
 from subtok_data.boundary.network import UPSAMPLING, BoundaryNetwork
 from subtok_data.boundary.padding import (
@@ -60,6 +61,9 @@ _BATCH_SIDE = 512
 # reckoned to take some 700 bytes a pixel, lite0 a third of that: most is left to others.
 _BYTES_A_PIXEL = 4096
 
+#: Pixels (N, H, W, 3) to probabilities (N, H, W) and whether the logits are finite (N,).
+_Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
 #: Probabilities (H, W) of each image, and a bool scalar: whether all of its logits are finite.
 _Probabilities = tuple[list[torch.Tensor], list[torch.Tensor]]
 
@@ -103,6 +107,11 @@ class BoundaryModel:
     batch_size : int, default 16
         Most images that run together on an accelerator, fewer if its memory asks for it; a CPU
         takes one or two.
+    cuda_graphs : bool, default False
+        On CUDA, capture the forward of each canvas and number of images when it comes for the
+        third time, and replay it from then on: the host queues one operation instead of hundreds.
+        Numbers are rounded up to powers of two, with blank images. Not with ``compile``, and not
+        for tiles.
     name : str, optional
         For messages; the class of the module by default.
 
@@ -129,12 +138,16 @@ class BoundaryModel:
         scales: Sequence[float] = (1.0,),
         canvas_step: int = CANVAS_MULTIPLE,
         batch_size: int = 16,
+        cuda_graphs: bool = False,
         name: str | None = None,
     ) -> None:
         self.canvas_step = check_canvas_step(canvas_step)
         check_tiling(tile, overlap, CANVAS_MULTIPLE, canvas_step)
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        if cuda_graphs and compile:
+            raise ConfigError("cuda_graphs=True together with compile=True: give one of them")
+        self.cuda_graphs = cuda_graphs
         self.tile = tile
         self.overlap = overlap
         self.scales = check_scales(scales)
@@ -144,6 +157,7 @@ class BoundaryModel:
         )
         self._lock = threading.RLock()
         self._stream = DeviceStream(torch.device("cpu"))
+        self._graphs: ForwardGraphs | None = None
         self._hash: str | None = None
         self._most_pixels: int | None = None  # that run together; known when the first image comes
         if device is None:
@@ -163,6 +177,7 @@ class BoundaryModel:
         scales: Sequence[float] | Literal["saved"] = "saved",
         canvas_step: int | Literal["saved"] = "saved",
         batch_size: int = 16,
+        cuda_graphs: bool = False,
     ) -> BoundaryModel:
         """Load a model; safetensors only.
 
@@ -175,7 +190,7 @@ class BoundaryModel:
             library. Mean and std come from ``preprocessor_config.json`` where there is one.
         device : str or torch.device, optional
             None takes a CUDA device if there is one.
-        dtype, compile, batch_size
+        dtype, compile, batch_size, cuda_graphs
             See the class.
         tile, overlap, scales, canvas_step : optional
             See the class; ``"saved"`` takes what :meth:`save_pretrained` wrote.
@@ -203,6 +218,7 @@ class BoundaryModel:
             scales=loaded.options.scales if scales == "saved" else scales,
             canvas_step=loaded.options.canvas_step if canvas_step == "saved" else canvas_step,
             batch_size=batch_size,
+            cuda_graphs=cuda_graphs,
             name=loaded.name,
         )
 
@@ -280,6 +296,9 @@ class BoundaryModel:
                 self._stream = DeviceStream(found, priority=-1)
             # In the thread that made the weights: they are complete before the stream reads them.
             self._stream.follow_caller()
+            self._graphs = None
+            if self.cuda_graphs and self._network.is_converted:
+                self._graphs = ForwardGraphs(self._network.probabilities, self.name)
             self._most_pixels = None
         return self
 
@@ -387,13 +406,15 @@ class BoundaryModel:
             run in halves.
         """
         refuse_in_worker(self.device)
-        found = checked(images)
+        return self._maps(checked(images), self._network.probabilities)
+
+    def _maps(self, found: list[Pixels], forward: _Forward) -> DeviceMaps:
         # What leaves here may be used in autograd later, even if the caller is in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if self.scales == (1.0,):
-                means, good = self._probabilities(found)
+                means, good = self._probabilities(found, forward)
             else:
-                means, good = self._mean_over_scales(found)
+                means, good = self._mean_over_scales(found, forward)
             maps = [one.mul(255).round_().to(torch.uint8) for one in means]
             finite = torch.stack(good) if good else torch.empty(0, dtype=torch.bool)
         return DeviceMaps(maps, finite.to(self.device), self.name)
@@ -422,9 +443,10 @@ class BoundaryModel:
             with self._stream.entered():
                 for one in placed:
                     one.record_stream(torch.cuda.current_stream())
-                return PendingMaps(self.predict_on_device(found))
+                forward = self._network.probabilities if self._graphs is None else self._graphs
+                return PendingMaps(self._maps(found, forward))
 
-    def _mean_over_scales(self, images: list[Pixels]) -> _Probabilities:
+    def _mean_over_scales(self, images: list[Pixels], forward: _Forward) -> _Probabilities:
         """Mean over the scales of the probabilities of each image; finite if all scales are."""
         count = len(images)
         sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
@@ -444,13 +466,13 @@ class BoundaryModel:
                 for image, size, goal in zip(placed, sizes, wanted, strict=True)
             ]
             for total, all_good, found, good in zip(
-                totals, finite, *self._probabilities(resized), strict=True
+                totals, finite, *self._probabilities(resized, forward), strict=True
             ):
                 total += resized_map(found, (total.shape[0], total.shape[1]))
                 all_good &= good
         return [total.div_(len(self.scales)) for total in totals], finite
 
-    def _probabilities(self, images: list[Pixels]) -> _Probabilities:
+    def _probabilities(self, images: list[Pixels], forward: _Forward) -> _Probabilities:
         """Probabilities of each image as it is."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(images)
         finite = list(found)
@@ -458,7 +480,8 @@ class BoundaryModel:
             plan = self._plan(canvas)
             together = self._batch_length(canvas if plan is None else plan.tile)
             for chunk in balanced(members, together if plan is None else 1):
-                rows, good = self._run([images[at] for at in chunk], canvas, plan, together)
+                part = [images[at] for at in chunk]
+                rows, good = self._run(part, canvas, plan, together, forward)
                 for row, at in enumerate(chunk):
                     height, width = images[at].shape[:2]
                     found[at] = rows[row][:height, :width]
@@ -466,7 +489,12 @@ class BoundaryModel:
         return found, finite
 
     def _run(
-        self, images: list[Pixels], canvas: tuple[int, int], plan: TilePlan | None, together: int
+        self,
+        images: list[Pixels],
+        canvas: tuple[int, int],
+        plan: TilePlan | None,
+        together: int,
+        forward: _Forward,
     ) -> _Probabilities:
         """Probabilities of the canvas of each image; in halves if memory does not hold them all.
 
@@ -474,22 +502,25 @@ class BoundaryModel:
         """
         try:
             pixels = stack(images, canvas, self.device)
-            rows, good = self._network.probabilities(pixels, plan, together)
+            if plan is None:
+                rows, good = forward(pixels)
+            else:
+                rows, good = self._network.probabilities(pixels, plan, together)
         except torch.OutOfMemoryError as error:
             reason = str(error)
         else:
             return list(rows), list(good)
         # Only here has the failed attempt, which the exception kept alive, given its memory back.
-        failed, forward = (len(images), canvas) if plan is None else (together, plan.tile)
+        failed, sides = (len(images), canvas) if plan is None else (together, plan.tile)
         if failed == 1:
             raise self._memory_error(images[0], canvas, plan, reason)
         half = failed // 2
-        self._most_pixels = half * forward[0] * forward[1]  # the next batch does not try again
+        self._most_pixels = half * sides[0] * sides[1]  # the next batch does not try again
         if plan is not None:
-            return self._run(images, canvas, plan, half)
+            return self._run(images, canvas, plan, half, forward)
         found: _Probabilities = ([], [])
         for part in balanced(range(failed), half):
-            rows, good = self._run([images[at] for at in part], canvas, None, half)
+            rows, good = self._run([images[at] for at in part], canvas, None, half, forward)
             found[0].extend(rows)
             found[1].extend(good)
         return found
@@ -521,7 +552,9 @@ class BoundaryModel:
             self._most_pixels = max(
                 self.batch_size * _BATCH_SIDE**2, _free_memory(self.device) // _BYTES_A_PIXEL
             )
-        return max(1, min(self.batch_size, self._most_pixels // (canvas[0] * canvas[1])))
+        length = max(1, min(self.batch_size, self._most_pixels // (canvas[0] * canvas[1])))
+        # A graph's number of images is a power of two: one for which there is room.
+        return length if self._graphs is None else 1 << (length.bit_length() - 1)
 
     def __getstate__(self) -> dict[str, Any]:
         refuse_to_pickle(self, self.device)
