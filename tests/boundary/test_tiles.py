@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.boundary_networks import Constant, Red, pictures
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from subtok_data.boundary import BoundaryModel
 from subtok_data.boundary.tiles import axis_starts, axis_weights, plan_tiles
@@ -27,6 +27,7 @@ def packaged() -> BoundaryModel:
     return BoundaryModel.from_pretrained(device="cpu")
 
 
+@settings(deadline=None)  # the first call of an operation of torch may take long
 @given(
     st.integers(1, 60),
     st.integers(2, 12),
