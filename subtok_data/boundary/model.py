@@ -203,7 +203,7 @@ class BoundaryModel:
         Examples
         --------
         >>> BoundaryModel.from_pretrained(device="cpu", dtype="float32")
-        BoundaryModel('lite0', 3.01 M parameters, device='cpu', dtype='float32')
+        BoundaryModel('lite1', 3.01 M parameters, device='cpu', dtype='float32')
         """
         loaded = load_network(name_or_folder)
         return cls(

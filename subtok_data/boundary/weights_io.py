@@ -40,7 +40,7 @@ DEFAULT_OVERLAP = 128
 """Overlap of tiles in pixels."""
 
 #: Folder of the packaged weights that are used when none are named.
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite0"
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "lite1"
 _OPTIONS_FILE = "maps.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HOW_TO_CONVERT = (
@@ -133,7 +133,7 @@ def load_network(name_or_folder: str | os.PathLike[str] | None) -> LoadedNetwork
     Examples
     --------
     >>> load_network(None).name
-    'lite0'
+    'lite1'
     """
     folder, name = _folder_of(name_or_folder)
     _check_files(folder, name)

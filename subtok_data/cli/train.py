@@ -39,6 +39,7 @@ data: bsds:ROOT,SPLIT  panoptic[+open]:IMAGES,JSON,MAPS  instances[+open]:IMAGES
 #: Settings that have an option of their own.
 _SETTINGS: tuple[tuple[str, type[Any], str], ...] = (
     ("steps", int, "optimiser steps"),
+    ("stop_after", int, "end after so many of them"),
     ("batch_size", int, "crops a device and forward pass"),
     ("accumulate", int, "forward passes a step"),
     ("learning_rate", float, "rate of AdamW"),

@@ -77,7 +77,10 @@ class TrainConfig:
     labels : {"soft", "exact"}
         Edge strength widened after scaling, or the paper's dilation minus erosion at native size.
     steps : int
-        Optimiser steps.
+        Optimiser steps, of which the learning rate makes one curve.
+    stop_after : int, optional
+        End after so many of them, with the weights of that step; after all by default. Masks of a
+        model teach a network first what people draw, and then what only that model sees.
     batch_size : int
         Crops a device and forward pass.
     accumulate : int
@@ -125,6 +128,7 @@ class TrainConfig:
     label_stride: int = 2
     labels: Literal["soft", "exact"] = "soft"
     steps: int = 1200
+    stop_after: int | None = None
     batch_size: int = 8
     accumulate: int = 1
     learning_rate: float = 1e-3
@@ -156,6 +160,10 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+            raise ConfigError(
+                f"stop_after is {self.stop_after}; it must be from 1 to steps={self.steps}"
+            )
         if self.learning_rate <= 0 or self.encoder_rate < 0:
             raise ConfigError("learning_rate must be positive, encoder_rate not negative")
         if not 0 <= self.ema < 1:

@@ -36,7 +36,7 @@ __all__ = ["Trainer", "train"]
 CHECKPOINT = "checkpoint.safetensors"
 
 #: Settings that may change between the parts of one run.
-_FREE = ("checkpoint_every", "validate_every", "log_every", "workers")
+_FREE = ("stop_after", "checkpoint_every", "validate_every", "log_every", "workers")
 
 
 class Trainer:
@@ -111,6 +111,12 @@ class Trainer:
         network.freeze(config.frozen_stages)
         checkpoint = self._find_checkpoint()
         self.step = 0 if checkpoint is None else checkpoint.step
+        self._end = config.stop_after or config.steps
+        if self.step > self._end:
+            raise ConfigError(
+                f"the run in {self.output} has got to step {self.step} and cannot stop after "
+                f"{self._end}: leave stop_after out, or take another folder"
+            )
         self._learner = Learner(config, network, self._accelerator, checkpoint)
         self._log = RunLog(self.output, self.step, self._accelerator, config.to_dict())
         self._stop = False
@@ -139,7 +145,7 @@ class Trainer:
         """
         config = self.config
         bar = tqdm(
-            total=config.steps,
+            total=self._end,
             initial=self.step,
             unit="step",
             desc="training",
@@ -147,7 +153,7 @@ class Trainer:
         )
         with bar, self._log:
             batches = self._batches()
-            while self.step < config.steps and not self._stop:
+            while self.step < self._end and not self._stop:
                 started = time.perf_counter()
                 loss, norm = self._learner.learn(batches, self.step)
                 self.step += 1
@@ -156,12 +162,12 @@ class Trainer:
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if on_step is not None:
                     on_step(self.step, loss)
-                last = self.step == config.steps
+                last = self.step == self._end
                 if last or self._stop or self.step % config.checkpoint_every == 0:
                     self._save_checkpoint()
                 if self._held_out is not None and (last or self.step % config.validate_every == 0):
                     self._validate(self._held_out)
-        return self._finish() if self.step == config.steps else None
+        return self._finish() if self.step == self._end else None
 
     # Parts of a run.
 
@@ -182,7 +188,7 @@ class Trainer:
 
     def _report(self, loss: float, norm: float, seconds: float) -> None:
         config = self.config
-        if self.step % config.log_every and self.step != config.steps:
+        if self.step % config.log_every and self.step != self._end:
             return
         images = config.batch_size * config.accumulate * self._accelerator.num_processes
         self._log.write(

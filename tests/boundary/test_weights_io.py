@@ -40,10 +40,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_packaged_weights():
     model = BoundaryModel.from_pretrained(device="cpu", dtype="float32")
     assert model.num_parameters == pytest.approx(3.01e6, rel=0.01)
-    assert model.name == DEFAULT_WEIGHTS.name == "lite0"
+    assert model.name == DEFAULT_WEIGHTS.name == "lite1"
     assert str(model.device) == "cpu"
     assert repr(model) == (
-        "BoundaryModel('lite0', 3.01 M parameters, device='cpu', dtype='float32')"
+        "BoundaryModel('lite1', 3.01 M parameters, device='cpu', dtype='float32')"
     )
     card = (DEFAULT_WEIGHTS / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card

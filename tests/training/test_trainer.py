@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert {one.dtype for one in got.values() if one.is_floating_point()} == {torch.float16}
     previews = sorted((tmp_path / "whole" / "validation").iterdir())
     assert [one.name for one in previews] == ["step_000002.png", "step_000004.png"]
+
+
+def test_a_run_stops_early_with_the_weights_of_that_step(source: LabelMapSource, tmp_path: Path):
+    config = preset("default", **TINY)
+    halfway = replace(config, stop_after=2)
+    whole = weights(train(config, [source], tmp_path / "whole", cpu=True))
+    early = weights(train(halfway, [source], tmp_path / "early", cpu=True))
+    assert any(not torch.equal(whole[key], early[key]) for key in whole)
+    again = weights(train(halfway, [source], tmp_path / "early", cpu=True))
+    assert all(torch.equal(early[key], again[key]) for key in early)
+
+    later = weights(train(config, [source], tmp_path / "early", cpu=True))  # the same curve
+    assert all(torch.equal(whole[key], later[key]) for key in whole)
+    with pytest.raises(ConfigError, match="has got to step 4 and cannot stop after 2"):
+        train(halfway, [source], tmp_path / "early", cpu=True)
+    with pytest.raises(ConfigError, match="stop_after is 5; it must be from 1 to steps=4"):
+        replace(config, stop_after=5)
 
 
 class Seen(GeneralTracker):
