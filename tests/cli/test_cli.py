@@ -132,7 +132,7 @@ def test_maps_of_some_images_and_of_bad_ones(photos, tmp_path, capsys):
     [
         (["--scales", "1,x"], "numbers separated by commas"),
         (["--scales", "0"], "above 0"),
-        (["--canvas-step", "100"], "canvas_step=100 must be a positive multiple of 32"),
+        (["--canvas-step", "100"], "--canvas-step 100 must be a positive multiple of 32"),
         (["--only-with", "nowhere"], "'nowhere' is not a folder"),
         (["--weights", "nowhere"], "no folder 'nowhere'"),
     ],
@@ -285,10 +285,10 @@ def test_parts_are_made_apart_and_finished_together(photos, tmp_path, capsys):
         (["--part", "3"], "--part 3: give I/N, such as 0/64"),
         (["--part", "2/2"], "of 2 parts the last is 1"),
         (["--part", "a/b"], "give I/N"),
-        (["--shard-rows", "0"], "shard_rows=0"),
+        (["--shard-rows", "0"], "--shard-rows 0"),
         (["--gpus", "0.5"], "--gpus is an option of --engine ray"),
         (["--engine", "ray", "--actors", "4"], "--actors 4: give LOW:HIGH"),
-        (["--engine", "ray", "--actors", "2:1"], "actors=2:1"),
+        (["--engine", "ray", "--actors", "2:1"], "--actors 2:1"),
         (["--verify", "0"], "--verify 0: give the number of rows"),
         (["--verify", "5"], "no finished tokens"),
         (["--status"], "no finished tokens"),
@@ -365,7 +365,7 @@ def test_another_configuration_is_refused(photos, tmp_path, capsys):
     assert main([*arguments, "--max-tokens", "2"]) == 2
     words = capsys.readouterr().err
     assert words.startswith("subtok: ")
-    assert "holds tokens with max_tokens None, asked for max_tokens 2" in words
+    assert "holds tokens with --max-tokens None, asked for --max-tokens 2" in words
     assert words.count("\n") == 1
     save_photos(photos / "more", 1)
     assert main(arguments) == 2
@@ -404,13 +404,13 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
     ("options", "words"),
     [
         (["--threshold", "0.1", "--num-tokens", "5"], "both control how fine"),
-        (["--strength", "0.3", "--num-tokens", "5"], "num_tokens=5 and strength=0.3: both control"),
-        (["--strength", "0.3", "--threshold", "0.2"], "threshold=0.2 and strength=0.3: both"),
-        (["--strength", "nan"], "strength=nan: expected a number from 0 to 1"),
+        (["--strength", "0.3", "--num-tokens", "5"], "--num-tokens 5 and --strength 0.3: both control"),
+        (["--strength", "0.3", "--threshold", "0.2"], "--threshold 0.2 and --strength 0.3: both"),
+        (["--strength", "nan"], "--strength nan: expected a number from 0 to 1"),
         (["--segmenter", "patch", "--strength", "0.3"], "gives no boundary map"),
         (["--threshold", "1.5"], "1.5"),
-        (["--max-tokens", "0"], "max_tokens=0"),
-        (["--size", "8"], "size=8"),
+        (["--max-tokens", "0"], "--max-tokens 0"),
+        (["--size", "8"], "--size 8"),
         (["--segmenter", "patch", "--threshold", "0.2"], "--threshold is an option of --segmenter"),
         (["--segmenter", "sam", "--weights", "x"], "--weights is an option of --segmenter epoc"),
         (["--segmenter-model", "x"], "option of --segmenter sam, sam-edges, efficient-sam, panop"),
@@ -421,12 +421,12 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
         (["--segmenter", "efficient-sam", "--segmenter-model", "no.pt"], "'no.pt' does not exist"),
         (
             ["--segmenter", "sam", "--segmenter-model", "x", "--points-per-side", "0"],
-            "points_per_side=0",
+            "--points-per-side 0",
         ),
         (["--weights", "no-such-weights"], "no-such-weights"),
-        (["--batch-size", "0"], "batch_size=0"),
+        (["--batch-size", "0"], "--batch-size 0"),
         (["--split", "train"], "folder of images"),
-        (["--segment-workers", "0"], "segment_workers=0"),
+        (["--segment-workers", "0"], "--segment-workers 0"),
     ],
 )
 def test_impossible_options_are_one_clear_line(photos, tmp_path, capsys, options, words):
