@@ -404,7 +404,10 @@ def test_tokens_of_another_tokenizer_are_refused_by_the_collator(photos, tmp_pat
     ("options", "words"),
     [
         (["--threshold", "0.1", "--num-tokens", "5"], "both control how fine"),
-        (["--strength", "0.3", "--num-tokens", "5"], "--num-tokens 5 and --strength 0.3: both control"),
+        (
+            ["--strength", "0.3", "--num-tokens", "5"],
+            "--num-tokens 5 and --strength 0.3: both control",
+        ),
         (["--strength", "0.3", "--threshold", "0.2"], "--threshold 0.2 and --strength 0.3: both"),
         (["--strength", "nan"], "--strength nan: expected a number from 0 to 1"),
         (["--segmenter", "patch", "--strength", "0.3"], "gives no boundary map"),

@@ -37,6 +37,7 @@ from subtok_data.errors import ConfigError, ImageError, PromptError, SubtokError
 
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 ROWS = [{"image": IMAGE + np.uint8(40 * number), "label": number} for number in range(3)]
+WORDS = word_tokenizer()
 TOKENIZER = SubobjectTokenizer(PatchSegmenter(32), size=64)
 SPLITS = DatasetDict({name: Dataset.from_dict({"a": [1]}) for name in ("train", "test")})
 STREAMS = IterableDatasetDict({name: split.to_iterable_dataset() for name, split in SPLITS.items()})
@@ -151,8 +152,8 @@ COLLATORS = [
     case(PixelConfig, size=(1, 2, 3), words=r"\(1, 2, 3\).*height, width"),
     case(PixelConfig, mean=0.5, words=r"mean is the number 0\.5.*three values"),
     case(TextConfig, "gpt2", caption="text", words=r"'gpt2'.*AutoTokenizer\.from_pretrained"),
-    case(TextConfig, None, caption=["text"], words="caption is a list of 1.*name of a column"),
-    case(TextConfig, None, caption="a", max_length="a", words="max_length='a': expected a whole"),
+    case(TextConfig, WORDS, caption=["text"], words="caption is a list of 1.*name of a column"),
+    case(TextConfig, WORDS, caption="a", max_length="a", words="max_length='a': expected a whole"),
 ]
 
 

@@ -38,7 +38,11 @@ from subtok_data.data.collation import (
     SubobjectCollator,
 )
 from subtok_data.data.dataloader_workers import hold_forks, name_crashes
-from subtok_data.data.loader.stage_threads import LastingThread, use_one_torch_thread
+from subtok_data.data.loader.stage_threads import (
+    LastingThread,
+    WorkOfThread,
+    use_one_torch_thread,
+)
 from subtok_data.data.loader.stats import StatsRecorder
 from subtok_data.data.position import StreamPosition
 from subtok_data.data.process_limit import name_process_limit
@@ -246,17 +250,20 @@ class _Threads:
         feed = self._feed_decoded if ahead.decode_in_caller else self._decode_and_feed
         self._owner = os.getpid()
         _RUNNING.add(self)
-        self._threads = [
-            ahead.feeder.begin(lambda: _run_stage(models, feed, self._inferring)),
-            _start(
-                "subtok-collector",
-                lambda: _run_stage(models, self._segment, self._segmenting),
-            ),
-            _start(
-                "subtok-finisher",
-                lambda: _run_stage(batches, self._finish, self._ready),
-            ),
-        ]
+        self._threads: list[threading.Thread | WorkOfThread] = []
+        begin = self._threads.append
+        try:
+            begin(ahead.feeder.begin(lambda: _run_stage(models, feed, self._inferring)))
+            begin(
+                _start(
+                    "subtok-collector",
+                    lambda: _run_stage(models, self._segment, self._segmenting),
+                )
+            )
+            begin(_start("subtok-finisher", lambda: _run_stage(batches, self._finish, self._ready)))
+        except BaseException:
+            self.stop()  # those that did start
+            raise
 
     @property
     def num_ready(self) -> int:

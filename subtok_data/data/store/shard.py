@@ -91,6 +91,7 @@ class ShardWriter:
     Examples
     --------
     >>> import io
+    >>> import numpy as np
     >>> file = io.BytesIO()
     >>> with ShardWriter(file, ShardInfo(0, 0, 1, "a1b2", "cpu", "float32", 8)) as writer:
     ...     writer.add(StoredRow.of(0, [np.zeros((4, 4), np.int16)]))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.batches import assert_same_batches, faulty_tokenizer
-from helpers.boundary_networks import pictures
+from helpers.boundary_networks import Red, pictures
 from helpers.faulty import RAISE, CodedImages, png
 from helpers.tiny_tokenizers import word_tokenizer
 from torchvision.transforms import v2
 
 from subtok_data import (
+    BoundaryModel,
     EPOCSegmenter,
     MixedDataset,
     PatchSegmenter,
@@ -515,9 +516,11 @@ class _Nameless:
 
 
 def test_hits_with_too_few_tokens_are_told_too(tmp_path):
-    flat = [np.full((64, 64, 3), level, np.uint8) for level in (10, 200)]
-    tokenizer = SubobjectTokenizer(EPOCSegmenter(), size=64, num_tokens=30)
-    with SubobjectLoader(flat, tokenizer, executor="inline", cache=tmp_path) as loader:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    images = [np.full((64, 64, 3), 10, np.uint8), noise]
+    model = BoundaryModel(Red(), mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1), device="cpu")
+    tokenizer = SubobjectTokenizer(EPOCSegmenter(model), size=64, num_tokens=9)
+    with SubobjectLoader(images, tokenizer, executor="inline", cache=tmp_path) as loader:
         for _ in range(2):
             with pytest.warns(UserWarning, match="1 of 2 images have fewer tokens"):
                 list(loader)
