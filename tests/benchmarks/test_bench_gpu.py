@@ -41,6 +41,7 @@ def test_parts_run_without_a_gpu(tmp_path, parts):
             assert "Error" not in str(row), row
 
 
+@pytest.mark.slow
 def test_the_first_part_prints_and_writes_its_table(tmp_path):
     file = tmp_path / "gpu.json"
     done = run("--device", "cpu", "--quick", "--only", "a", "--json", str(file))

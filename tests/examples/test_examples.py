@@ -43,7 +43,14 @@ def run(name: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", RUNS)
+# Trainer's and Lightning's loops have tests of their own in the default run.
+LONG = ("train_trainer", "train_lightning")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in RUNS],
+)
 def test_example_runs(name, tmp_path):
     if name == "train_lightning":
         pytest.importorskip("lightning")

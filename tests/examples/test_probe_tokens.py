@@ -23,6 +23,7 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_names_tokens_and_answers_questions_on_generated_images(tmp_path):
     sizes = ("--photos", "10", "--size", "96", "--text-steps", "3", "--text-count", "16")
     done = run("--demo", "--quick", "--out", "out", *sizes, folder=tmp_path)

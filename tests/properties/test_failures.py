@@ -440,7 +440,13 @@ def run_python(arguments, tmp_path, **options):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="psutil lists no memory maps on macOS")
-@pytest.mark.parametrize("kind", [*SCRIPTS, "standard input"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "standard input",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS),
+    ],
+)
 def test_workers_never_import_the_users_main(tmp_path, kind):
     if kind == "standard input":
         done = run_python(["-"], tmp_path, input=BODY)

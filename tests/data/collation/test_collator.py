@@ -310,6 +310,7 @@ def test_dropped_tokens_are_partial_coverage(patches):
         validate_batch(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_photos_through_hugging_face_and_dataloader(data_dir):
     """Over 200 photos, 0 and 2 workers: the same batches, and none breaks the contract."""
