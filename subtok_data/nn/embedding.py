@@ -33,7 +33,7 @@ class TokenEmbedding(nn.Module):
     each other.
 
     ``torch.compile`` takes it without a graph break, for any number of tokens at once, except for
-    ``pooling="roi"``. On an accelerator, leave the batch's :attr:`host_keys` on the CPU: then the
+    ``pooling="roi"``. On an accelerator, leave the batch's ``host_keys`` on the CPU: then the
     host waits for nothing. Where they are on the device, it waits once, for one copy of them.
 
     Parameters
@@ -214,7 +214,7 @@ class TokenEmbedding(nn.Module):
         """Compute the share of each feature cell in each token, for features of (h, w) cells.
 
         On the device of ``pixel_values``. Where it is on the CPU nothing is copied: then a thread
-        can make the cells of the next batch, and :meth:`TokenCells.to` brings them up.
+        can make the cells of the next batch, and ``TokenCells.to`` brings them up.
 
         Examples
         --------
