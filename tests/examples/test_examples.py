@@ -43,8 +43,8 @@ def run(name: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
-# Trainer's and Lightning's loops have tests of their own in the default run.
-LONG = ("train_trainer", "train_lightning")
+# Loops of frameworks have tests of their own in the default run.
+LONG = ("train_accelerate", "train_trainer", "train_lightning")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
@@ -50,7 +53,6 @@ def ranks(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.slow
 def test_each_worker_builds_its_loader_and_takes_its_part(ranks):
     first, second = (rank["train"] for rank in ranks)
     for one, other in zip(first["epochs"], second["epochs"], strict=True):

@@ -12,6 +12,8 @@ import pytest
 
 from subtok_data.data.cache import describe_cache
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
