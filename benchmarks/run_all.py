@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "loader": (
         ["--model", "emulated", "--images", "320", "--rounds", "1"],
-        ["--model", "emulated", "--images", "160", "--rounds", "1"],
+        ["--model", "emulated", "--images", "240", "--rounds", "1"],
     ),
     "memory": (["--batches", "400"], ["--batches", "100"]),
     "boundary": (["--rounds", "1", "--side", "256"], ["--rounds", "1", "--side", "128"]),
