@@ -13,5 +13,5 @@ from .pixels import PixelConfig as PixelConfig, stack_pixels as stack_pixels
 from .recycled import RecycledArrays as RecycledArrays
 from .tokens import list_regions as list_regions, pad_tokens as pad_tokens, round_up as round_up
 from .typed_batch import Batch as Batch
-from .upload import BatchUpload as BatchUpload
+from .upload import BatchUpload as BatchUpload, Packed as Packed
 from .validate import BatchError as BatchError, validate_batch as validate_batch

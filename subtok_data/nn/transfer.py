@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from subtok_data.batch import Packed
 
 __all__ = ["to_device", "to_host"]
 
@@ -29,7 +32,12 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     packed = torch.cat([found[at].contiguous().flatten().view(torch.uint8) for at in away])
     pinned = packed.device.type == "cuda"
     host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=pinned).copy_(packed)
-    return _unpacked(host, found, away)
+    starts = accumulate((found[at].nbytes for at in away), initial=0)
+    places = {
+        str(at): (found[at].dtype, found[at].shape, start)
+        for at, start in zip(away, starts, strict=False)
+    }
+    return _replaced(found, Packed(host, places))
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -46,24 +54,12 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     found = list(tensors)
     if device.type == "cpu" or not here:
         return [one.to(device) for one in found]
-    here.sort(key=lambda at: -found[at].element_size())
-    total = sum(found[at].numel() * found[at].element_size() for at in here)
-    pinned = device.type == "cuda"
-    # torch hands out pinned memory again only after the copies from it are done.
-    host = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
-    for at, place in zip(here, _unpacked(host, found, here, only=True), strict=True):
-        place.copy_(found[at])
-    return _unpacked(host.to(device, non_blocking=pinned), found, here)
+    packed = Packed.of({str(at): found[at] for at in here}, pin=device.type == "cuda")
+    return _replaced(found, packed.to(device))
 
 
-def _unpacked(
-    packed: Tensor, like: Sequence[Tensor], order: Sequence[int], only: bool = False
-) -> list[Tensor]:
-    """The tensors of a packed buffer in the places of ``order``; the others, unless ``only``."""
-    found = list(like)
-    start = 0
-    for at in order:
-        end = start + like[at].numel() * like[at].element_size()
-        found[at] = packed[start:end].view(like[at].dtype).view(like[at].shape)
-        start = end
-    return [found[at] for at in order] if only else found
+def _replaced(tensors: list[Tensor], packed: Packed) -> list[Tensor]:
+    """The tensors, with those that are packed under their place in the list."""
+    for at, one in packed.tensors().items():
+        tensors[int(at)] = one
+    return tensors
